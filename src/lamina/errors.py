@@ -1,0 +1,95 @@
+"""The one family of errors that Lamina raises.
+
+Every error a user can meet is a subclass of :class:`Error`.  It carries one sentence that says what is wrong and
+where, a ``hint`` that says what to do about it (or None), and the exit code of the command line.
+The codes are stable: scripts may rely on them.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import ClassVar
+
+
+class Error(Exception):
+    """Root of all errors.  ``str(error)`` is one sentence; ``hint`` is what to do next."""
+
+    exit_code: ClassVar[int] = 1
+    errno: ClassVar[int] = errno.EIO
+    """What a reader of a mounted image gets when this error ends its read."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class UsageError(Error):
+    """The request itself makes no sense: a malformed reference, an impossible option."""
+
+    exit_code = 2
+    errno = errno.EINVAL
+
+
+class FormatError(Error):
+    """Bytes that are not what they claim to be: a damaged or hostile image, tar, table or manifest."""
+
+    exit_code = 3
+
+
+class IntegrityError(Error):
+    """Bytes that are well-formed or not, but are not the ones that were promised: digest or length mismatch."""
+
+    exit_code = 4
+
+
+class FetchError(Error):
+    """A registry or another source did not deliver."""
+
+    exit_code = 5
+
+
+class AuthError(FetchError):
+    """A registry refused the credentials, or wants some."""
+
+    exit_code = 6
+    errno = errno.EACCES
+
+
+class NotFoundError(Error):
+    """A path, image, blob or mount that is not there."""
+
+    exit_code = 7
+    errno = errno.ENOENT
+
+
+class KernelError(Error):
+    """The kernel refused or lacks something; the message has the system call and errno."""
+
+    exit_code = 8
+
+
+class UnsupportedError(Error):
+    """A feature that this build or machine does not have; the hint names the extra or kernel version."""
+
+    exit_code = 9
+    errno = errno.EOPNOTSUPP
+
+
+class StoreError(Error):
+    """The node store cannot be written or read: full, read-only, owned by someone else."""
+
+    exit_code = 10
+    errno = errno.ENOSPC
+
+
+class DifferenceError(Error):
+    """A comparison found a difference: ``lamina check`` of two trees."""
+
+    exit_code = 11
+
+
+class TrustError(Error):
+    """A signature, key, policy or attestation does not allow this image."""
+
+    exit_code = 12
+    errno = errno.EACCES
