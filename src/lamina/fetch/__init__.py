@@ -1,0 +1,1 @@
+"""Where blobs come from: sources, retry, one fetch for many readers, spans."""

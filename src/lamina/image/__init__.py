@@ -1,0 +1,1 @@
+"""An opened image: one interface over tree and blobs."""

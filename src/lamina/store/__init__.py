@@ -1,0 +1,1 @@
+"""What this node keeps: blob cache files with their readiness, verified metadata."""

@@ -1,0 +1,179 @@
+"""What an opened image looks like, whatever stands behind it.
+
+:class:`Image` is the one interface over file trees: a native image (:mod:`lamina.image.native`), a
+folder on disk (:mod:`lamina.image.folder`), an OCI image that was not converted.  Comparing,
+listing, unpacking and serving are written against it.
+
+Paths go in as ``str`` or ``bytes`` (text is encoded as :func:`os.fsencode` does) and are relative
+to the root of the image, with or without a leading slash.  Names and paths come out as ``bytes``,
+as Linux has them; :func:`os.fsdecode` makes text of them.  Wherever a path is taken, a
+:class:`Stat` that came from the same image is taken too, which saves the lookup.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat as stat_bits
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple, Protocol, Self, TypeAlias
+
+
+class Stat(NamedTuple):
+    """One inode and the path it was reached by.
+
+    ``path`` is absolute inside the image (``b"/"`` for the root); ``mode`` is the whole
+    ``st_mode``; ``mtime`` is in seconds and ``mtime_ns`` only the nanoseconds below one second;
+    ``rdev`` is in the kernel's "new" device encoding, as :class:`lamina.erofs.tree.Node` has it.
+    """
+
+    path: bytes
+    ino: int
+    mode: int
+    nlink: int
+    uid: int
+    gid: int
+    size: int
+    mtime: int
+    mtime_ns: int
+    rdev: int
+
+    @property
+    def is_dir(self) -> bool:
+        """True for a directory."""
+        return stat_bits.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        """True for a regular file."""
+        return stat_bits.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        """True for a symbolic link."""
+        return stat_bits.S_ISLNK(self.mode)
+
+    @property
+    def is_device(self) -> bool:
+        """True for a character or block device."""
+        return stat_bits.S_ISCHR(self.mode) or stat_bits.S_ISBLK(self.mode)
+
+    @property
+    def device(self) -> tuple[int, int]:
+        """(major, minor) of a device node."""
+        return self.rdev >> 8 & 0xFFF, self.rdev & 0xFF | self.rdev >> 12 & 0xFFF00
+
+
+Where: TypeAlias = str | bytes | Stat
+"""A path in the image, or a Stat that the image gave."""
+
+
+class Image(Protocol):
+    """A file tree that can be walked and read without mounting it.  Threads may share it."""
+
+    @property
+    def root(self) -> Stat:
+        """The root directory."""
+
+    def stat(self, path: str | bytes, *, follow_symlinks: bool = True) -> Stat:
+        """Look *path* up.  A symbolic link at its end is followed unless told otherwise.
+
+        Raises PathNotFoundError, NotDirectoryError or LinkLoopError.
+        """
+
+    def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
+        """Yield (name, Stat) of a directory in byte order, without ``.`` and ``..``."""
+
+    def readlink(self, where: Where) -> bytes:
+        """Return the target of a symbolic link; raises FileKindError if it is none."""
+
+    def xattrs(self, where: Where) -> dict[bytes, bytes]:
+        """Return the extended attributes, by full name, of the inode itself (no link followed)."""
+
+    def walk(self, where: Where = b"/") -> Iterator[tuple[bytes, Stat]]:
+        """Yield (path, Stat) of *where* and all below: parents first, names in byte order."""
+
+    def open(self, where: Where) -> io.BufferedReader:
+        """Open a regular file (links are followed) for reading bytes."""
+
+    def pread(self, stat: Stat, offset: int, size: int) -> bytes:
+        """Read *size* bytes of a regular file at *offset*; fewer only at the end of the file."""
+
+    def close(self) -> None:
+        """Release what the image holds; may be called again."""
+
+
+class ImageBase(ABC):
+    """The parts of :class:`Image` that follow from the others."""
+
+    @property
+    @abstractmethod
+    def root(self) -> Stat:
+        """The root directory."""
+
+    @abstractmethod
+    def stat(self, path: str | bytes, *, follow_symlinks: bool = True) -> Stat:
+        """Look *path* up."""
+
+    @abstractmethod
+    def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
+        """Yield (name, Stat) of a directory."""
+
+    @abstractmethod
+    def pread(self, stat: Stat, offset: int, size: int) -> bytes:
+        """Read a part of a regular file."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the image holds."""
+
+    def walk(self, where: Where = b"/") -> Iterator[tuple[bytes, Stat]]:
+        """Yield (path, Stat) of *where* and all below: parents first, names in byte order."""
+        stack = [self.find(where, follow_symlinks=False)]
+        while stack:
+            here = stack.pop()
+            yield here.path, here
+            if here.is_dir:
+                children = [child for _, child in self.scandir(here)]
+                children.reverse()
+                stack += children
+
+    def open(self, where: Where) -> io.BufferedReader:
+        """Open a regular file (links are followed) for reading bytes.
+
+        Raises PathNotFoundError, IsDirectoryError or FileKindError.
+        """
+        from lamina.image.file import ImageFile
+
+        return io.BufferedReader(ImageFile(self, self.find(where)), 128 * 1024)
+
+    def find(self, where: Where, *, follow_symlinks: bool = True) -> Stat:
+        """Turn a path or a Stat into a Stat."""
+        if isinstance(where, Stat) and not (follow_symlinks and where.is_symlink):
+            return where
+        path = where.path if isinstance(where, Stat) else where
+        return self.stat(path, follow_symlinks=follow_symlinks)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def path_bytes(path: str | bytes) -> bytes:
+    """Encode a path as the operating system would."""
+    return path if isinstance(path, bytes) else os.fsencode(path)
+
+
+def shown(path: str | bytes) -> str:
+    """Make a path printable for a message, whatever bytes it has."""
+    text = os.fsdecode(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
