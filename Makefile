@@ -1,0 +1,72 @@
+# Each target installs what it needs first and says so in one line.  `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := PYTHON=$(PYTHON) scripts/debian-packages
+SECONDS ?= 60
+TARGETS ?=
+JOBS ?= 2
+ROUNDS ?= 3
+
+.PHONY: help
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: $(VENV)/run ## build, convert, push and lazily run a real image on this machine (about a minute)
+	@$(PACKAGES) demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo/demo.py
+
+.PHONY: test
+test: $(VENV)/dev ## every test: unit, real tools, kernel mounts, linters, a few seconds of each fuzz target
+	@$(PACKAGES) test
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n $(JOBS) --dist loadgroup tests
+
+.PHONY: lint
+lint: $(VENV)/dev ## ruff, mypy --strict and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(VENV)/dev peers ## convert, cold start and serving, against the peers that are there; ROUNDS=3
+	@$(PACKAGES) bench
+	@mkdir -p bench/results
+	@for each in convert coldstart serve; do \
+	    echo; echo "== bench/$$each.py"; $(BIN)/python bench/$$each.py --rounds $(ROUNDS) --json bench/results/$$each.json || exit 1; done
+
+.PHONY: peers
+peers: ## fetch and build the tools that tests and benchmarks compare with (optional)
+	@scripts/peers
+
+.PHONY: docs
+docs: $(VENV)/dev ## regenerate the command reference and check every link and command in the pages
+	@$(PACKAGES) demo
+	@$(BIN)/python scripts/build_docs.py
+
+.PHONY: fuzz
+fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 for each, TARGETS="tar toc" for some
+	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGETS)
+
+.PHONY: clean
+clean: ## remove the virtual environment and what tools leave in the tree
+	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps: a user of the demo does not need the test tools.
+$(VENV)/run: pyproject.toml
+	@$(call virtual_environment,.,lamina)
+
+$(VENV)/dev: pyproject.toml
+	@$(call virtual_environment,.[dev],lamina and its test tools)
+	@touch $(VENV)/run
+
+define virtual_environment
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+    || { echo "lamina needs Python 3.11 or newer as $(PYTHON); set PYTHON=..." >&2; exit 1; }; \
+$(PACKAGES) venv; \
+echo "installing Python packages into $(VENV): $(2)"; \
+$(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install -q -e '$(1)' && touch $@
+endef

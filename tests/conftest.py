@@ -1,0 +1,71 @@
+"""Fixtures and rules of every test run: images, tools, peers, and nothing left behind."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import images, leaks, tools
+
+os.environ[leaks.RUN_VARIABLE] = RUN = f"{os.getpid()}-{time.time_ns()}"
+_numbers = itertools.count()
+
+pytest_plugins = [
+    f"tests.support.{name}"
+    for name in ("registry_server",)
+    if importlib.util.find_spec(f"tests.support.{name}") is not None
+]
+
+
+@pytest.fixture(scope="session")
+def oci_image() -> Callable[[str], Path]:
+    """``oci_image("minbase" | "node" | "python")``: path of an OCI layout with the tag
+    ``latest``.
+    """
+
+    def layout(name: str) -> Path:
+        if not images.is_built(name):
+            tools.require_root()
+            tools.require_tool(*images.PROGRAMS)
+        return images.image_layout(name)
+
+    return layout
+
+
+@pytest.fixture(scope="session")
+def peer() -> Callable[[str], Path]:
+    """``peer("nydusd")``: path of a peer program; skips by name where it is missing."""
+    return tools.require_peer
+
+
+@pytest.fixture
+def as_root() -> None:
+    """The test needs root."""
+    tools.require_root()
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A node store of its own for each test, made when used; and none of the user's registry
+    credentials.
+    """
+    folder = tmp_path_factory.getbasetemp() / "stores" / str(next(_numbers))
+    monkeypatch.setenv("LAMINA_STORE", str(folder))
+    monkeypatch.setenv("DOCKER_CONFIG", str(folder / "no-docker-config"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the run for mounts and processes that outlive the tests; take the processes away."""
+    yield
+    left = [f"mount {point}" for point in leaks.mounts_below(tmp_path_factory.getbasetemp())]
+    left += [
+        f"process {pid}: {command[:200]}" for pid, command in leaks.end_processes(RUN, grace_s=5)
+    ]
+    assert not left, "tests left behind:\n" + "\n".join(left)
