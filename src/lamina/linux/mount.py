@@ -1,0 +1,245 @@
+"""Mounting by file descriptor (Linux 5.2), unmounting, and reading the mount table.
+
+The ``fsopen`` family is used instead of ``mount(2)``: options are set one by one, so an image with a hundred blobs
+does not meet the one-page limit of mount data, a comma in a path is no problem, the kernel explains a refusal in
+words, and a mount can be used before it has a place in the tree.  All but reading the table needs CAP_SYS_ADMIN in the
+user namespace that owns the mount namespace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from lamina.linux.syscalls import LIBC, SyscallError, checked, from_os_error, syscall
+
+# asm-generic/unistd.h: the same numbers on every architecture that is not alpha
+SYS_MOVE_MOUNT = 429
+SYS_FSOPEN = 430
+SYS_FSCONFIG = 431
+SYS_FSMOUNT = 432
+# linux/mount.h
+FSOPEN_CLOEXEC = 0x1
+FSMOUNT_CLOEXEC = 0x1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+# sys/mount.h
+MNT_FORCE = 1
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+
+_AT_FDCWD = -100
+_LOG_LINE_BYTES = 8192
+
+
+class MountEntry(NamedTuple):
+    """One line of ``/proc/self/mountinfo`` (proc(5)); ``device`` is ``st_dev`` of its files as ``major:minor``."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mountpoint: str
+    options: str
+    filesystem: str
+    source: str
+    super_options: str
+
+
+def create_mount(
+    filesystem: str,
+    source: str | None,
+    options: Sequence[tuple[str, str | None]],
+    attributes: int = 0,
+) -> int:
+    """Create a mount that is not in the tree yet and return a descriptor of its root.
+
+    ``options`` are (key, value) pairs in order, value None for flags; ``attributes`` are ``MOUNT_ATTR_*``.  Files below
+    the descriptor can be opened at once.  Closing it drops the mount unless :func:`attach_mount` gave it a place or
+    open files keep it.  Raises SyscallError with the kernel's own words in ``detail``.
+    """
+    what = f"cannot mount {source or filesystem} as {filesystem}"
+    context = checked(syscall(SYS_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC), "fsopen", what)
+    try:
+        if source is not None:
+            _configure(context, FSCONFIG_SET_STRING, b"source", os.fsencode(source), what)
+        for key, value in options:
+            if value is None:
+                _configure(context, FSCONFIG_SET_FLAG, key.encode(), None, what)
+            else:
+                _configure(context, FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), what)
+        _configure(context, FSCONFIG_CMD_CREATE, None, None, what)
+        result = syscall(SYS_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes)
+        if result < 0:
+            raise SyscallError("fsmount", ctypes.get_errno(), what, detail=_kernel_log(context))
+        return result
+    finally:
+        os.close(context)
+
+
+def _configure(context: int, command: int, key: bytes | None, value: bytes | None, what: str) -> None:
+    if syscall(SYS_FSCONFIG, context, command, key, value, 0) < 0:
+        code = ctypes.get_errno()
+        raise SyscallError("fsconfig", code, what, detail=_kernel_log(context))
+
+
+def _kernel_log(context: int) -> str:
+    lines = []
+    with contextlib.suppress(OSError):
+        while line := os.read(context, _LOG_LINE_BYTES):
+            lines.append(line.decode(errors="replace").strip())
+    return "; ".join(lines)
+
+
+def attach_mount(mount_fd: int, mountpoint: str) -> None:
+    """Give a mount of :func:`create_mount` its place in this mount namespace.  ``mountpoint`` must exist."""
+    result = syscall(
+        SYS_MOVE_MOUNT,
+        mount_fd,
+        b"",
+        _AT_FDCWD,
+        os.fsencode(mountpoint),
+        MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    checked(result, "move_mount", f"cannot attach a mount at {mountpoint}")
+
+
+def unmount(mountpoint: str, flags: int = UMOUNT_NOFOLLOW) -> None:
+    """Take the topmost mount off ``mountpoint``.
+
+    With ``MNT_DETACH`` it leaves the tree at once and ends when its last user does.  ``MNT_FORCE`` on FUSE ends the
+    connection even where the unmount itself then fails with EBUSY.
+    """
+    result = LIBC.umount2(ctypes.c_char_p(os.fsencode(mountpoint)), ctypes.c_int(flags))
+    hint = None
+    if result < 0 and ctypes.get_errno() == errno.EBUSY:
+        hint = "a program has files open or its working directory there; end it, or unmount lazily"
+    checked(result, "umount2", f"cannot unmount {mountpoint}", hint=hint)
+
+
+def filesystem_known(name: str) -> bool:
+    """Return whether this kernel has a file system of that name, loading its module if there is one.
+
+    Needs CAP_SYS_ADMIN; without it the answer is taken from ``/proc/filesystems``.
+    """
+    result = syscall(SYS_FSOPEN, name.encode(), FSOPEN_CLOEXEC)
+    if result >= 0:
+        os.close(result)
+        return True
+    if ctypes.get_errno() == errno.ENODEV:
+        return False
+    with open("/proc/filesystems") as file:
+        return name in file.read().split()
+
+
+def read_mount_table(path: str = "/proc/self/mountinfo") -> list[MountEntry]:
+    """Return the mounts of this process's mount namespace, oldest first."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as error:
+        raise from_os_error(error, "open", f"cannot read {path}") from error
+    return list(parse_mount_table(data))
+
+
+def parse_mount_table(data: bytes) -> Iterator[MountEntry]:
+    """Yield the entries of mountinfo text; lines that are not of its form are passed over."""
+    for line in data.splitlines():
+        front, separator, back = line.partition(b" - ")
+        fields, tail = front.split(b" "), back.split(b" ")
+        if not separator or len(fields) < 6 or len(tail) < 3:
+            continue
+        if not (fields[0].isdigit() and fields[1].isdigit()):
+            continue
+        yield MountEntry(
+            int(fields[0]),
+            int(fields[1]),
+            fields[2].decode(errors="replace"),
+            _unescape(fields[3]),
+            _unescape(fields[4]),
+            fields[5].decode(errors="replace"),
+            tail[0].decode(errors="replace"),
+            _unescape(tail[1]),
+            _unescape(tail[2]),
+        )
+
+
+def _unescape(field: bytes) -> str:
+    r"""Undo the kernel's ``\ooo`` escapes of space, tab, newline and backslash in mountinfo."""
+    if b"\\" not in field:
+        return os.fsdecode(field)
+    head, *rest = field.split(b"\\")
+    out = bytearray(head)
+    for part in rest:
+        octal = part[:3]
+        if len(octal) == 3 and all(0x30 <= digit <= 0x37 for digit in octal) and int(octal, 8) < 256:
+            out.append(int(octal, 8))
+            out += part[3:]
+        else:
+            out += b"\\" + part
+    return os.fsdecode(bytes(out))
+
+
+def topmost_mount(mountpoint: str, table: Sequence[MountEntry] | None = None) -> MountEntry | None:
+    """Return the mount that a path lookup of ``mountpoint`` ends in, or None if nothing is mounted there."""
+    path = os.path.realpath(mountpoint) if table is None else mountpoint
+    found = None
+    for entry in read_mount_table() if table is None else table:
+        if entry.mountpoint == path:
+            found = entry
+    return found
+
+
+class SuperblockWatch:
+    """Tells whether a superblock with an anonymous device number still exists, in whatever mount namespace.
+
+    A mount may be gone from our table while a container holds a copy of it or a program an open file.  Its bdi folder
+    in sysfs lives exactly as long as the superblock.  Device numbers are reused at once, so the inode number
+    of the folder is compared, which sysfs does not reuse.
+    """
+
+    def __init__(self, device: int, sysfs: str = "/sys/class/bdi") -> None:
+        self._path = f"{sysfs}/{os.major(device)}:{os.minor(device)}"
+        self._identity = self._look()
+
+    def _look(self) -> int | None:
+        try:
+            return os.stat(self._path).st_ino
+        except FileNotFoundError:
+            return None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the superblock seen at construction is still there."""
+        return self._identity is not None and self._look() == self._identity
+
+    def set_readahead(self, size_bytes: int) -> bool:
+        """Set how far the kernel reads ahead on this superblock; return whether it agreed (needs root)."""
+        try:
+            with open(f"{self._path}/read_ahead_kb", "w") as file:
+                file.write(str(size_bytes >> 10))
+        except OSError:
+            return False
+        return True
+
+
+def mount_options(text: str, known: Mapping[str, int]) -> int:
+    """Translate a comma-separated list of options such as ``nosuid,nodev`` to ``MOUNT_ATTR_*`` flags.
+
+    Raises KeyError with the first option that ``known`` lacks.
+    """
+    flags = 0
+    for option in filter(None, text.split(",")):
+        flags |= known[option]
+    return flags

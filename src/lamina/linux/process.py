@@ -1,0 +1,95 @@
+"""Process control: parent-death signals, names, namespaces, OOM score, file limit, pidfds."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+
+from lamina.linux.syscalls import LIBC, checked, from_os_error
+
+# linux/prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_NO_NEW_PRIVS = 38
+# linux/sched.h
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+
+OOM_SCORE_ADJ_MIN = -1000
+"""The process that the OOM killer never picks (linux/oom.h)."""
+
+
+def set_parent_death_signal(number: int = signal.SIGKILL) -> None:
+    """Ask for a signal when the thread that created this process ends (``PR_SET_PDEATHSIG``).
+
+    Race: the parent may have died before the call; compare ``os.getppid()`` with the value from before the fork.
+    Note that it is the parent *thread* that counts.
+    """
+    checked(LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl", "cannot ask for a death signal")
+
+
+def set_name(name: str) -> None:
+    """Set this thread's name as ``ps`` shows it; the kernel keeps 15 bytes."""
+    checked(
+        LIBC.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0),
+        "prctl",
+        "cannot set the process name",
+    )
+
+
+def enter_namespace(fd: int, kind: int) -> None:
+    """Join the namespace behind ``fd`` (``/proc/PID/ns/...``); needs CAP_SYS_ADMIN there.
+
+    ``CLONE_NEWNS`` and ``CLONE_NEWUSER`` are refused (EINVAL) in a process with several threads.
+    """
+    checked(LIBC.setns(fd, kind), "setns", f"cannot join namespace {kind:#x}")
+
+
+def leave_namespaces(kinds: int) -> None:
+    """Move this process into new namespaces of the given ``CLONE_NEW*`` kinds; needs CAP_SYS_ADMIN."""
+    checked(LIBC.unshare(kinds), "unshare", f"cannot create namespaces {kinds:#x}")
+
+
+def set_oom_score(adjustment: int) -> bool:
+    """Set ``/proc/self/oom_score_adj``; lowering it needs CAP_SYS_RESOURCE.  Return whether the kernel agreed."""
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(adjustment))
+    except OSError:
+        return False
+    return True
+
+
+def raise_file_limit() -> int:
+    """Raise the soft limit of open files to the hard one and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def open_pidfd(pid: int) -> int:
+    """Return a pidfd of ``pid`` (Linux 5.3): readable once the process has ended, and immune to reuse of the number.
+
+    Raises SyscallError with ESRCH if there is no such process.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        raise from_os_error(error, "pidfd_open", f"cannot watch process {pid}") from error
+
+
+def start_time_ticks(pid: int) -> int | None:
+    """Return when process ``pid`` started, in clock ticks since boot, or None if it is gone (proc(5), stat field 22).
+
+    Together with the pid this names one process for the whole uptime of the machine.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19]) if len(fields) > 19 and fields[0] != b"Z" else None
