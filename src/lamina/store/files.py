@@ -1,0 +1,77 @@
+"""Files and directories of the store: private to their owner, appearing whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lamina.errors import StoreError
+
+DIRECTORY_MODE = 0o700
+FILE_MODE = 0o600
+
+
+def store_error(what: str, error: OSError) -> StoreError:
+    """Say what could not be done in the store, with the reason of the operating system."""
+    return StoreError(
+        f"cannot {what}: {error.strerror or error}",
+        hint="Free some space or choose another place with LAMINA_STORE.",
+    )
+
+
+def make_private_directory(path: Path) -> None:
+    """Create *path* (and what is missing above it); refuse one that others could write to.
+
+    What is in the store is trusted without being verified again, so nobody else may change it.
+    """
+    try:
+        path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        status = path.stat()
+    except OSError as error:
+        raise store_error(f"create the store directory {path}", error) from error
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise StoreError(
+            f"the store directory {path} belongs to user {status.st_uid} with mode "
+            f"{status.st_mode & 0o7777:04o}, so its content cannot be trusted",
+            hint="Make it owned by you with mode 0700, or set LAMINA_STORE.",
+        )
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+    """Write *data* at *offset*, however many calls it takes.  Raises OSError."""
+    view = memoryview(data).cast("B")
+    while view:
+        count = os.pwrite(fd, view, offset)
+        view = view[count:]
+        offset += count
+
+
+def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Make *path* hold *data*: a reader, also after a power cut, sees all of it or the file before.
+
+    Raises StoreError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        try:
+            write_all(fd, data, 0)
+            os.fsync(fd)
+            os.rename(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        finally:
+            os.close(fd)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise store_error(f"write {path}", error) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make names created in *path* survive a power cut.  Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,237 @@
+"""The node store: everything of images that is kept on this machine.
+
+::
+
+    ROOT/                              mode 0700, files 0600
+        lock                           held (flock) while a blob's files are opened or created
+        blobs/ID.IDENTITY.data         cache file of a blob (lamina.store.cache_blob)
+        blobs/ID.IDENTITY.ready        its readiness map (lamina.store.readiness, byte by byte)
+        metadata/sha256/HEX            manifests, configs, bootstraps, chunk tables by their digest
+        records/KIND/HEX               small derived facts: 64 hex digits (SHA-256 of the rest),
+                                       a newline, then the content
+
+ROOT is ``$LAMINA_STORE``, else ``/var/lib/lamina`` for root and ``$XDG_CACHE_HOME/lamina``
+(``~/.cache/lamina``) for other users.
+
+Blobs are shared by every image and process that uses them, and images are not to be trusted: one
+that claims another's blob id, but brings a chunk table and digests of its own, could fill the cache
+file with bytes that are right only by *its* digests.  So a blob's files are named by its id **and**
+its identity, which is a digest over all that decides what the verified bytes are and where they
+lie.  Images that agree share, others do not.
+
+What is written here was verified before, and the store is nobody else's, so files are believed when
+they are read back: small metadata is hashed again on every read, big metadata that is mapped is
+not, and blobs follow the rules of their readiness map.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from lamina.errors import FormatError, IntegrityError, StoreError
+from lamina.store.cache_blob import CacheBlob
+from lamina.store.files import FILE_MODE, make_private_directory, store_error, write_atomically
+from lamina.store.readiness import Header, create_map, current_boot_id, open_map
+
+MAX_BLOB_SIZE: Final = 1 << 44
+MAX_PIECE_COUNT: Final = 1 << 24
+BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
+RECORD_PREFIX: Final = 65
+
+
+def default_root() -> Path:
+    """Return where the store is unless the caller says otherwise."""
+    chosen = os.environ.get("LAMINA_STORE")
+    if chosen:
+        return Path(chosen)
+    if os.geteuid() == 0:
+        return Path("/var/lib/lamina")
+    cache_home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache_home) if cache_home else Path.home() / ".cache") / "lamina"
+
+
+class NodeStore:
+    """A store directory.  Holds nothing open, so it needs no closing; threads may share it."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Use (and create) *root*.  Raises StoreError if others could write to it."""
+        self.root = default_root() if root is None else root
+        self._blobs = self.root / "blobs"
+        self._metadata = self.root / "metadata" / "sha256"
+        for directory in (self.root, self._blobs, self._metadata):
+            make_private_directory(directory)
+
+    def blob(
+        self, blob_id: str, size_bytes: int, piece_count: int, *, identity: bytes = b""
+    ) -> CacheBlob:
+        """Open the cache file of a blob, creating it with nothing ready if there is none to trust.
+
+        *identity* is everything the bytes are verified against, see the module.  Raises
+        FormatError for an impossible id or size and StoreError if the file cannot be made.
+        """
+        if not BLOB_ID.fullmatch(blob_id):
+            raise FormatError(f"blob id {blob_id!r} is not a name that a store can keep")
+        if not 0 <= size_bytes <= MAX_BLOB_SIZE or not 0 <= piece_count <= MAX_PIECE_COUNT:
+            raise FormatError(
+                f"blob {blob_id} claims {size_bytes} bytes in {piece_count} pieces, more than"
+                f" {MAX_BLOB_SIZE} bytes or {MAX_PIECE_COUNT} pieces"
+            )
+        key = hashlib.sha256(identity).digest()
+        stem = self._blobs / f"{blob_id}.{key.hex()[:32]}"
+        data_path = Path(f"{stem}.data")
+        pair = data_path, Path(f"{stem}.ready"), size_bytes, piece_count, key
+        try:
+            with self._locked():
+                found = _open_pair(*pair)
+                if found is None:
+                    _create_pair(*pair)
+                    found = _open_pair(*pair)
+        except OSError as error:
+            raise store_error(f"open the cache file {data_path}", error) from error
+        if found is None:
+            raise StoreError(f"the cache file {data_path} changed while it was made")
+        return found
+
+    def metadata(self, digest: str) -> bytes | None:
+        """Return the content with this ``sha256:`` digest, or None; it is hashed again.
+
+        A file that was damaged on disk is removed and counts as absent.
+        """
+        path = self._metadata_path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error(f"read {path}", error) from error
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            path.unlink(missing_ok=True)
+            return None
+        return data
+
+    def metadata_path(self, digest: str) -> Path | None:
+        """Return the file with this digest, or None.  Its content was verified when written."""
+        path = self._metadata_path(digest)
+        return path if path.exists() else None
+
+    def map_metadata(self, digest: str) -> mmap.mmap | None:
+        """Map the file with this digest read-only, or None.  Close the mapping when done."""
+        path = self._metadata_path(digest)
+        try:
+            with path.open("rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"cannot map {path}: {error}") from error
+
+    def put_metadata(self, data: bytes | bytearray | memoryview, digest: str | None = None) -> str:
+        """Keep *data* under its ``sha256:`` digest, which is returned.
+
+        Raises IntegrityError if it is not *digest*, StoreError if it cannot be written.
+        """
+        actual = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        if digest is not None and digest != actual:
+            raise IntegrityError(f"metadata has digest {actual} where {digest} was promised")
+        path = self._metadata_path(actual)
+        if not path.exists():
+            write_atomically(path, data)
+        return actual
+
+    def record(self, kind: str, digest: str) -> bytes | None:
+        """Return the record of *kind* about *digest*, or None if there is none or it is damaged."""
+        path = self._record_path(kind, digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise store_error(f"read {path}", error) from error
+        content = data[RECORD_PREFIX:]
+        if data[:RECORD_PREFIX] != _record_prefix(content):
+            return None
+        return content
+
+    def put_record(self, kind: str, digest: str, content: bytes) -> None:
+        """Keep a record of *kind* about *digest*, in place of an older one."""
+        path = self._record_path(kind, digest)
+        make_private_directory(path.parent)
+        write_atomically(path, _record_prefix(content) + content)
+
+    def _metadata_path(self, digest: str) -> Path:
+        return self._metadata / _hex(digest)
+
+    def _record_path(self, kind: str, digest: str) -> Path:
+        return self.root / "records" / kind / _hex(digest)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _hex(digest: str) -> str:
+    match = DIGEST.fullmatch(digest)
+    if match is None:
+        raise FormatError(f"{digest!r} is not a sha256 digest")
+    return match[1]
+
+
+def _record_prefix(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n"
+
+
+def _open_pair(
+    data_path: Path, map_path: Path, size_bytes: int, piece_count: int, identity: bytes
+) -> CacheBlob | None:
+    try:
+        fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    readiness = None
+    try:
+        if os.fstat(fd).st_size == size_bytes:
+            expected = _expected_header(fd, size_bytes, piece_count, identity)
+            readiness = open_map(map_path, expected)
+    finally:
+        if readiness is None:
+            os.close(fd)
+    return CacheBlob(data_path, fd, size_bytes, readiness) if readiness is not None else None
+
+
+def _create_pair(
+    data_path: Path, map_path: Path, size_bytes: int, piece_count: int, identity: bytes
+) -> None:
+    """Put an empty cache file and its map in place.
+
+    Others may have an older pair open, so that is replaced and never changed.
+    """
+    temporary = data_path.with_name(f".{data_path.name}.{os.urandom(8).hex()}")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        os.truncate(fd, size_bytes)
+        create_map(map_path, _expected_header(fd, size_bytes, piece_count, identity))
+        os.rename(temporary, data_path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _expected_header(fd: int, size_bytes: int, piece_count: int, identity: bytes) -> Header:
+    inode = os.fstat(fd).st_ino
+    return Header(piece_count, size_bytes, inode, identity, current_boot_id())
