@@ -1,0 +1,98 @@
+"""Directory blocks: entries of 12 bytes, then the names they point to (RAFS v6 §1.13).
+
+A directory is a sequence of blocks, each complete in itself and sorted by name over all of them, so a name is found
+by two binary searches: over the first names of the blocks, then over the names of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from lamina.erofs.layout import DIRENT, MAX_NAME_SIZE, Dirent
+from lamina.errors import FormatError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_ENTRY_SIZE = DIRENT.size
+
+
+def entry_count(block: Buffer, nid: int) -> int:
+    """Return the number of entries of one directory block of the directory ``nid``."""
+    view = memoryview(block)
+    if len(view) < _ENTRY_SIZE:
+        raise FormatError(f"Directory {nid}: a block of {len(view)} bytes cannot hold an entry.")
+    name_offset = DIRENT.unpack_from(view)[1]
+    count, rest = divmod(name_offset, _ENTRY_SIZE)
+    if rest or count == 0 or name_offset > len(view):
+        raise FormatError(f"Directory {nid}: first name offset {name_offset} is not valid.")
+    return int(count)
+
+
+def block_entries(block: bytes, nid: int) -> Iterator[Dirent]:
+    """Yield the entries of one directory block, ``.`` and ``..`` among them."""
+    count = entry_count(block, nid)
+    fields = list(DIRENT.iter_unpack(block[: count * _ENTRY_SIZE]))
+    start = count * _ENTRY_SIZE
+    for position, (child, name_offset, file_type) in enumerate(fields):
+        if position + 1 < count:
+            end = fields[position + 1][1]
+        else:
+            end = block.find(b"\0", start)
+            if end < 0:
+                end = len(block)
+        if name_offset != start or not start < end <= len(block) or end - start > MAX_NAME_SIZE:
+            raise FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
+        name = block[start:end]
+        if b"/" in name or b"\0" in name:
+            raise FormatError(f"Directory {nid}: entry {position} has the name {name!r}.")
+        start = end
+        yield Dirent(name, child, file_type)
+
+
+def find_in_blocks(
+    block_at: Callable[[int], memoryview], block_count: int, name: bytes, nid: int
+) -> int | None:
+    """Return the nid that ``name`` leads to, or None; reads O(log n) entries.
+
+    ``block_at(i)`` gives block i of the directory ``nid``.
+    """
+    low, high = 0, block_count
+    while high - low > 1:
+        middle = (low + high) // 2
+        block = block_at(middle)
+        if _name_at(block, 0, entry_count(block, nid), nid) <= name:
+            low = middle
+        else:
+            high = middle
+    if low >= block_count:
+        return None
+    return _find_in_block(block_at(low), name, nid)
+
+
+def _find_in_block(block: memoryview, name: bytes, nid: int) -> int | None:
+    count = entry_count(block, nid)
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        found = _name_at(block, middle, count, nid)
+        if found == name:
+            return int(DIRENT.unpack_from(block, middle * _ENTRY_SIZE)[0])
+        if found < name:
+            low = middle + 1
+        else:
+            high = middle
+    return None
+
+
+def _name_at(block: memoryview, position: int, count: int, nid: int) -> bytes:
+    start = DIRENT.unpack_from(block, position * _ENTRY_SIZE)[1]
+    if position + 1 < count:
+        end = DIRENT.unpack_from(block, (position + 1) * _ENTRY_SIZE)[1]
+        name = bytes(block[start:end])
+    else:
+        name = bytes(block[start : start + MAX_NAME_SIZE + 1]).partition(b"\0")[0]
+    if not 0 < len(name) <= MAX_NAME_SIZE:
+        raise FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
+    return name
