@@ -1,0 +1,181 @@
+"""From the arguments of the process to an exit code: find the verb, import it alone, run it, tell what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from lamina.cli import exit_codes
+from lamina.cli.page import Page, Row, Section, page_sections, render_text
+from lamina.cli.parser import Parser, count_leading_options, terminal_width
+from lamina.cli.verbs import VERBS, Verb, find_verb, load_verb
+from lamina.errors import Error, UsageError
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run ``lamina`` with these arguments (without the program's name) and return its exit code."""
+    try:
+        return _guarded(list(arguments))
+    except SystemExit as request:
+        # argparse leaves the process after it has shown help.
+        sys.stdout.flush()
+        return request.code if isinstance(request.code, int) else 0
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; that must not fail a second time.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return exit_codes.BROKEN_PIPE
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def _guarded(arguments: list[str]) -> int:
+    wants_json = "--json" in arguments
+    try:
+        code = dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except Error as error:
+        return _report(error, wants_json, error.exit_code)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        return _report(_from_os(error), wants_json, Error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last frame: a defect must still end in one clear line
+        return _report(_from_defect(error, arguments), wants_json, exit_codes.INTERNAL)
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Parse the arguments and run the verb.  Raises lamina.errors.Error."""
+    top = top_parser()
+    cut = count_leading_options(top, arguments)
+    before, words = top.parse_args(arguments[:cut]), list(arguments[cut:])
+    if before.version:
+        words = ["version"]
+    if words[:1] == ["help"]:
+        before.help, words = True, words[1:]
+    if before.help or not words:
+        return _show_help(words, failed=not before.help)
+    return run_verb(_verb_called(words[0]), _canonical(before), words[1:])
+
+
+def run_verb(verb: Verb, common: Sequence[str], arguments: Sequence[str]) -> int:
+    """Import one verb, parse its arguments and run it.
+
+    ``common`` are options from before the verb; those that the verb does not have are dropped.
+    """
+    parser = verb_parser(verb)
+    known = [option for option in common if option.partition("=")[0] in parser.option_names]
+    args = parser.parse([*known, *arguments])
+    from lamina.cli import story
+
+    story.set_up(verbosity=args.verbose, quiet=args.quiet, form=args.log_format)
+    return load_verb(verb).run(args)
+
+
+def _canonical(before: Namespace) -> list[str]:
+    options = [f"--{name}" for name in ("json", "quiet") if getattr(before, name)]
+    options += ["--verbose"] * before.verbose
+    for name in ("log_format", "store"):
+        value = getattr(before, name)
+        if value is not None:
+            options.append(f"--{name.replace('_', '-')}={value}")
+    return options
+
+
+def verb_parser(verb: Verb) -> Parser:
+    """The parser of a verb with all its options; imports the verb's module."""
+    module = load_verb(verb)
+    parser = Parser(f"lamina {verb.name}", verb.summary, module.PAGE)
+    module.add_arguments(parser)
+    return parser
+
+
+def top_parser() -> Parser:
+    """The parser of what may stand before the verb."""
+    parser = Parser("lamina", "", Page(""))
+    group = parser.add_argument_group("Options before the verb")
+    group.add_argument("-h", "--help", action="store_true", help="show this page; `lamina help VERB` shows the verb's")
+    group.add_argument("-V", "--version", action="store_true", help="print the version")
+    group.add_argument("--json", action="store_true", help="as after the verb, like the four below")
+    group.add_argument("-q", "--quiet", action="store_true", help="say nothing on standard error but errors")
+    group.add_argument("-v", "--verbose", action="count", default=0, help="say more on standard error")
+    group.add_argument("--log-format", metavar="text|json", help="form of the lines on standard error")
+    group.add_argument("--store", metavar="DIR", help="folder of the node store")
+    return parser
+
+
+def top_sections() -> list[Section]:
+    """What ``lamina --help`` shows below its first lines."""
+    groups: dict[str, list[Row]] = {}
+    for verb in VERBS:
+        groups.setdefault(verb.group, []).append(Row(verb.name, verb.summary))
+    body = [Section(title, rows=tuple(rows)) for title, rows in groups.items()]
+    body += page_sections(Page(""), top_parser())
+    codes = tuple(Row(str(item.code), item.meaning) for item in exit_codes.exit_codes())
+    return [*body, Section("Exit codes", rows=codes)]
+
+
+def top_help(width: int) -> str:
+    """The page of ``lamina --help``."""
+    lines = (
+        "Lamina starts containers before their image has arrived: it converts OCI images to a chunked, verifiable "
+        "file system, ships them through any registry and reads them on demand.",
+        "IMAGE is a reference as skopeo writes it: docker://HOST/NAME:TAG (or just NAME:TAG), oci:DIR:TAG, "
+        "oci-archive:FILE, docker-archive:FILE.",
+    )
+    return render_text("Usage: lamina VERB [OPTIONS] [ARGUMENTS]", lines, top_sections(), width)
+
+
+def _show_help(words: Sequence[str], *, failed: bool) -> int:
+    if words:
+        text = verb_parser(_verb_called(words[0])).format_help()
+    else:
+        text = top_help(terminal_width())
+    (sys.stderr if failed else sys.stdout).write(text)
+    return UsageError.exit_code if failed else 0
+
+
+def _verb_called(word: str) -> Verb:
+    verb = find_verb(word)
+    if verb is not None:
+        return verb
+    import difflib
+
+    near = difflib.get_close_matches(word, [verb.name for verb in VERBS], 1)
+    hint = f"did you mean `lamina {near[0]}`?" if near else "`lamina --help` lists the verbs"
+    raise UsageError(f"there is no verb {word!r}", hint=hint)
+
+
+def _from_os(error: OSError) -> Error:
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
+    return Error(f"{where}{error.strerror or error}")
+
+
+def _from_defect(error: Exception, arguments: Sequence[str]) -> Error:
+    if any(word in ("-v", "-vv", "--verbose") for word in arguments):
+        import traceback
+
+        traceback.print_exception(error)
+    return Error(
+        f"defect: {type(error).__name__}: {error}",
+        hint="this is a fault of Lamina; please report it with what --verbose prints",
+    )
+
+
+def _report(error: Error, wants_json: bool, code: int) -> int:
+    """Tell an error on stderr, and on stdout as JSON where JSON was asked for."""
+    from lamina.cli import story
+
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    if wants_json:
+        from lamina.cli.output import print_json
+
+        body = {"kind": type(error).__name__, "message": str(error), "hint": error.hint}
+        print_json({"error": {**body, "exit_code": code}})
+        sys.stdout.flush()
+    story.tell_error(error)
+    return code

@@ -1,0 +1,131 @@
+"""The options that verbs share, declared once so that they read the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Final
+
+from lamina.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamina.cli.parser import Parser
+    from lamina.registry.repository import ClientOptions
+
+OUTPUT_TITLE: Final = "Output options"
+REGISTRY_TITLE: Final = "Registry options"
+
+STORE_ENVIRONMENT: Final = (
+    "LAMINA_STORE",
+    "folder of the node store when --store is not given; else /var/lib/lamina for root and "
+    "$XDG_CACHE_HOME/lamina for others",
+)
+REGISTRY_ENVIRONMENT: Final = (
+    (
+        "REGISTRY_AUTH_FILE, DOCKER_CONFIG",
+        "where the credentials of registries are, when --authfile is not given",
+    ),
+    ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "proxies of the registries"),
+)
+
+
+def add_output_options(parser: Parser, *, short_verbose: bool = True) -> None:
+    """``--json``, ``--quiet``, ``--verbose``, ``--log-format``, ``--help``; for every verb."""
+    group = parser.add_argument_group(OUTPUT_TITLE)
+    group.add_argument("--json", action="store_true", help="print JSON on standard output, one object a line")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing on standard error but errors"
+    )
+    names = ("-v", "--verbose") if short_verbose else ("--verbose",)
+    group.add_argument(
+        *names, action="count", default=0, help="say more on standard error; twice for debugging"
+    )
+    group.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        metavar="text|json",
+        help="form of the lines on standard error",
+    )
+    group.add_argument("-h", "--help", action="help", help="show this page")
+
+
+def add_store_option(parser: Parser | argparse._ArgumentGroup) -> None:
+    """``--store DIR``."""
+    parser.add_argument(
+        "--store", metavar="DIR", help="folder of the node store, which keeps what was fetched and verified"
+    )
+
+
+def add_registry_options(parser: Parser) -> None:
+    """How to reach and trust registries; for every verb that takes a reference."""
+    group = parser.add_argument_group(REGISTRY_TITLE)
+    group.add_argument(
+        "--platform",
+        metavar="OS/ARCH",
+        type=platform_name,
+        help="which platform of a multi-platform image, as linux/arm64 or linux/arm/v7 (this machine's)",
+    )
+    group.add_argument(
+        "--authfile", metavar="FILE", help="credentials in the form of docker's config.json"
+    )
+    group.add_argument(
+        "--creds",
+        metavar="USER[:PASSWORD]",
+        help="credentials for the registry; without a password it is asked for, or read from "
+        "standard input if that is no terminal",
+    )
+    group.add_argument("--ca-file", metavar="FILE", help="PEM file of certificate authorities to trust")
+    group.add_argument(
+        "--plain-http",
+        action="store_true",
+        help="speak HTTP without TLS to registries that are not on this machine",
+    )
+    group.add_argument(
+        "--no-tls-verify",
+        dest="tls_verify",
+        action="store_false",
+        help="accept any certificate; image digests are verified all the same",
+    )
+    add_store_option(group)
+
+
+def platform_name(text: str) -> str:
+    """Check ``OS/ARCH`` or ``OS/ARCH/VARIANT``."""
+    parts = text.split("/")
+    if len(parts) not in (2, 3) or not all(part.isalnum() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a platform like linux/amd64")
+    return text
+
+
+def split_credentials(text: str) -> tuple[str, str]:
+    """``USER:PASSWORD`` → both; the password is asked for where it is missing."""
+    user, colon, password = text.partition(":")
+    if not user:
+        raise UsageError("--creds has no user name", hint="write --creds USER or --creds USER:PASSWORD")
+    return user, password if colon else _ask_password(user)
+
+
+def _ask_password(user: str) -> str:
+    import sys
+
+    if sys.stdin.isatty():
+        import getpass
+
+        return getpass.getpass(f"Password of {user}: ")
+    return sys.stdin.readline().rstrip("\r\n")
+
+
+def client_options(args: argparse.Namespace, creds: str | None = None) -> ClientOptions:
+    """The registry client's options that the command line asks for; ``creds`` overrides ``--creds``."""
+    from lamina.registry.repository import ClientOptions
+
+    text = creds if creds is not None else args.creds
+    username, password = split_credentials(text) if text is not None else (None, None)
+    return ClientOptions(
+        plain_http=True if args.plain_http else None,
+        ca_file=args.ca_file,
+        verify_tls=args.tls_verify,
+        authfile=args.authfile,
+        username=username,
+        password=password,
+    )

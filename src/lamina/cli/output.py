@@ -1,0 +1,62 @@
+"""Data on standard output: JSON lines, tables, sizes and names that are safe on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on one line; names that are no UTF-8 keep their bytes as lone surrogates."""
+    sys.stdout.write(json.dumps(value, separators=(", ", ": ")) + "\n")
+
+
+def print_line(text: str) -> None:
+    """Print one line."""
+    sys.stdout.write(f"{text}\n")
+
+
+def print_bytes(data: bytes | memoryview) -> None:
+    """Print raw bytes, after all text before them."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+
+
+def print_table(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> None:
+    """Print rows in aligned columns; ``right`` are the columns aligned to the right."""
+    rows = list(rows)
+    if not rows:
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print_line("  ".join(cells).rstrip())
+
+
+def shown_name(name: bytes) -> str:
+    r"""A file name for a terminal: unprintable characters and bytes that are no UTF-8 as ``\xNN``."""
+    text = os.fsdecode(name)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def human_size(size_bytes: int) -> str:
+    """A size in decimal units, three digits: ``139 MB``."""
+    size = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size < 999.5 or unit == "TB":
+            break
+        size /= 1000
+    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
+    return f"{size:.{digits}f} {unit}"

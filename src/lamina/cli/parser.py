@@ -1,0 +1,94 @@
+"""The argument parser of a verb: argparse, with our errors, our help pages and docker's rule for commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+from lamina.cli.page import (
+    Page,
+    page_sections,
+    paragraphs,
+    positionals,
+    render_text,
+    synopsis,
+)
+from lamina.errors import UsageError
+
+NO_VALUE: Final = (0,)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises UsageError and shows a Page as its help."""
+
+    def __init__(self, prog: str, summary: str, page: Page) -> None:
+        super().__init__(prog=prog, allow_abbrev=False, add_help=False)
+        self.summary = summary
+        self.page = page
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError instead of printing the usage and leaving the process."""
+        raise UsageError(message, hint=f"usage: {synopsis(self)}; `{self.prog} --help` explains")
+
+    def format_help(self) -> str:
+        """The whole page for a terminal."""
+        lines = (f"{self.summary[0].upper()}{self.summary[1:]}.", *paragraphs(self.page.description))
+        body = page_sections(self.page, self)
+        return render_text(f"Usage: {synopsis(self)}", lines, body, terminal_width())
+
+    @property
+    def option_names(self) -> set[str]:
+        """All spellings of all options."""
+        return set(self._option_string_actions)
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse the arguments of the verb.  Raises UsageError; leaves the process after ``--help``.
+
+        A verb that ends in a command follows docker's rule: what comes after the first argument that is not an option
+        belongs to the command, whatever it looks like.  Elsewhere options and arguments mix freely.
+        """
+        tail = next((item for item in positionals(self) if item.nargs == argparse.REMAINDER), None)
+        if tail is None:
+            return self.parse_intermixed_args(list(arguments))
+        cut = count_leading_options(self, arguments)
+        if arguments[cut : cut + 1] == ["--"]:
+            cut += 1
+        args = self.parse_args(list(arguments[: cut + 1]))
+        setattr(args, tail.dest, list(arguments[cut + 1 :]))
+        return args
+
+
+def terminal_width() -> int:
+    """Columns of the terminal on stdout, else 96."""
+    try:
+        return max(os.get_terminal_size(1).columns - 1, 40)
+    except OSError:
+        return 96
+
+
+def count_leading_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
+    """How many arguments come before the first that is neither an option of the parser nor an option's value."""
+    index = 0
+    while index < len(arguments):
+        word = arguments[index]
+        if word == "--" or not word.startswith("-") or word == "-":
+            break
+        index += 2 if _wants_next(parser, word) else 1
+    return min(index, len(arguments))
+
+
+def _wants_next(parser: argparse.ArgumentParser, word: str) -> bool:
+    """Whether the value of this option word is the next word."""
+    options = parser._option_string_actions
+    if word.startswith("--"):
+        action = options.get(word)
+        return action is not None and action.nargs not in NO_VALUE
+    for position, letter in enumerate(word[1:], 2):
+        action = options.get(f"-{letter}")
+        if action is None:
+            return False
+        if action.nargs not in NO_VALUE:
+            return position == len(word)
+    return False

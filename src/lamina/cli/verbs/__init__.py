@@ -1,0 +1,74 @@
+"""The table of verbs: what ``lamina --help`` needs to know without importing any of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from lamina.cli.page import Page
+    from lamina.cli.parser import Parser
+
+
+class Verb(NamedTuple):
+    """A line of the table.  Its module is ``lamina.cli.verbs.MODULE``."""
+
+    name: str
+    group: str
+    summary: str
+
+    @property
+    def module(self) -> str:
+        """Full name of the module that does the work."""
+        return f"{__name__}.{self.name.replace('-', '_')}"
+
+
+class VerbModule(Protocol):
+    """What the module of a verb offers."""
+
+    PAGE: Page
+
+    def add_arguments(self, parser: Parser) -> None:
+        """Declare the options and arguments."""
+
+    def run(self, args: Namespace) -> int:
+        """Do it; return the exit code.  Raises lamina.errors.Error."""
+
+
+BUILD: Final = "Build and ship"
+RUN: Final = "Run"
+LOOK: Final = "Look inside"
+SELF: Final = "This program"
+
+VERBS: Final = tuple(
+    Verb(*line)
+    for line in (
+        ("convert", BUILD, "make a native image of an OCI image"),
+        ("copy", BUILD, "copy an image from one place to another as it is"),
+        ("unpack", BUILD, "turn a native image back into a folder or an OCI image"),
+        ("check", BUILD, "verify an image, or compare two trees"),
+        ("run", RUN, "run a command in an image, reading its files on demand"),
+        ("mount", RUN, "mount an image on a folder, reading its files on demand"),
+        ("umount", RUN, "unmount an image and end its server"),
+        ("mounts", RUN, "list the mounted images"),
+        ("inspect", LOOK, "tell what an image is made of"),
+        ("ls", LOOK, "list a directory of an image"),
+        ("cat", LOOK, "print files of an image"),
+        ("stat", LOOK, "show what an image knows of a path"),
+        ("self-test", SELF, "check this installation and report what the kernel offers"),
+        ("version", SELF, "print the version"),
+        ("completion", SELF, "print the completion script of a shell"),
+    )
+)
+
+
+def find_verb(name: str) -> Verb | None:
+    """The verb of that name, or None."""
+    return next((verb for verb in VERBS if verb.name == name), None)
+
+
+def load_verb(verb: Verb) -> VerbModule:
+    """Import the module of one verb."""
+    return cast("VerbModule", importlib.import_module(verb.module))
