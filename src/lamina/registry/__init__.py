@@ -1,0 +1,1 @@
+"""References, credentials, OCI registries, layout folders and archives, manifests."""

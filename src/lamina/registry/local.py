@@ -1,0 +1,254 @@
+"""Reading images from local files: the half of a repository that layouts and archives share.
+
+A local image is an index and blobs that are extents of files.  Writing is each format's own
+business.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, Self
+
+from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError, UsageError
+from lamina.registry.manifest import (
+    MAX_MANIFEST_BYTES,
+    REF_NAME,
+    Descriptor,
+    Index,
+    detect_media_type,
+)
+from lamina.registry.reference import Reference, is_digest
+from lamina.registry.repository import Progress, Repository
+from lamina.registry.verify import check_bytes, check_digest, verified
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Extent(NamedTuple):
+    """Where the bytes of a blob are: a part of a file, or in memory (``data``)."""
+
+    path: str
+    offset: int
+    size_bytes: int
+    data: bytes | None = None
+
+
+class LocalImages(Protocol):
+    """What a local format tells of itself; one folder or one file."""
+
+    def index(self) -> Index:
+        """The images that are there, each a descriptor, tags in the ``ref.name`` annotation."""
+
+    def extent(self, digest: str) -> Extent | None:
+        """Where a blob is, None if it is not there."""
+
+    def close(self) -> None:
+        """Give back what is open."""
+
+
+class LocalRepository:
+    """The reading half of :class:`lamina.registry.repository.Repository` over local images."""
+
+    def __init__(self, reference: Reference, images: LocalImages) -> None:
+        self._reference = reference
+        self._images = images
+
+    @property
+    def reference(self) -> Reference:
+        """What it was opened with."""
+        return self._reference
+
+    def resolve(self, version: str | None = None) -> Descriptor:
+        """The manifest or index of a tag or digest; None: the reference's own, else the only one
+        there.
+
+        Raises NotFoundError naming the tags there are, UsageError if there are several images and
+        none is named.
+        """
+        wanted = version if version is not None else self._reference.version
+        entries = self._images.index().manifests
+        if wanted is None:
+            return self._only(entries)
+        for entry in entries:
+            if wanted in (entry.digest, entry.annotations.get(REF_NAME)):
+                return entry
+        if is_digest(wanted):
+            data = self._small_blob(wanted, MAX_MANIFEST_BYTES)
+            check_digest(data, wanted, self._reference.path)
+            return Descriptor(
+                media_type=detect_media_type(data, f"manifest {wanted}"),
+                digest=wanted,
+                size=len(data),
+            )
+        raise NotFoundError(
+            f"{self._reference.path} has no image {wanted!r}", hint=f"it has {_names(entries)}"
+        )
+
+    def manifest(self, which: Descriptor | str | None = None) -> tuple[Descriptor, bytes]:
+        """A manifest or index with its bytes, length and digest verified."""
+        descriptor = which if isinstance(which, Descriptor) else self.resolve(which)
+        if descriptor.size > MAX_MANIFEST_BYTES:
+            raise FormatError(
+                f"{self._reference.path}: the manifest {descriptor.digest} has {descriptor.size} "
+                f"bytes, more than {MAX_MANIFEST_BYTES}"
+            )
+        data = self._small_blob(descriptor.digest, MAX_MANIFEST_BYTES)
+        check_bytes(data, descriptor, self._reference.path)
+        return descriptor, data
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """A stream of a blob; its last read raises IntegrityError if length or digest are wrong."""
+        raw = _open_extent(self._extent(descriptor.digest))
+        return verified(raw, descriptor, self._reference.path)
+
+    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
+        """Exactly these bytes of a blob, or FetchError."""
+        extent = self._extent(digest)
+        if offset < 0 or size_bytes < 0 or offset + size_bytes > extent.size_bytes:
+            raise FetchError(
+                f"{self._reference.path}: blob {digest} has {extent.size_bytes} bytes, "
+                f"none at {offset}+{size_bytes}"
+            )
+        data = _read_extent(extent, offset, size_bytes)
+        if len(data) != size_bytes:
+            raise FetchError(
+                f"{self._reference.path}: blob {digest} ends in the range {offset}+{size_bytes}"
+            )
+        return data
+
+    def has_blob(self, digest: str, size_bytes: int) -> bool:
+        """Whether a blob of this digest and size is there (by its file, not its bytes)."""
+        extent = self._images.extent(digest)
+        return extent is not None and extent.size_bytes == size_bytes
+
+    def push_blob(
+        self,
+        descriptor: Descriptor,  # noqa: ARG002
+        source: BinaryIO,  # noqa: ARG002
+        progress: Progress | None = None,  # noqa: ARG002
+    ) -> None:
+        """Refused: opened for reading."""
+        raise self._read_only()
+
+    def mount_blob(self, descriptor: Descriptor, origin: Repository) -> bool:  # noqa: ARG002
+        """False: files are not taken over."""
+        return False
+
+    def push_manifest(
+        self,
+        tag: str | None,  # noqa: ARG002
+        media_type: str,  # noqa: ARG002
+        data: bytes,  # noqa: ARG002
+    ) -> Descriptor:
+        """Refused: opened for reading."""
+        raise self._read_only()
+
+    def close(self) -> None:
+        """Close what is open; again does nothing."""
+        self._images.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _read_only(self) -> UnsupportedError:
+        return UnsupportedError(f"{self._reference} is open for reading only")
+
+    def _only(self, entries: tuple[Descriptor, ...]) -> Descriptor:
+        if not entries:
+            raise NotFoundError(f"{self._reference.path} has no image in it")
+        if len({entry.digest for entry in entries}) > 1:
+            transport, path = self._reference.transport, self._reference.path
+            raise UsageError(
+                f"{path} has several images",
+                hint=f"write {transport}:{path}:TAG; it has {_names(entries)}",
+            )
+        return entries[0]
+
+    def _extent(self, digest: str) -> Extent:
+        extent = self._images.extent(digest)
+        if extent is None:
+            raise NotFoundError(f"{self._reference.path} has no blob {digest}")
+        return extent
+
+    def _small_blob(self, digest: str, limit_bytes: int) -> bytes:
+        extent = self._extent(digest)
+        if extent.size_bytes > limit_bytes:
+            raise FormatError(
+                f"{self._reference.path}: {digest} has {extent.size_bytes} bytes, "
+                f"more than {limit_bytes}"
+            )
+        return _read_extent(extent, 0, extent.size_bytes)
+
+
+class _ExtentStream(io.RawIOBase):
+    def __init__(self, extent: Extent) -> None:
+        self._fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._position = extent.offset
+        self._end = extent.offset + extent.size_bytes
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")[: self._end - self._position]
+        got = os.preadv(self._fd, [view], self._position) if len(view) else 0
+        self._position += got
+        return got
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
+
+
+def _open_extent(extent: Extent) -> BinaryIO:
+    if extent.data is not None:
+        return io.BytesIO(extent.data)
+    try:
+        return _ExtentStream(extent)  # type: ignore[return-value]
+    except OSError as error:
+        raise FetchError(f"cannot open {extent.path}: {error.strerror}") from error
+
+
+def _read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
+    if extent.data is not None:
+        return extent.data[offset : offset + size_bytes]
+    try:
+        fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, size_bytes, extent.offset + offset)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise FetchError(f"cannot read {extent.path}: {error.strerror}") from error
+
+
+def read_small_file(path: str, limit_bytes: int) -> bytes:
+    """A whole file of at most ``limit_bytes``; NotFoundError, FetchError or FormatError else."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limit_bytes + 1)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no {path}") from None
+    except OSError as error:
+        raise FetchError(f"cannot read {path}: {error.strerror}") from error
+    if len(data) > limit_bytes:
+        raise FormatError(f"{path} has more than {limit_bytes} bytes")
+    return data
+
+
+def _names(entries: tuple[Descriptor, ...]) -> str:
+    tags = [entry.annotations.get(REF_NAME) or entry.digest for entry in entries[:20]]
+    return ", ".join(tags) or "no image"
+
+
+def remove_quietly(path: str) -> None:
+    """Unlink a file of our own that may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

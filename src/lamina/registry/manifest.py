@@ -1,0 +1,326 @@
+"""OCI and Docker manifests, indexes and image configurations as typed values.
+
+What: parse bytes that may be hostile into msgspec structs, and encode structs
+deterministically.  Fields that Lamina does not know are ignored here; whoever copies an image
+copies the bytes, and whoever edits a configuration edits :func:`parse_document`'s
+dictionary.  Sources: OCI image specification 1.1; Docker image manifest version 2 schema 2;
+annotations of Nydus images: RAFS v6 §6.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Any, Final, TypeVar, cast
+
+import msgspec
+
+from lamina.errors import FormatError, UnsupportedError
+from lamina.registry.reference import DIGEST_PATTERN
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_EMPTY: Final = "application/vnd.oci.empty.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+OCI_LAYER_GZIP: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_LAYER_ZSTD: Final = "application/vnd.oci.image.layer.v1.tar+zstd"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+DOCKER_LAYER_GZIP: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+DOCKER_LAYER_ZSTD: Final = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+DOCKER_FOREIGN_LAYER: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+NYDUS_BLOB: Final = "application/vnd.oci.image.layer.nydus.blob.v1"
+NYDUS_CONFIG: Final = "application/vnd.nydus.image.config.v1+json"
+NYDUS_MANIFEST_ARTIFACT: Final = "application/vnd.nydus.image.manifest.v1+json"
+NYDUS_OS_FEATURE: Final = "nydus.remoteimage.v1"
+
+MANIFEST_TYPES: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
+INDEX_TYPES: Final = (OCI_INDEX, DOCKER_INDEX)
+SCHEMA1_TYPES: Final = (
+    "application/vnd.docker.distribution.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+)
+
+REF_NAME: Final = "org.opencontainers.image.ref.name"
+NYDUS_BLOB_MARK: Final = "containerd.io/snapshot/nydus-blob"
+NYDUS_BOOTSTRAP_MARK: Final = "containerd.io/snapshot/nydus-bootstrap"
+NYDUS_FS_VERSION: Final = "containerd.io/snapshot/nydus-fs-version"
+NYDUS_REF: Final = "containerd.io/snapshot/nydus-ref"
+NYDUS_ENCRYPTED_BLOB: Final = "containerd.io/snapshot/nydus-encrypted-blob"
+NYDUS_SOURCE_DIGEST: Final = "containerd.io/snapshot/nydus-source-digest"
+NYDUS_SOURCE_REFERENCE: Final = "containerd.io/snapshot/nydus-source-reference"
+NYDUS_BUILDER_VERSION: Final = "containerd.io/snapshot/nydus-builder-version"
+NYDUS_EMPTY_LAYER: Final = "containerd.io/snapshot/nydus-empty-layer"
+
+MAX_MANIFEST_BYTES: Final = 4 << 20
+MAX_CONFIG_BYTES: Final = 16 << 20
+
+Digest = Annotated[str, msgspec.Meta(pattern=rf"\A{DIGEST_PATTERN}\Z")]
+Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Annotations = dict[str, str]
+
+
+class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The machine an image is for (OCI image index, ``platform``)."""
+
+    architecture: str
+    os: str
+    variant: str = ""
+    os_version: str = msgspec.field(name="os.version", default="")
+    os_features: tuple[str, ...] = msgspec.field(name="os.features", default=())
+
+    def __str__(self) -> str:
+        return f"{self.os}/{self.architecture}" + (f"/{self.variant}" if self.variant else "")
+
+
+class Descriptor(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, rename="camel"):
+    """A typed, sized, digested pointer to content (OCI descriptor)."""
+
+    media_type: str
+    digest: Digest
+    size: Size
+    annotations: Annotations = {}
+    platform: Platform | None = None
+    artifact_type: str = ""
+    urls: tuple[str, ...] = ()
+    data: str = ""
+
+    @property
+    def is_index(self) -> bool:
+        """Whether it points to an index (or Docker manifest list)."""
+        return self.media_type in INDEX_TYPES
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it points to an image manifest."""
+        return self.media_type in MANIFEST_TYPES
+
+    @property
+    def hex(self) -> str:
+        """The digest without its algorithm."""
+        return self.digest.partition(":")[2]
+
+
+def _no_descriptors() -> tuple[Descriptor, ...]:
+    # A factory of our own keeps msgspec from leaving the empty list out, which Go tools want to
+    # see.
+    return ()
+
+
+class _Document(msgspec.Struct, dict=True):
+    @property
+    def raw(self) -> bytes:
+        """The bytes this was parsed from; of a value made in code, its encoding."""
+        raw = self.__dict__.get("raw_bytes")
+        return encode(self) if raw is None else cast("bytes", raw)
+
+
+class Manifest(_Document, kw_only=True, omit_defaults=True, rename="camel", dict=True):
+    """An image manifest: one configuration and the layers, lowest first."""
+
+    schema_version: int
+    media_type: str = ""
+    artifact_type: str = ""
+    config: Descriptor
+    layers: tuple[Descriptor, ...] = msgspec.field(default_factory=_no_descriptors)
+    subject: Descriptor | None = None
+    annotations: Annotations = {}
+
+    @property
+    def is_nydus(self) -> bool:
+        """Whether the last layer is a RAFS bootstrap (RAFS v6 §6.2)."""
+        return bool(self.layers) and NYDUS_BOOTSTRAP_MARK in self.layers[-1].annotations
+
+
+class Index(_Document, kw_only=True, omit_defaults=True, rename="camel", dict=True):
+    """An image index: descriptors of manifests (or of further indexes)."""
+
+    schema_version: int
+    media_type: str = ""
+    artifact_type: str = ""
+    manifests: tuple[Descriptor, ...] = msgspec.field(default_factory=_no_descriptors)
+    subject: Descriptor | None = None
+    annotations: Annotations = {}
+
+
+class RuntimeConfig(msgspec.Struct, kw_only=True, omit_defaults=True, rename="pascal"):
+    """What a container of the image runs (``config`` of the image configuration)."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    exposed_ports: dict[str, Any] = {}
+    volumes: dict[str, Any] = {}
+    labels: dict[str, str] = {}
+    stop_signal: str = ""
+
+
+class RootFS(msgspec.Struct, kw_only=True):
+    """The digests of the uncompressed layers, lowest first."""
+
+    type: str = "layers"
+    diff_ids: tuple[Digest, ...] = ()
+
+
+class History(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """How one layer came to be."""
+
+    created: str = ""
+    created_by: str = ""
+    author: str = ""
+    comment: str = ""
+    empty_layer: bool = False
+
+
+class ImageConfig(_Document, kw_only=True, omit_defaults=True, dict=True):
+    """The image configuration: platform, what to run, layer digests, history."""
+
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+    os_version: str = msgspec.field(name="os.version", default="")
+    os_features: tuple[str, ...] = msgspec.field(name="os.features", default=())
+    created: str = ""
+    author: str = ""
+    config: RuntimeConfig = msgspec.field(default_factory=RuntimeConfig)
+    rootfs: RootFS = msgspec.field(default_factory=RootFS)
+    history: tuple[History, ...] = ()
+
+    @property
+    def platform(self) -> Platform:
+        """The platform that the configuration names."""
+        return Platform(
+            architecture=self.architecture,
+            os=self.os,
+            variant=self.variant,
+            os_version=self.os_version,
+            os_features=self.os_features,
+        )
+
+
+class _Shape(msgspec.Struct, rename="camel"):
+    """Just enough of a document to tell what it is."""
+
+    schema_version: int = 0
+    media_type: str = ""
+    manifests: Any = None
+    layers: Any = None
+    config: Any = None
+    fs_layers: Any = None
+
+
+T = TypeVar("T")
+
+
+def describe(media_type: str, data: bytes, annotations: Annotations | None = None) -> Descriptor:
+    """The descriptor of some bytes (sha256)."""
+    return Descriptor(
+        media_type=media_type,
+        digest="sha256:" + hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        annotations=annotations or {},
+    )
+
+
+def encode(document: msgspec.Struct | dict[str, Any]) -> bytes:
+    """Encode as compact JSON; the same value always gives the same bytes."""
+    return msgspec.json.encode(document)
+
+
+def parse_manifest(data: bytes, what: str = "manifest") -> Manifest | Index:
+    """Parse an image manifest or index, OCI or Docker schema 2; ``what`` names it in errors.
+
+    Raises FormatError if it is neither or both (CVE-2021-41190), UnsupportedError for Docker schema
+    1.
+    """
+    is_index = detect_media_type(data, what) in INDEX_TYPES
+    document: Manifest | Index
+    if is_index:
+        document = _decode(data, Index, what, MAX_MANIFEST_BYTES)
+    else:
+        document = _decode(data, Manifest, what, MAX_MANIFEST_BYTES)
+    document.__dict__["raw_bytes"] = data
+    return document
+
+
+def parse_index(data: bytes, what: str = "index") -> Index:
+    """Parse an index; FormatError if it is something else."""
+    document = parse_manifest(data, what)
+    if not isinstance(document, Index):
+        raise FormatError(f"the {what} is an image manifest where an index must be")
+    return document
+
+
+def parse_image_manifest(data: bytes, what: str = "manifest") -> Manifest:
+    """Parse an image manifest; FormatError if it is an index."""
+    document = parse_manifest(data, what)
+    if not isinstance(document, Manifest):
+        raise FormatError(f"the {what} is an index where an image manifest must be")
+    return document
+
+
+def parse_config(data: bytes, what: str = "image configuration") -> ImageConfig:
+    """Parse an image configuration of OCI or Docker; at most 16 MiB."""
+    config = _decode(data, ImageConfig, what, MAX_CONFIG_BYTES)
+    config.__dict__["raw_bytes"] = data
+    return config
+
+
+def parse_document(data: bytes, what: str = "document") -> dict[str, Any]:
+    """Parse any JSON object, every field kept: for edits that must not lose what Lamina does not
+    know.
+    """
+    return _decode(data, dict[str, Any], what, MAX_CONFIG_BYTES)
+
+
+def detect_media_type(data: bytes, what: str = "manifest") -> str:
+    """The media type of a manifest or index: what it claims, checked against what it has in it.
+
+    Raises FormatError for contradictions, UnsupportedError for Docker schema 1.
+    """
+    shape = _decode(data, _Shape, what, MAX_MANIFEST_BYTES)
+    if shape.schema_version == 1 or shape.fs_layers is not None:
+        raise UnsupportedError(
+            f"the {what} is a Docker schema 1 manifest, which has no verifiable layers",
+            hint="push the image again with a docker or skopeo of this decade",
+        )
+    if shape.schema_version != 2:
+        raise FormatError(f"the {what} has schemaVersion {shape.schema_version}, not 2")
+    has_index = shape.manifests is not None
+    has_image = shape.layers is not None or shape.config is not None
+    if has_index == has_image:
+        problem = "both an index and an image manifest" if has_index else "neither index nor image"
+        raise FormatError(f"the {what} is {problem}")
+    if not shape.media_type:
+        return OCI_INDEX if has_index else OCI_MANIFEST
+    if shape.media_type not in (INDEX_TYPES if has_index else MANIFEST_TYPES):
+        raise FormatError(f"the {what} has the media type {shape.media_type!r}, not what it holds")
+    return shape.media_type
+
+
+def _decode(data: bytes, kind: type[T], what: str, limit_bytes: int) -> T:
+    if len(data) > limit_bytes:
+        raise FormatError(f"the {what} has {len(data)} bytes, more than {limit_bytes}")
+    try:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            # Go writes null for an empty list or map; absent says the same.
+            document = _without_nulls(msgspec.json.decode(data))
+            return msgspec.convert(document, kind)
+    except RecursionError:
+        raise FormatError(f"the {what} is nested too deeply") from None
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise FormatError(f"the {what} is malformed: {error}") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
