@@ -40,7 +40,7 @@ class ChunkEntries:
         for blob in blobs:
             self._first.append(self._first[-1] + blob.chunk_count)
         self._lock = threading.Lock()
-        self._index: dict[tuple[int, int], int] | None = None
+        self._index: dict[int, int] | None = None
         self._extents: dict[int, tuple[list[int], list[int]]] = {}
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class ChunkEntries:
         if self._index is None:
             self._build_index()
             assert self._index is not None
-        found = self._index.get((blob_index, chunk_index))
+        found = self._index.get(blob_index << 32 | chunk_index)
         return None if found is None else self.entry(found)
 
     def overlaps(self, blob_index: int, offset: int, size_bytes: int) -> bool:
@@ -87,7 +87,7 @@ class ChunkEntries:
         with self._lock:
             if self._index is None:
                 fields = CHUNK_ENTRY.iter_unpack(self._view)
-                self._index = {(entry[1], entry[8]): number for number, entry in enumerate(fields)}
+                self._index = {entry[1] << 32 | entry[8]: number for number, entry in enumerate(fields)}
 
 
 class ChunkDigests:

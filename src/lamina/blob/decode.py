@@ -1,0 +1,95 @@
+"""Stored bytes of a piece -> verified plaintext of its chunks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamina.blob.layout import CHUNK_ZRAN
+from lamina.blob.table import ChunkTable, Piece
+from lamina.codec.compress import Compressor, decompress
+from lamina.codec.digest import Digester, digest
+from lamina.erofs.chunk_digests import DigestSource
+from lamina.errors import Error, IntegrityError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+def decode_piece(
+    table: ChunkTable, piece: Piece, stored: Buffer, digests: DigestSource, blob_id: str
+) -> list[tuple[int, memoryview]]:
+    """Return (chunk number, plaintext) of every chunk of a piece that a file refers to.
+
+    Each plaintext has the digest, and its place in the blob's uncompressed space is the one, that the bootstrap says:
+    a chunk table from an untrusted source can neither change bytes nor move them.  Chunks that no file refers to have
+    no digest, and are left out.
+
+    Raises:
+        IntegrityError: names the blob, the chunk and the offset where the promise is broken.
+        UnsupportedError: the piece belongs to an index image, whose data is in a gzip stream.
+    """
+    if table.chunk_flags(piece.first) & CHUNK_ZRAN:
+        raise UnsupportedError(f"Blob {blob_id} is a gzip stream, which has no pieces to decode.")
+    view = memoryview(stored).cast("B")
+    if len(view) != piece.size:
+        raise IntegrityError(
+            f"{_where(blob_id, piece, piece.first)}: {len(view)} bytes instead of {piece.size}."
+        )
+    if piece.compressed:
+        try:
+            plain = decompress(Compressor(table.entry.compressor), view, piece.raw_size)
+        except Error as error:
+            where = _where(blob_id, piece, piece.first)
+            raise IntegrityError(f"{where}: {error}", hint=_HINT) from error
+        view = memoryview(plain)
+    kind = Digester(table.entry.digester)
+    chunks = []
+    for chunk in range(piece.first, piece.first + piece.count):
+        data = _member(table, piece, chunk, view, blob_id)
+        if _verify(kind, table, chunk, data, digests, _where(blob_id, piece, chunk)):
+            chunks.append((chunk, data))
+    return chunks
+
+
+_HINT = "The source delivered damaged or forged data; nothing of it was used."
+
+
+def _member(
+    table: ChunkTable, piece: Piece, chunk: int, view: memoryview, blob_id: str
+) -> memoryview:
+    start = table.offset_in_piece(chunk)
+    size = table.chunk_extent(chunk)[1]
+    data = view[start : start + size]
+    if len(data) != size:
+        raise IntegrityError(f"{_where(blob_id, piece, chunk)}: it reaches out of its batch.")
+    return data
+
+
+def _verify(
+    kind: Digester,
+    table: ChunkTable,
+    chunk: int,
+    data: memoryview,
+    digests: DigestSource,
+    where: str,
+) -> bool:
+    """Return whether the bootstrap knows the chunk; raise if it says something else of it."""
+    offset, size = table.chunk_extent(chunk)
+    expected = digests.find(chunk)
+    if expected is None:
+        if digests.overlaps(offset, size):
+            raise IntegrityError(f"{where}: the chunk table puts it over another chunk.", hint=_HINT)
+        return False
+    if (expected.uncompressed_offset, expected.uncompressed_size) != (offset, size):
+        raise IntegrityError(
+            f"{where}: the chunk table has {size} bytes at {offset}, the bootstrap "
+            f"{expected.uncompressed_size} at {expected.uncompressed_offset}.",
+            hint=_HINT,
+        )
+    if digest(kind, data) != expected.digest:
+        raise IntegrityError(f"{where}: wrong digest.", hint=_HINT)
+    return True
+
+
+def _where(blob_id: str, piece: Piece, chunk: int) -> str:
+    return f"Blob {blob_id}, chunk {chunk}, {piece.size} bytes at offset {piece.offset}"

@@ -1,0 +1,373 @@
+"""The chunk table of a blob ("CI table", RAFS v6 §2.4-2.6): which bytes of the blob hold which chunks.
+
+The records stay as the words they are on disk, in one flat array over the given buffer; a record is decoded and
+checked when it is asked for.  So opening a table of a hundred thousand chunks costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from lamina.blob.layout import (
+    BATCH_CONTEXT,
+    CHUNK_BATCH,
+    CHUNK_COMPRESSED,
+    CHUNK_ENCRYPTED,
+    CHUNK_ZRAN,
+    CI_HEADER,
+    CI_HEADER_SIZE,
+    CI_MAGIC,
+    COMPRESSED_OFFSET_MASK,
+    CONTEXT_SIZE,
+    V1_OFFSET_MASK,
+    V1_RECORD_SIZE,
+    V2_RECORD_SIZE,
+    ZRAN_CONTEXT,
+    CiHeader,
+    ZranContext,
+)
+from lamina.codec.compress import Compressor, decompress
+from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
+from lamina.errors import FormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_TABLE_SIZE = 256 << 20
+_WITH_CONTEXTS = BlobFeature.BATCH | BlobFeature.ZRAN
+
+
+class Piece(NamedTuple):
+    """A contiguous compressed extent of a blob that decodes to one chunk, or to a batch of several.
+
+    ``offset`` and ``size`` are its place in the blob file, ``raw_size`` what it decodes to, all in bytes; it holds
+    ``count`` chunks from chunk ``first`` on.
+    """
+
+    index: int
+    offset: int
+    size: int
+    raw_size: int
+    compressed: bool
+    first: int
+    count: int
+
+
+class ChunkTable:
+    """The decoded chunk table of one blob.
+
+    Chunk i lies at ``chunk_extent(i)`` in the blob's uncompressed address space.
+    """
+
+    def __init__(self, payload: Buffer, header: CiHeader, entry: BlobEntry) -> None:
+        _check_header(header, entry)
+        self.entry = entry
+        self.blob_id = entry.blob_id
+        self.header = header
+        self.chunk_count = entry.chunk_count
+        self.uncompressed_size = entry.uncompressed_size
+        self._is_v2 = bool(entry.features & BlobFeature.CHUNK_INFO_V2)
+        self._words_per_record = 3 if self._is_v2 else 2
+        self._limit = entry.compressed_data_size
+        view = memoryview(payload).cast("B")
+        if len(view) != entry.ci_uncompressed_size:
+            raise self._bad(f"is {len(view)} bytes long, not {entry.ci_uncompressed_size}")
+        records_size = self.chunk_count * self._words_per_record * 8
+        self._words = _as_words(view[:records_size])
+        self._extra = view[records_size:]
+        if entry.features & _WITH_CONTEXTS:
+            self._check_contexts(records_size)
+
+    @classmethod
+    def from_meta(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
+        """Return the table in the form of ``image/<blob>.blob.meta``: payload padded to 4096, then the header.
+
+        Raises:
+            FormatError: the header contradicts the blob table entry, or the length is wrong.
+            UnsupportedError: the blob is encrypted with AES-XTS, or has no chunk table.
+        """
+        view = memoryview(buffer).cast("B")
+        padded_size = round_up(_checked_size(entry), 4096)
+        if len(view) != padded_size + CI_HEADER_SIZE:
+            raise FormatError(
+                f"Chunk table of blob {entry.blob_id}: file of {len(view)} bytes, "
+                f"expected {padded_size + CI_HEADER_SIZE}."
+            )
+        header = read_ci_header(view[padded_size:], entry.blob_id)
+        return cls(view[: entry.ci_uncompressed_size], header, entry)
+
+    @classmethod
+    def from_stored(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
+        """Return the table from the ``ci_compressed_size`` + 4096 bytes at ``ci_offset`` of the blob file."""
+        size = _checked_size(entry)
+        view = memoryview(buffer).cast("B")
+        if len(view) != entry.ci_compressed_size + CI_HEADER_SIZE:
+            raise FormatError(f"Chunk table of blob {entry.blob_id}: {len(view)} bytes is too short.")
+        header = read_ci_header(view[entry.ci_compressed_size :], entry.blob_id)
+        stored = view[: entry.ci_compressed_size]
+        payload: Buffer = stored
+        if entry.ci_compressor != Compressor.NONE:
+            payload = decompress(Compressor(entry.ci_compressor), stored, size)
+        return cls(payload, header, entry)
+
+    def to_meta(self) -> bytes:
+        """Return the form that :meth:`from_meta` reads."""
+        payload = _as_bytes(self._words) + bytes(self._extra)
+        return payload.ljust(round_up(len(payload), 4096), b"\0") + self.header.pack()
+
+    def chunk_extent(self, chunk: int) -> tuple[int, int]:
+        """Return (offset, size) of a chunk in the uncompressed address space, in bytes."""
+        self._check_chunk_number(chunk)
+        word = self._words[chunk * self._words_per_record]
+        if self._is_v2:
+            offset, size = (word & 0xFFFFFFFF) << 12, (word >> 32 & 0xFFFFFF) + 1
+        else:
+            offset, size = word & V1_OFFSET_MASK, (word >> 44 | (word >> 8 & 0xF) << 20) + 1
+        if size > self.entry.chunk_size or offset + size > self.uncompressed_size:
+            raise self._bad(f"chunk {chunk} does not fit in the blob")
+        return offset, size
+
+    def chunk_flags(self, chunk: int) -> int:
+        """Return the V2 flags of a chunk; those of a V1 record are derived from its sizes."""
+        self._check_chunk_number(chunk)
+        if self._is_v2:
+            return self._words[chunk * 3] >> 56
+        return 0 if self._stored(chunk)[1] == self.chunk_extent(chunk)[1] else CHUNK_COMPRESSED
+
+    def chunks_in(self, offset: int, size_bytes: int) -> range:
+        """Return the numbers of the chunks that cover a range of the uncompressed address space.
+
+        The range is cut at the end of the blob.
+
+        Raises:
+            FormatError: some part of the range belongs to no chunk.
+        """
+        end = min(offset + size_bytes, self.uncompressed_size)
+        if offset < 0 or offset >= end:
+            return range(0)
+        first = self._chunk_at(offset)
+        last, covered = first, self._cover(first, offset)
+        while covered < end:
+            last += 1
+            covered = self._cover(last, covered)
+        return range(first, last + 1)
+
+    def _chunk_at(self, offset: int) -> int:
+        """Return the last chunk that begins at or before ``offset``."""
+        low, high = 0, self.chunk_count
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.chunk_extent(middle)[0] <= offset:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _cover(self, chunk: int, offset: int) -> int:
+        """Return where the chunk that must hold ``offset`` ends, padding to whole blocks included."""
+        if chunk < self.chunk_count:
+            start, size = self.chunk_extent(chunk)
+            end = round_up(start + size, 4096)
+            if start <= offset < end:
+                return end
+        raise self._bad(f"no chunk covers byte {offset} of the uncompressed space")
+
+    @cached_property
+    def _piece_firsts(self) -> array[int] | None:
+        """First chunk of each piece; None where every chunk is a piece of its own."""
+        if not self.entry.features & BlobFeature.BATCH:
+            return None
+        firsts = array("I")
+        expected = 0
+        previous = -1
+        words = iter(self._words)
+        for chunk, (word, _, data) in enumerate(zip(words, words, words, strict=True)):
+            if not word >> 56 & CHUNK_BATCH:
+                previous = -1
+                firsts.append(chunk)
+            elif data >> 32 != previous:
+                previous = data >> 32
+                if previous != expected:
+                    raise self._bad(f"batch {previous} is out of order at chunk {chunk}")
+                expected += 1
+                firsts.append(chunk)
+        return firsts
+
+    @property
+    def piece_count(self) -> int:
+        """Number of pieces, at most the number of chunks."""
+        firsts = self._piece_firsts
+        return self.chunk_count if firsts is None else len(firsts)
+
+    def piece_of(self, chunk: int) -> int:
+        """Return the number of the piece that holds a chunk."""
+        self._check_chunk_number(chunk)
+        firsts = self._piece_firsts
+        return chunk if firsts is None else bisect_right(firsts, chunk) - 1
+
+    def piece(self, piece: int) -> Piece:
+        """Return piece number ``piece``.
+
+        Raises:
+            FormatError: it reaches out of the data region of the blob, or its sizes contradict each other.
+            UnsupportedError: it is encrypted with AES-XTS.
+        """
+        if not 0 <= piece < self.piece_count:
+            raise self._bad(f"there is no piece {piece}")
+        firsts = self._piece_firsts
+        first = piece if firsts is None else firsts[piece]
+        flags = self.chunk_flags(first)
+        if flags & CHUNK_ENCRYPTED:
+            raise _encrypted(self.blob_id)
+        offset, size = self._stored(first)
+        compressed = bool(flags & CHUNK_COMPRESSED)
+        raw_size, count = self.chunk_extent(first)[1], 1
+        if flags & CHUNK_BATCH:
+            size, raw_size = self._batch_context(self._words[first * 3 + 2] >> 32)
+            compressed = size != raw_size
+            count = self._piece_end(piece) - first
+        if size == 0 or offset + size > self._limit:
+            raise self._bad(f"piece {piece} lies outside the data of the blob")
+        if not compressed and size != raw_size:
+            raise self._bad(f"piece {piece} is not compressed but has two sizes")
+        return Piece(piece, offset, size, raw_size, compressed, first, count)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield all pieces in order."""
+        return map(self.piece, range(self.piece_count))
+
+    def offset_in_piece(self, chunk: int) -> int:
+        """Return where a chunk's plaintext begins in that of its piece (a zran chunk: of its context)."""
+        if self.chunk_flags(chunk) & (CHUNK_BATCH | CHUNK_ZRAN):
+            return self._words[chunk * 3 + 2] & 0xFFFFFFFF
+        return 0
+
+    def zran_context_of(self, chunk: int) -> int:
+        """Return the number of the context in :attr:`zran_contexts` that a zran chunk is inflated from."""
+        if not self.chunk_flags(chunk) & CHUNK_ZRAN:
+            raise self._bad(f"chunk {chunk} is no gzip random-access chunk")
+        context = self._words[chunk * 3 + 2] >> 32
+        if context >= len(self.zran_contexts):
+            raise self._bad(f"chunk {chunk} names context {context}, not there")
+        return context
+
+    @cached_property
+    def zran_contexts(self) -> tuple[ZranContext, ...]:
+        """The gzip random-access points, in order; empty for other blobs."""
+        if not self.entry.features & BlobFeature.ZRAN:
+            return ()
+        area = self._extra[: self.header.context_count * CONTEXT_SIZE]
+        return tuple(map(ZranContext._make, ZRAN_CONTEXT.iter_unpack(area)))
+
+    def zran_dictionary(self, context: ZranContext) -> memoryview:
+        """Return the inflate window that a context starts with."""
+        start = self.header.context_count * CONTEXT_SIZE + context.dict_offset
+        end = start + context.dict_size
+        if end > self.header.context_size:
+            raise self._bad("an inflate dictionary lies outside the table")
+        return self._extra[start:end]
+
+    def _stored(self, chunk: int) -> tuple[int, int]:
+        word = self._words[chunk * self._words_per_record + 1]
+        if self._is_v2:
+            return word & COMPRESSED_OFFSET_MASK, word >> 40
+        return word & COMPRESSED_OFFSET_MASK, (word >> 44 | (word >> 40 & 0xF) << 20) + 1
+
+    def _batch_context(self, batch: int) -> tuple[int, int]:
+        if batch >= self.header.context_count:
+            raise self._bad(f"batch {batch} is not there")
+        size, raw_size = BATCH_CONTEXT.unpack_from(self._extra, batch * CONTEXT_SIZE)
+        if not 0 < raw_size <= self.entry.chunk_size or size > self.entry.chunk_size:
+            raise self._bad(f"batch {batch} claims {raw_size} bytes in {size}")
+        return size, raw_size
+
+    def _piece_end(self, piece: int) -> int:
+        firsts = self._piece_firsts
+        if firsts is None:
+            return piece + 1
+        return firsts[piece + 1] if piece + 1 < len(firsts) else self.chunk_count
+
+    def _check_contexts(self, records_size: int) -> None:
+        header = self.header
+        if header.context_offset != records_size or header.context_size > len(self._extra):
+            raise self._bad("its contexts lie outside the table")
+        if header.context_count > self.chunk_count:
+            raise self._bad(f"{header.context_count} contexts for {self.chunk_count} chunks")
+        if header.context_count * CONTEXT_SIZE > header.context_size:
+            raise self._bad(f"{header.context_count} contexts do not fit")
+
+    def _check_chunk_number(self, chunk: int) -> None:
+        if not 0 <= chunk < self.chunk_count:
+            raise self._bad(f"there is no chunk {chunk}")
+
+    def _bad(self, what: str) -> FormatError:
+        return FormatError(f"Chunk table of blob {self.entry.blob_id}: {what}.")
+
+
+def read_ci_header(buffer: Buffer, blob_id: str) -> CiHeader:
+    """Return the header of a chunk table in the first 4096 bytes of ``buffer``."""
+    view = memoryview(buffer)
+    if len(view) < CI_HEADER_SIZE:
+        raise FormatError(f"Chunk table of blob {blob_id}: its header is cut off.")
+    magic, *fields, magic_at_end = CI_HEADER.unpack_from(view)
+    if magic != CI_MAGIC or magic_at_end != CI_MAGIC:
+        raise FormatError(f"Chunk table of blob {blob_id}: its header has no magic number.")
+    return CiHeader._make(fields)
+
+
+def _check_header(header: CiHeader, entry: BlobEntry) -> None:
+    pairs = (
+        ("entries", header.entries, entry.chunk_count),
+        ("compressor", header.compressor, entry.ci_compressor),
+        ("offset", header.offset, entry.ci_offset),
+        ("compressed size", header.compressed_size, entry.ci_compressed_size),
+        ("uncompressed size", header.uncompressed_size, entry.ci_uncompressed_size),
+    )
+    for name, found, expected in pairs:
+        if found != expected:
+            raise FormatError(
+                f"Chunk table of blob {entry.blob_id}: {name} is {found} in its header, "
+                f"{expected} in the bootstrap."
+            )
+
+
+def _checked_size(entry: BlobEntry) -> int:
+    if entry.features & BlobFeature.ENCRYPTED:
+        raise _encrypted(entry.blob_id)
+    if entry.features & BlobFeature.TARFS:
+        raise UnsupportedError(f"Blob {entry.blob_id} is a plain tar without a chunk table.")
+    record_size = V2_RECORD_SIZE if entry.features & BlobFeature.CHUNK_INFO_V2 else V1_RECORD_SIZE
+    size = entry.ci_uncompressed_size
+    if not entry.chunk_count * record_size <= size <= MAX_TABLE_SIZE:
+        raise FormatError(
+            f"Chunk table of blob {entry.blob_id} claims {size} bytes for {entry.chunk_count} chunks."
+        )
+    return size
+
+
+def _encrypted(blob_id: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"Blob {blob_id} is encrypted with AES-XTS, its key lying in the open beside it.",
+        hint="Rebuild the image; such encryption protects nothing.",
+    )
+
+
+def _as_words(view: memoryview) -> memoryview | array[int]:
+    if sys.byteorder == "little":
+        return view.cast("Q")
+    words = array("Q", bytes(view))
+    words.byteswap()
+    return words
+
+
+def _as_bytes(words: memoryview | array[int]) -> bytes:
+    if sys.byteorder == "little":
+        return words.tobytes()
+    swapped = array("Q", words)
+    swapped.byteswap()
+    return swapped.tobytes()
