@@ -1,0 +1,1 @@
+"""What the benchmarks share: hosts in network namespaces, a registry, peers, reports."""
