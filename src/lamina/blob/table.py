@@ -221,21 +221,43 @@ class ChunkTable:
             raise self._bad(f"there is no piece {piece}")
         firsts = self._piece_firsts
         first = piece if firsts is None else firsts[piece]
+        return self._piece(piece, first, self._piece_end(piece) - first)
+
+    def piece_holding(self, chunk: int) -> Piece:
+        """Return the piece that holds a chunk, found from its neighbours alone; its ``index`` is -1.
+
+        Other than with :meth:`piece_of` nothing is counted first, so one read of a big blob stays cheap.
+
+        Raises:
+            FormatError, UnsupportedError: as :meth:`piece`.
+        """
+        batch = self._batch_of(chunk)
+        first, end = chunk, chunk + 1
+        if batch is not None:
+            while first and self._batch_of(first - 1) == batch:
+                first -= 1
+            while end < self.chunk_count and self._batch_of(end) == batch:
+                end += 1
+        return self._piece(-1, first, end - first)
+
+    def _batch_of(self, chunk: int) -> int | None:
+        return self._words[chunk * 3 + 2] >> 32 if self.chunk_flags(chunk) & CHUNK_BATCH else None
+
+    def _piece(self, index: int, first: int, count: int) -> Piece:
         flags = self.chunk_flags(first)
         if flags & CHUNK_ENCRYPTED:
             raise _encrypted(self.blob_id)
         offset, size = self._stored(first)
         compressed = bool(flags & CHUNK_COMPRESSED)
-        raw_size, count = self.chunk_extent(first)[1], 1
+        raw_size = self.chunk_extent(first)[1]
         if flags & CHUNK_BATCH:
             size, raw_size = self._batch_context(self._words[first * 3 + 2] >> 32)
             compressed = size != raw_size
-            count = self._piece_end(piece) - first
         if size == 0 or offset + size > self._limit:
-            raise self._bad(f"piece {piece} lies outside the data of the blob")
+            raise self._bad(f"the piece of chunk {first} lies outside the data of the blob")
         if not compressed and size != raw_size:
-            raise self._bad(f"piece {piece} is not compressed but has two sizes")
-        return Piece(piece, offset, size, raw_size, compressed, first, count)
+            raise self._bad(f"the piece of chunk {first} is not compressed but has two sizes")
+        return Piece(index, offset, size, raw_size, compressed, first, count)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield all pieces in order."""
@@ -279,7 +301,7 @@ class ChunkTable:
         return word & COMPRESSED_OFFSET_MASK, (word >> 44 | (word >> 40 & 0xF) << 20) + 1
 
     def _batch_context(self, batch: int) -> tuple[int, int]:
-        if batch >= self.header.context_count:
+        if not self.entry.features & BlobFeature.BATCH or batch >= self.header.context_count:
             raise self._bad(f"batch {batch} is not there")
         size, raw_size = BATCH_CONTEXT.unpack_from(self._extra, batch * CONTEXT_SIZE)
         if not 0 < raw_size <= self.entry.chunk_size or size > self.entry.chunk_size:
