@@ -1,4 +1,6 @@
-"""The command line ``lamina``: a frame that knows the verbs by name, and one module a verb, imported on demand."""
+"""The command line ``lamina``: a frame that knows the verbs by name, and one module a verb,
+imported on demand.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; ``arguments`` defaults to those of the process."""
+    """Run the command line and return its exit code; ``arguments`` defaults to those of the
+    process.
+    """
     import sys
 
     from lamina.cli.frame import run_command

@@ -1,4 +1,6 @@
-"""From the arguments of the process to an exit code: find the verb, import it alone, run it, tell what went wrong."""
+"""From the arguments of the process to an exit code: find the verb, import it alone, run it,
+tell what went wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,32 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Final
 
 from lamina.cli import exit_codes
-from lamina.cli.page import Page, Row, Section, page_sections, render_text
+from lamina.cli.page import Page, Row, Section, page_sections, paragraphs, render_text
 from lamina.cli.parser import Parser, count_leading_options, terminal_width
 from lamina.cli.verbs import VERBS, Verb, find_verb, load_verb
 from lamina.errors import Error, UsageError
+
+ABOUT: Final = paragraphs(
+    """
+    Lamina starts containers before their image has arrived: it converts OCI images to a chunked,
+    verifiable file system, ships them through any registry and reads them on demand.
+
+    IMAGE is a reference as skopeo writes it: docker://HOST/NAME:TAG (or just NAME:TAG),
+    oci:DIR:TAG, oci-archive:FILE, docker-archive:FILE.
+    """
+)
+
+
+class Invocation:
+    """What the frame must know of the arguments to tell an error the right way."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        # Until they are parsed; a command of `lamina run` may have a --json of its own.
+        self.wants_json = "--json" in arguments and "run" not in arguments
+        self.verbose = False
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -32,22 +54,22 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _guarded(arguments: list[str]) -> int:
-    wants_json = "--json" in arguments
+    invocation = Invocation(arguments)
     try:
-        code = dispatch(arguments)
+        code = dispatch(arguments, invocation)
         sys.stdout.flush()
         return code
     except Error as error:
-        return _report(error, wants_json, error.exit_code)
+        return _report(error, invocation, error.exit_code)
     except BrokenPipeError:
         raise
     except OSError as error:
-        return _report(_from_os(error), wants_json, Error.exit_code)
-    except Exception as error:  # noqa: BLE001 - the last frame: a defect must still end in one clear line
-        return _report(_from_defect(error, arguments), wants_json, exit_codes.INTERNAL)
+        return _report(_from_os(error), invocation, Error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last frame: a defect too ends in clear words
+        return _report(_from_defect(error, invocation), invocation, exit_codes.INTERNAL)
 
 
-def dispatch(arguments: Sequence[str]) -> int:
+def dispatch(arguments: Sequence[str], invocation: Invocation) -> int:
     """Parse the arguments and run the verb.  Raises lamina.errors.Error."""
     top = top_parser()
     cut = count_leading_options(top, arguments)
@@ -58,17 +80,13 @@ def dispatch(arguments: Sequence[str]) -> int:
         before.help, words = True, words[1:]
     if before.help or not words:
         return _show_help(words, failed=not before.help)
-    return run_verb(_verb_called(words[0]), _canonical(before), words[1:])
-
-
-def run_verb(verb: Verb, common: Sequence[str], arguments: Sequence[str]) -> int:
-    """Import one verb, parse its arguments and run it.
-
-    ``common`` are options from before the verb; those that the verb does not have are dropped.
-    """
+    verb = _verb_called(words[0])
     parser = verb_parser(verb)
-    known = [option for option in common if option.partition("=")[0] in parser.option_names]
-    args = parser.parse([*known, *arguments])
+    # Options from before the verb that it does not have are dropped.
+    common = [word for word in _canonical(before) if word.partition("=")[0] in parser.option_names]
+    args = parser.parse([*common, *words[1:]])
+    invocation.wants_json = getattr(args, "json", False)
+    invocation.verbose = bool(args.verbose)
     from lamina.cli import story
 
     story.set_up(verbosity=args.verbose, quiet=args.quiet, form=args.log_format)
@@ -97,12 +115,23 @@ def top_parser() -> Parser:
     """The parser of what may stand before the verb."""
     parser = Parser("lamina", "", Page(""))
     group = parser.add_argument_group("Options before the verb")
-    group.add_argument("-h", "--help", action="store_true", help="show this page; `lamina help VERB` shows the verb's")
+    group.add_argument(
+        "-h",
+        "--help",
+        action="store_true",
+        help="show this page; `lamina help VERB` shows the verb's",
+    )
     group.add_argument("-V", "--version", action="store_true", help="print the version")
     group.add_argument("--json", action="store_true", help="as after the verb, like the four below")
-    group.add_argument("-q", "--quiet", action="store_true", help="say nothing on standard error but errors")
-    group.add_argument("-v", "--verbose", action="count", default=0, help="say more on standard error")
-    group.add_argument("--log-format", metavar="text|json", help="form of the lines on standard error")
+    group.add_argument(
+        "-q", "--quiet", action="store_true", help="say nothing on standard error but errors"
+    )
+    group.add_argument(
+        "-v", "--verbose", action="count", default=0, help="say more on standard error"
+    )
+    group.add_argument(
+        "--log-format", metavar="text|json", help="form of the lines on standard error"
+    )
     group.add_argument("--store", metavar="DIR", help="folder of the node store")
     return parser
 
@@ -120,13 +149,7 @@ def top_sections() -> list[Section]:
 
 def top_help(width: int) -> str:
     """The page of ``lamina --help``."""
-    lines = (
-        "Lamina starts containers before their image has arrived: it converts OCI images to a chunked, verifiable "
-        "file system, ships them through any registry and reads them on demand.",
-        "IMAGE is a reference as skopeo writes it: docker://HOST/NAME:TAG (or just NAME:TAG), oci:DIR:TAG, "
-        "oci-archive:FILE, docker-archive:FILE.",
-    )
-    return render_text("Usage: lamina VERB [OPTIONS] [ARGUMENTS]", lines, top_sections(), width)
+    return render_text("Usage: lamina VERB [OPTIONS] [ARGUMENTS]", ABOUT, top_sections(), width)
 
 
 def _show_help(words: Sequence[str], *, failed: bool) -> int:
@@ -154,8 +177,8 @@ def _from_os(error: OSError) -> Error:
     return Error(f"{where}{error.strerror or error}")
 
 
-def _from_defect(error: Exception, arguments: Sequence[str]) -> Error:
-    if any(word in ("-v", "-vv", "--verbose") for word in arguments):
+def _from_defect(error: Exception, invocation: Invocation) -> Error:
+    if invocation.verbose:
         import traceback
 
         traceback.print_exception(error)
@@ -165,13 +188,13 @@ def _from_defect(error: Exception, arguments: Sequence[str]) -> Error:
     )
 
 
-def _report(error: Error, wants_json: bool, code: int) -> int:
+def _report(error: Error, invocation: Invocation, code: int) -> int:
     """Tell an error on stderr, and on stdout as JSON where JSON was asked for."""
     from lamina.cli import story
 
     with contextlib.suppress(OSError):
         sys.stdout.flush()
-    if wants_json:
+    if invocation.wants_json:
         from lamina.cli.output import print_json
 
         body = {"kind": type(error).__name__, "message": str(error), "hint": error.hint}

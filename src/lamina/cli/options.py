@@ -16,8 +16,7 @@ REGISTRY_TITLE: Final = "Registry options"
 
 STORE_ENVIRONMENT: Final = (
     "LAMINA_STORE",
-    "folder of the node store when --store is not given; else /var/lib/lamina for root and "
-    "$XDG_CACHE_HOME/lamina for others",
+    "folder of the node store when --store is not given (/var/lib/lamina for root)",
 )
 REGISTRY_ENVIRONMENT: Final = (
     (
@@ -31,7 +30,9 @@ REGISTRY_ENVIRONMENT: Final = (
 def add_output_options(parser: Parser, *, short_verbose: bool = True) -> None:
     """``--json``, ``--quiet``, ``--verbose``, ``--log-format``, ``--help``; for every verb."""
     group = parser.add_argument_group(OUTPUT_TITLE)
-    group.add_argument("--json", action="store_true", help="print JSON on standard output, one object a line")
+    group.add_argument(
+        "--json", action="store_true", help="print JSON on standard output, one object a line"
+    )
     group.add_argument(
         "-q", "--quiet", action="store_true", help="say nothing on standard error but errors"
     )
@@ -52,7 +53,9 @@ def add_output_options(parser: Parser, *, short_verbose: bool = True) -> None:
 def add_store_option(parser: Parser | argparse._ArgumentGroup) -> None:
     """``--store DIR``."""
     parser.add_argument(
-        "--store", metavar="DIR", help="folder of the node store, which keeps what was fetched and verified"
+        "--store",
+        metavar="DIR",
+        help="folder of the node store, which keeps what was fetched and verified",
     )
 
 
@@ -63,7 +66,7 @@ def add_registry_options(parser: Parser) -> None:
         "--platform",
         metavar="OS/ARCH",
         type=platform_name,
-        help="which platform of a multi-platform image, as linux/arm64 or linux/arm/v7 (this machine's)",
+        help="which platform of a multi-platform image, as linux/arm/v7 (this machine's)",
     )
     group.add_argument(
         "--authfile", metavar="FILE", help="credentials in the form of docker's config.json"
@@ -74,7 +77,9 @@ def add_registry_options(parser: Parser) -> None:
         help="credentials for the registry; without a password it is asked for, or read from "
         "standard input if that is no terminal",
     )
-    group.add_argument("--ca-file", metavar="FILE", help="PEM file of certificate authorities to trust")
+    group.add_argument(
+        "--ca-file", metavar="FILE", help="PEM file of certificate authorities to trust"
+    )
     group.add_argument(
         "--plain-http",
         action="store_true",
@@ -101,7 +106,9 @@ def split_credentials(text: str) -> tuple[str, str]:
     """``USER:PASSWORD`` → both; the password is asked for where it is missing."""
     user, colon, password = text.partition(":")
     if not user:
-        raise UsageError("--creds has no user name", hint="write --creds USER or --creds USER:PASSWORD")
+        raise UsageError(
+            "--creds has no user name", hint="write --creds USER or --creds USER:PASSWORD"
+        )
     return user, password if colon else _ask_password(user)
 
 
@@ -116,7 +123,9 @@ def _ask_password(user: str) -> str:
 
 
 def client_options(args: argparse.Namespace, creds: str | None = None) -> ClientOptions:
-    """The registry client's options that the command line asks for; ``creds`` overrides ``--creds``."""
+    """The registry client's options that the command line asks for; ``creds`` overrides
+    ``--creds``.
+    """
     from lamina.registry.repository import ClientOptions
 
     text = creds if creds is not None else args.creds

@@ -10,7 +10,9 @@ from typing import Any
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on one line; names that are no UTF-8 keep their bytes as lone surrogates."""
+    """Print one JSON document on one line; names that are no UTF-8 keep their bytes as lone
+    surrogates.
+    """
     sys.stdout.write(json.dumps(value, separators=(", ", ": ")) + "\n")
 
 
@@ -40,7 +42,9 @@ def print_table(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset
 
 
 def shown_name(name: bytes) -> str:
-    r"""A file name for a terminal: unprintable characters and bytes that are no UTF-8 as ``\xNN``."""
+    r"""A file name for a terminal: unprintable characters and bytes that are no UTF-8 as
+    ``\xNN``.
+    """
     text = os.fsdecode(name)
     if text.isprintable():
         return text

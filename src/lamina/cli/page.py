@@ -1,7 +1,8 @@
-"""Help pages: the words of a verb and the facts of its parser, rendered for a terminal or as Markdown.
+"""Help pages: the words of a verb and the facts of its parser, rendered for a terminal or as
+Markdown.
 
-argparse words its help differently from one Python version to the next; these pages do not, so the reference that is
-generated from them is the same everywhere.
+argparse words its help differently from one Python version to the next; these pages do not, so the
+reference that is generated from them is the same everywhere.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ MAX_WIDTH: Final = 96
 class Page(NamedTuple):
     """What the help of a verb says beyond its options.
 
-    ``examples`` are (command, what it does); ``json_keys`` are (key, meaning) of what ``--json`` prints;
-    ``exit_codes`` are the meanings that differ from the common table; ``see_also`` are names of verbs.
+    ``examples`` are (command, what it does); ``json_keys`` are (key, meaning) of what ``--json``
+    prints; ``exit_codes`` are the meanings that differ from the common table; ``see_also`` are
+    names of verbs.
     """
 
     description: str
@@ -67,7 +69,12 @@ def synopsis(parser: argparse.ArgumentParser) -> str:
     words = [parser.prog, "[OPTIONS]"]
     for action in positionals(parser):
         name = argument_name(action)
-        forms = {"?": f"[{name}]", "*": f"[{name}…]", "+": f"{name}…", argparse.REMAINDER: f"[{name}…]"}
+        forms = {
+            "?": f"[{name}]",
+            "*": f"[{name}…]",
+            "+": f"{name}…",
+            argparse.REMAINDER: f"[{name}…]",
+        }
         words.append(forms.get(str(action.nargs), name))
     return " ".join(words)
 
@@ -84,7 +91,10 @@ def option_sections(parser: argparse.ArgumentParser) -> Iterator[Section]:
     """The arguments, the verb's own options, then the groups."""
     for group in parser._action_groups:
         rows = tuple(
-            Row(option_spelling(action) if action.option_strings else argument_name(action), _help_of(action))
+            Row(
+                option_spelling(action) if action.option_strings else argument_name(action),
+                _help_of(action),
+            )
             for action in group._group_actions
             if action.help != argparse.SUPPRESS
         )

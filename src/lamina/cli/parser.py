@@ -1,4 +1,6 @@
-"""The argument parser of a verb: argparse, with our errors, our help pages and docker's rule for commands."""
+"""The argument parser of a verb: argparse, with our errors, our help pages and docker's rule for
+commands.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ class Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """The whole page for a terminal."""
-        lines = (f"{self.summary[0].upper()}{self.summary[1:]}.", *paragraphs(self.page.description))
+        lines = (
+            f"{self.summary[0].upper()}{self.summary[1:]}.",
+            *paragraphs(self.page.description),
+        )
         body = page_sections(self.page, self)
         return render_text(f"Usage: {synopsis(self)}", lines, body, terminal_width())
 
@@ -46,8 +51,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse the arguments of the verb.  Raises UsageError; leaves the process after ``--help``.
 
-        A verb that ends in a command follows docker's rule: what comes after the first argument that is not an option
-        belongs to the command, whatever it looks like.  Elsewhere options and arguments mix freely.
+        A verb that ends in a command follows docker's rule: what comes after the first argument
+        that is not an option belongs to the command, whatever it looks like.  Elsewhere options and
+        arguments mix freely.
         """
         tail = next((item for item in positionals(self) if item.nargs == argparse.REMAINDER), None)
         if tail is None:
@@ -69,7 +75,9 @@ def terminal_width() -> int:
 
 
 def count_leading_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    """How many arguments come before the first that is neither an option of the parser nor an option's value."""
+    """How many arguments come before the first that is neither an option of the parser nor an
+    option's value.
+    """
     index = 0
     while index < len(arguments):
         word = arguments[index]

@@ -1,4 +1,6 @@
-"""How far long transfers are: bars of rich on a terminal, else a line every few seconds, nothing with ``--quiet``."""
+"""How far long transfers are: bars of rich on a terminal, else a line every few seconds, nothing
+with ``--quiet``.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def open_meter() -> Meter:
 class SilentMeter:
     """Shows nothing."""
 
-    def add(self, label: str, total_bytes: int | None = None) -> Advance:  # noqa: ARG002 - the seam's names
+    def add(self, label: str, total_bytes: int | None = None) -> Advance:  # noqa: ARG002
         """Start a task that nobody sees."""
         return lambda moved: None  # noqa: ARG005
 

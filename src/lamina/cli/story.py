@@ -1,6 +1,7 @@
 """What a person reads: lines on standard error, as text or JSON.  Standard output belongs to data.
 
-``set_up`` is called once, before the verb runs; log records of the library's loggers go the same way.
+``set_up`` is called once, before the verb runs; log records of the library's loggers go the same
+way.
 """
 
 from __future__ import annotations
@@ -34,7 +35,12 @@ def set_up(*, verbosity: int = 0, quiet: bool = False, form: str = "text") -> No
 
         def emit(self, record: LogRecord) -> None:
             """Write one record."""
-            _write(record.levelname.lower(), record.getMessage(), {"logger": record.name}, record.created)
+            _write(
+                record.levelname.lower(),
+                record.getMessage(),
+                {"logger": record.name},
+                record.created,
+            )
 
     logger = logging.getLogger("lamina")
     chatty = logging.DEBUG if verbosity > 1 else logging.INFO if verbosity else logging.WARNING
@@ -75,7 +81,9 @@ def tell_error(error: Error) -> None:
         sys.stderr.write(f"hint: {error.hint}\n")
 
 
-def _write(level: str, message: str, fields: dict[str, Any], created_s: float | None = None) -> None:
+def _write(
+    level: str, message: str, fields: dict[str, Any], created_s: float | None = None
+) -> None:
     if _Style.form == "json":
         moment = time.time() if created_s is None else created_s
         line = json.dumps({"time": round(moment, 3), "level": level, "message": message, **fields})

@@ -1,0 +1,91 @@
+"""Where the files of one container are: its bundle in memory, its changes in the node store.
+
+::
+
+    /run/lamina/containers/ID/     bundle: config.json, hosts, …, image (mount), rootfs (mount)
+    STORE/containers/ID/           upper (changes), work (overlayfs's own)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+from typing import Final, NamedTuple
+
+from lamina.errors import StoreError, UsageError
+
+RUN_ROOT: Final = "/run/lamina"
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class ContainerFolders(NamedTuple):
+    """The folders of one container; see the module."""
+
+    container_id: str
+    bundle: str
+    changes: str
+
+    @property
+    def image(self) -> str:
+        """Where the read-only image is mounted."""
+        return os.path.join(self.bundle, "image")
+
+    @property
+    def rootfs(self) -> str:
+        """Where the container's root is mounted."""
+        return os.path.join(self.bundle, "rootfs")
+
+    @property
+    def upper(self) -> str:
+        """What the container wrote."""
+        return os.path.join(self.changes, "upper")
+
+    def remove(self, *, keep_changes: bool) -> None:
+        """Remove the folders once nothing is mounted in them; may be called again."""
+        shutil.rmtree(self.bundle, ignore_errors=True)
+        shutil.rmtree(os.path.join(self.changes, "work"), ignore_errors=True)
+        if not keep_changes:
+            shutil.rmtree(self.changes, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(self.changes))
+
+
+def create_folders(store_root: str, name: str | None, run_root: str = RUN_ROOT) -> ContainerFolders:
+    """Make the folders of a new container; without a name it gets a random one.
+
+    Raises UsageError for a name that is malformed or taken, StoreError where a folder cannot be
+    made.
+    """
+    container_id = name if name is not None else secrets.token_hex(6)
+    if not NAME.fullmatch(container_id):
+        raise UsageError(
+            f"{container_id!r} is no container name", hint="use letters, digits, '_', '.' and '-'"
+        )
+    bundle = os.path.join(run_root, "containers", container_id)
+    changes = os.path.join(store_root, "containers", container_id)
+    folders = ContainerFolders(container_id, bundle, changes)
+    _make(bundle, container_id)
+    try:
+        _make(changes, container_id)
+    except BaseException:
+        os.rmdir(bundle)
+        raise
+    for path in (folders.image, folders.rootfs):
+        os.mkdir(path, 0o700)
+    return folders
+
+
+def _make(path: str, container_id: str) -> None:
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        raise UsageError(
+            f"there is a container of the name {container_id!r} already",
+            hint=f"choose another --name, or remove {path}",
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot make a folder for the container: {error}") from error

@@ -1,0 +1,125 @@
+"""The writable layer of a container: an overlay of a read-only tree and a folder for changes.
+
+Kernel documentation: filesystems/overlayfs.rst.  The folder for changes must be on a file system
+that overlayfs can write to (not on another overlay, as inside a container); where it is not, memory
+takes its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from lamina.linux.mount import attach_mount, create_mount, unmount
+from lamina.linux.syscalls import SyscallError
+
+_UNFIT = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+def mount_overlay(lower: str, changes: str, mountpoint: str, *, throwaway: bool) -> bool:
+    """Mount an overlay whose changes go to ``changes/upper``; return whether they will still be
+    there afterwards.
+
+    ``throwaway`` spares the disk every flush.  False means that the file system under ``changes``
+    is none that overlayfs takes, and that the changes are in memory instead.  Needs CAP_SYS_ADMIN;
+    raises SyscallError.
+    """
+    options = ("volatile",) if throwaway else ()
+    try:
+        _mount(lower, changes, mountpoint, options)
+    except SyscallError as error:
+        if error.code not in _UNFIT:
+            raise
+        memory = create_mount("tmpfs", "lamina", [("mode", "0700")])
+        try:
+            attach_mount(memory, changes)
+        finally:
+            os.close(memory)
+        _mount(lower, changes, mountpoint, options)
+        return False
+    return True
+
+
+def _mount(lower: str, changes: str, mountpoint: str, flags: tuple[str, ...]) -> None:
+    upper, work = os.path.join(changes, "upper"), os.path.join(changes, "work")
+    for folder in (upper, work):
+        os.makedirs(folder, exist_ok=True)
+    _copy_attributes(lower, upper)
+    pairs: list[tuple[str, str | None]] = [
+        ("lowerdir", _escaped(lower)),
+        ("upperdir", _escaped(upper)),
+        ("workdir", _escaped(work)),
+        *((flag, None) for flag in flags),
+    ]
+    descriptor = create_mount("overlay", "overlay", pairs)
+    try:
+        attach_mount(descriptor, mountpoint)
+    finally:
+        os.close(descriptor)
+
+
+def _copy_attributes(lower: str, upper: str) -> None:
+    """The root of the merged tree is the upper folder's inode, so it must look like the image's
+    root.
+    """
+    status = os.stat(lower)
+    os.chown(upper, status.st_uid, status.st_gid)
+    os.chmod(upper, status.st_mode & 0o7777)
+    for name in os.listxattr(lower):
+        os.setxattr(upper, name, os.getxattr(lower, name))
+    os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _escaped(path: str) -> str:
+    """The kernel cuts these options at colons and, before Linux 6.5, at commas; a backslash
+    protects.
+    """
+    return "".join(f"\\{char}" if char in "\\:," else char for char in path)
+
+
+def prune_mount_points(upper: str, targets: list[str], lower: str) -> None:
+    """Remove from the changes what the runtime made only to mount on: empty files and folders
+    the image lacks.
+    """
+    for target in targets:
+        parts = [part for part in target.split("/") if part]
+        for count in range(len(parts), 0, -1):
+            inner = "/".join(parts[:count])
+            if os.path.lexists(os.path.join(lower, inner)) or not _remove_empty(
+                os.path.join(upper, inner)
+            ):
+                break
+
+
+def _remove_empty(path: str) -> bool:
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.rmdir(path)
+        elif os.lstat(path).st_size == 0:
+            os.unlink(path)
+        else:
+            return False
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def has_changes(upper: str) -> bool:
+    """Whether anything is in the folder for changes."""
+    with os.scandir(upper) as entries:
+        return any(True for _ in entries)
+
+
+def unmount_quietly(mountpoint: str) -> None:
+    """Take a mount away, at the latest when its last user does; a mount that is not there is
+    fine.
+    """
+    from lamina.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW
+
+    try:
+        unmount(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
+    except SyscallError as error:
+        if error.code not in (errno.EINVAL, errno.ENOENT):
+            raise

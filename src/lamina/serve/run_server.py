@@ -1,0 +1,134 @@
+"""The process that serves one container's image: it lives as long as ``lamina run`` does, and
+cleans up after it.
+
+The caller forks it before it does anything else.  It opens the image, mounts it, writes the bundle
+and reports over a socket; then it waits for the socket's other end to close.  A caller that was
+killed closes it too, without a goodbye: then this process kills the container *before* it stops
+serving, so that no program ever reads from a tree that nobody serves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+
+import lamina.errors
+from lamina.errors import Error, KernelError
+
+_GOODBYE = b"q"
+
+
+class Served(Protocol):
+    """What the child serves; made, mounted and unmade in the child."""
+
+    def start(self) -> dict[str, Any]:
+        """Mount, and return what the caller should know (JSON).  Raises lamina.errors.Error."""
+
+    def stop(self, *, orphaned: bool) -> None:
+        """Unmount; ``orphaned`` if the caller is gone without a goodbye."""
+
+
+@dataclass(slots=True)
+class RunServer:
+    """The caller's end: the child's pid and the socket to it."""
+
+    pid: int
+    channel: socket.socket
+
+    def wait_ready(self) -> dict[str, Any]:
+        """Wait until the image is mounted and return what ``start`` returned.
+
+        Raises the Error that the child met, or KernelError if the child ended without a word.
+        """
+        with self.channel.makefile("rb") as stream:
+            line = stream.readline()
+        if not line:
+            raise KernelError("the server of the image ended before the image was mounted")
+        message: dict[str, Any] = json.loads(line)
+        if "error" in message:
+            raise _revived(message["error"])
+        return dict(message["ready"])
+
+    def stop(self) -> None:
+        """Say goodbye and wait until everything is unmounted; may be called again."""
+        if self.pid:
+            with contextlib.suppress(OSError):
+                self.channel.send(_GOODBYE)
+            self.channel.close()
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+
+
+def start_server(make: Callable[[], Served]) -> RunServer:
+    """Fork the server.  The process must have one thread."""
+    mine, theirs = socket.socketpair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        mine.close()
+        _child(theirs, make)
+    theirs.close()
+    return RunServer(pid, mine)
+
+
+def _child(channel: socket.socket, make: Callable[[], Served]) -> NoReturn:
+    code = 1
+    try:
+        _detach()
+        _serve(channel, make())
+        code = 0
+    except Exception:  # noqa: BLE001 - the last frame of the process
+        # The caller sees the socket close; this is for whoever looks for the cause.
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _detach() -> None:
+    """Leave the terminal's process group, so that ^C is the container's business; keep only
+    standard error.
+    """
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    os.close(null)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _serve(channel: socket.socket, served: Served) -> None:
+    orphaned = False
+    try:
+        try:
+            message: dict[str, Any] = {"ready": served.start()}
+        except Error as error:
+            message = {"error": _preserved(error)}
+        with contextlib.suppress(BrokenPipeError):
+            channel.sendall(json.dumps(message).encode() + b"\n")
+        orphaned = channel.recv(1) != _GOODBYE
+    finally:
+        served.stop(orphaned=orphaned)
+
+
+def _preserved(error: Error) -> dict[str, Any]:
+    family = next(kind for kind in type(error).__mro__ if kind.__module__ == lamina.errors.__name__)
+    return {"family": family.__name__, "message": str(error), "hint": error.hint}
+
+
+def _revived(record: dict[str, Any]) -> Error:
+    family = getattr(lamina.errors, str(record["family"]), Error)
+    error = family(str(record["message"]), hint=record["hint"])
+    assert isinstance(error, Error)
+    return error
