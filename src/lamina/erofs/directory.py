@@ -6,10 +6,15 @@ by two binary searches: over the first names of the blocks, then over the names 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from operator import or_
 from typing import TYPE_CHECKING
 
-from lamina.erofs.layout import DIRENT, MAX_NAME_SIZE, Dirent
+from lamina.erofs.layout import BLOCK_SIZE, DIRENT, MAX_NAME_SIZE, Dirent
 from lamina.errors import FormatError
 
 if TYPE_CHECKING:
@@ -96,3 +101,52 @@ def _name_at(block: memoryview, position: int, count: int, nid: int) -> bytes:
     if not 0 < len(name) <= MAX_NAME_SIZE:
         raise FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
     return name
+
+
+def sorted_names(names: Iterable[bytes]) -> list[bytes]:
+    """Return the names of a directory's children in storage order, ``.`` and ``..`` among them.
+
+    Raises:
+        FormatError: a name that no directory can hold.
+    """
+    ordered = sorted(names)
+    for dots in (b".", b".."):
+        position = bisect_left(ordered, dots)
+        if ordered[position : position + 1] == [dots]:
+            raise FormatError(f"A directory has a child with the name {dots!r}.")
+        ordered.insert(position, dots)
+    joined = b"".join(ordered)
+    if not ordered[0] or b"/" in joined or b"\0" in joined:
+        raise FormatError("A directory has a child with an empty name, or a slash or zero byte in it.")
+    if max(map(len, ordered)) > MAX_NAME_SIZE:
+        raise FormatError(f"A directory has a child with a name of more than {MAX_NAME_SIZE} bytes.")
+    return ordered
+
+
+def directory_blocks(names: list[bytes]) -> tuple[list[list[bytes]], int]:
+    """Distribute sorted names over blocks; return them and the size of the directory in bytes."""
+    total = _ENTRY_SIZE * len(names) + sum(map(len, names))
+    if total <= BLOCK_SIZE:
+        return [names], total
+    blocks: list[list[bytes]] = []
+    used = BLOCK_SIZE
+    for name in names:
+        used += _ENTRY_SIZE + len(name)
+        if used > BLOCK_SIZE:
+            blocks.append([])
+            used = _ENTRY_SIZE + len(name)
+        blocks[-1].append(name)
+    return blocks, (len(blocks) - 1) * BLOCK_SIZE + used
+
+
+def encode_block(names: Sequence[bytes], nids: Sequence[int], types: Sequence[int]) -> bytes:
+    """Return one directory block, without padding; ``nids`` must fit in 32 bits."""
+    start = _ENTRY_SIZE * len(names)
+    # An entry is three u32: the number and its zero high half, then name offset | type << 16.
+    words = array("I", bytes(start))
+    words[0::3] = array("I", nids)
+    offsets = accumulate(map(len, names), initial=start)
+    words[2::3] = array("I", map(or_, offsets, [kind << 16 for kind in types]))
+    if sys.byteorder == "big":
+        words.byteswap()
+    return words.tobytes() + b"".join(names)
