@@ -1,6 +1,6 @@
 """One blob on this node: a sparse file in the blob's uncompressed address space, and its readiness.
 
-The file is as long as the address space and can be a device of a kernel mount.  A piece is written
+The file is as long as the address space and can be a device of a kernel mount.  A chunk is written
 and only then marked.  Nothing here verifies anything: the caller has done so before it writes.
 """
 
@@ -23,32 +23,32 @@ class CacheBlob:
         self.path = path
         self.fd = fd
         self.size_bytes = size_bytes
-        self.piece_count = readiness.piece_count
+        self.chunk_count = readiness.chunk_count
         self._readiness = readiness
         self._complete = False
 
-    def is_ready(self, piece: int) -> bool:
-        """Tell whether *piece* can be read from the file."""
-        return self._readiness.is_ready(piece)
+    def is_ready(self, chunk: int) -> bool:
+        """Tell whether *chunk* can be read from the file."""
+        return self._readiness.is_ready(chunk)
 
     def first_missing(self, first: int, stop: int) -> int:
-        """Return the first piece of ``[first, stop)`` that is not ready, -1 if all are."""
+        """Return the first chunk of ``[first, stop)`` that is not ready, -1 if all are."""
         return self._readiness.first_missing(first, stop)
 
-    def mark(self, piece: int) -> None:
-        """Make *piece* ready for every process that has the blob open; write its data first."""
-        self._readiness.mark(piece)
+    def mark(self, first: int, count: int = 1) -> None:
+        """Make chunks ready for every process that has the blob open; write their data first."""
+        self._readiness.mark(first, count)
 
     @property
     def complete(self) -> bool:
-        """True once every piece is ready; this never changes back."""
+        """True once every chunk is ready; this never changes back."""
         if not self._complete:
             self._complete = self._readiness.complete
         return self._complete
 
     @property
     def ready_count(self) -> int:
-        """How many pieces are ready."""
+        """How many chunks are ready."""
         return self._readiness.ready_count
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:

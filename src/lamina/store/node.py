@@ -42,7 +42,7 @@ from lamina.store.files import FILE_MODE, make_private_directory, store_error, w
 from lamina.store.readiness import Header, create_map, current_boot_id, open_map
 
 MAX_BLOB_SIZE: Final = 1 << 44
-MAX_PIECE_COUNT: Final = 1 << 24
+MAX_CHUNK_COUNT: Final = 1 << 24
 BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
 RECORD_PREFIX: Final = 65
@@ -71,7 +71,7 @@ class NodeStore:
             make_private_directory(directory)
 
     def blob(
-        self, blob_id: str, size_bytes: int, piece_count: int, *, identity: bytes = b""
+        self, blob_id: str, size_bytes: int, chunk_count: int, *, identity: bytes = b""
     ) -> CacheBlob:
         """Open the cache file of a blob, creating it with nothing ready if there is none to trust.
 
@@ -80,15 +80,15 @@ class NodeStore:
         """
         if not BLOB_ID.fullmatch(blob_id):
             raise FormatError(f"blob id {blob_id!r} is not a name that a store can keep")
-        if not 0 <= size_bytes <= MAX_BLOB_SIZE or not 0 <= piece_count <= MAX_PIECE_COUNT:
+        if not 0 <= size_bytes <= MAX_BLOB_SIZE or not 0 <= chunk_count <= MAX_CHUNK_COUNT:
             raise FormatError(
-                f"blob {blob_id} claims {size_bytes} bytes in {piece_count} pieces, more than"
-                f" {MAX_BLOB_SIZE} bytes or {MAX_PIECE_COUNT} pieces"
+                f"blob {blob_id} claims {size_bytes} bytes in {chunk_count} chunks, more than"
+                f" {MAX_BLOB_SIZE} bytes or {MAX_CHUNK_COUNT} chunks"
             )
         key = hashlib.sha256(identity).digest()
         stem = self._blobs / f"{blob_id}.{key.hex()[:32]}"
         data_path = Path(f"{stem}.data")
-        pair = data_path, Path(f"{stem}.ready"), size_bytes, piece_count, key
+        pair = data_path, Path(f"{stem}.ready"), size_bytes, chunk_count, key
         try:
             with self._locked():
                 found = _open_pair(*pair)
@@ -195,7 +195,7 @@ def _record_prefix(content: bytes) -> bytes:
 
 
 def _open_pair(
-    data_path: Path, map_path: Path, size_bytes: int, piece_count: int, identity: bytes
+    data_path: Path, map_path: Path, size_bytes: int, chunk_count: int, identity: bytes
 ) -> CacheBlob | None:
     try:
         fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -204,7 +204,7 @@ def _open_pair(
     readiness = None
     try:
         if os.fstat(fd).st_size == size_bytes:
-            expected = _expected_header(fd, size_bytes, piece_count, identity)
+            expected = _expected_header(fd, size_bytes, chunk_count, identity)
             readiness = open_map(map_path, expected)
     finally:
         if readiness is None:
@@ -213,7 +213,7 @@ def _open_pair(
 
 
 def _create_pair(
-    data_path: Path, map_path: Path, size_bytes: int, piece_count: int, identity: bytes
+    data_path: Path, map_path: Path, size_bytes: int, chunk_count: int, identity: bytes
 ) -> None:
     """Put an empty cache file and its map in place.
 
@@ -223,7 +223,7 @@ def _create_pair(
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         os.truncate(fd, size_bytes)
-        create_map(map_path, _expected_header(fd, size_bytes, piece_count, identity))
+        create_map(map_path, _expected_header(fd, size_bytes, chunk_count, identity))
         os.rename(temporary, data_path)
     except BaseException:
         os.unlink(temporary)
@@ -232,6 +232,6 @@ def _create_pair(
         os.close(fd)
 
 
-def _expected_header(fd: int, size_bytes: int, piece_count: int, identity: bytes) -> Header:
+def _expected_header(fd: int, size_bytes: int, chunk_count: int, identity: bytes) -> Header:
     inode = os.fstat(fd).st_ino
-    return Header(piece_count, size_bytes, inode, identity, current_boot_id())
+    return Header(chunk_count, size_bytes, inode, identity, current_boot_id())

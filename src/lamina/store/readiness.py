@@ -1,8 +1,8 @@
-"""The readiness map: which pieces of one blob are verified and in its cache file.
+"""The readiness map: which chunks of one blob are verified and in its cache file.
 
-A map file is a header of 4096 bytes and then one byte a piece: 0 missing, 1 ready.  All processes
-that use the blob map the file shared, so a piece that one of them marks is ready for all at once,
-and the first missing piece of a range is one ``memchr``.  Header, little-endian:
+A map file is a header of 4096 bytes and then one byte a chunk: 0 missing, 1 ready.  All processes
+that use the blob map the file shared, so a chunk that one of them marks is ready for all at once,
+and the first missing chunk of a range is one ``memchr``.  Header, little-endian:
 
 ====== ==== ===============================================================================
 offset size field
@@ -10,13 +10,13 @@ offset size field
 0      8    magic ``LAMREADY``
 8      4    version, 1
 12     4    CRC-32 of bytes 16..112
-16     8    piece count
+16     8    chunk count
 24     8    size of the cache file in bytes
 32     8    inode number of the cache file, so that a map is never used with another file
-40     32   identity: what the pieces were verified against (:mod:`lamina.store.node`)
-72     16   boot id of the kernel under which pieces were marked
+40     32   identity: what the chunks were verified against (:mod:`lamina.store.node`)
+72     16   boot id of the kernel under which chunks were marked
 88     24   zeros
-112    4    clean: 0x4E41454C if all pieces are ready and the cache file was flushed to disk
+112    4    clean: 0x4E41454C if all chunks are ready and the cache file was flushed to disk
 116    3980 zeros
 ====== ==== ===============================================================================
 
@@ -46,12 +46,13 @@ BODY_OFFSET: Final = PREFIX.size
 CLEAN_FIELD: Final = Struct("<I")
 CLEAN_OFFSET: Final = BODY_OFFSET + BODY.size
 MISSING: Final = b"\0"
+READY: Final = b"\1"
 
 
 class Header(NamedTuple):
     """What a map must say to be believed."""
 
-    piece_count: int
+    chunk_count: int
     size_bytes: int
     inode: int
     identity: bytes
@@ -88,33 +89,34 @@ def decode_header(data: bytes) -> Header | None:
 class ReadinessMap:
     """One open map file.  Marks and tests are single memory accesses, so threads may share it."""
 
-    def __init__(self, fd: int, piece_count: int) -> None:
+    def __init__(self, fd: int, chunk_count: int) -> None:
         """Map the file open as *fd* (which stays the caller's).  Raises OSError or ValueError."""
-        self.piece_count = piece_count
-        self._map = mmap.mmap(fd, HEADER_SIZE + piece_count)
+        self.chunk_count = chunk_count
+        self._map = mmap.mmap(fd, HEADER_SIZE + chunk_count)
 
-    def is_ready(self, piece: int) -> bool:
-        """Tell whether *piece* is ready."""
-        return self._map[HEADER_SIZE + piece] == 1
+    def is_ready(self, chunk: int) -> bool:
+        """Tell whether *chunk* is ready."""
+        return self._map[HEADER_SIZE + chunk] == 1
 
     def first_missing(self, first: int, stop: int) -> int:
-        """Return the first piece of ``[first, stop)`` that is not ready, -1 if all are."""
+        """Return the first chunk of ``[first, stop)`` that is not ready, -1 if all are."""
         found = self._map.find(MISSING, HEADER_SIZE + first, HEADER_SIZE + stop)
         return found - HEADER_SIZE if found >= 0 else -1
 
-    def mark(self, piece: int) -> None:
-        """Make *piece* ready; its data must have been written before."""
-        self._map[HEADER_SIZE + piece] = 1
+    def mark(self, first: int, count: int = 1) -> None:
+        """Make *count* chunks from *first* on ready; their data must have been written before."""
+        start = HEADER_SIZE + first
+        self._map[start : start + count] = READY * count
 
     @property
     def complete(self) -> bool:
-        """True if every piece is ready."""
-        return self.first_missing(0, self.piece_count) < 0
+        """True if every chunk is ready."""
+        return self.first_missing(0, self.chunk_count) < 0
 
     @property
     def ready_count(self) -> int:
-        """How many pieces are ready; reads the whole map."""
-        return self.piece_count - self._map[HEADER_SIZE:].count(0)
+        """How many chunks are ready; reads the whole map."""
+        return self.chunk_count - self._map[HEADER_SIZE:].count(0)
 
     @property
     def clean(self) -> bool:
@@ -147,7 +149,7 @@ def create_map(path: Path, header: Header) -> None:
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         encoded = encode_header(header)
-        write_all(fd, encoded.ljust(HEADER_SIZE + header.piece_count, b"\0"), 0)
+        write_all(fd, encoded.ljust(HEADER_SIZE + header.chunk_count, b"\0"), 0)
         os.rename(temporary, path)
     except BaseException:
         os.unlink(temporary)
@@ -167,11 +169,11 @@ def open_map(path: Path, expected: Header) -> ReadinessMap | None:
         return None
     try:
         header = decode_header(os.pread(fd, HEADER_SIZE, 0))
-        if header is None or os.fstat(fd).st_size != HEADER_SIZE + expected.piece_count:
+        if header is None or os.fstat(fd).st_size != HEADER_SIZE + expected.chunk_count:
             return None
         if header._replace(boot_id=expected.boot_id) != expected:
             return None
-        found = ReadinessMap(fd, expected.piece_count)
+        found = ReadinessMap(fd, expected.chunk_count)
     finally:
         os.close(fd)
     if header.boot_id == expected.boot_id:
