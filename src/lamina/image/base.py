@@ -18,12 +18,16 @@ import stat as stat_bits
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self, TypeAlias
+from typing import Final, NamedTuple, Protocol, Self, TypeAlias
+
+from lamina.errors import FormatError
+from lamina.image.errors import LinkLoopError, NotDirectoryError, PathNotFoundError
 
 
 class Stat(NamedTuple):
     """One inode and the path it was reached by.
 
+    Two names with the same ``ino`` are the same inode; directories have one name.
     ``path`` is absolute inside the image (``b"/"`` for the root); ``mode`` is the whole
     ``st_mode``; ``mtime`` is in seconds and ``mtime_ns`` only the nanoseconds below one second;
     ``rdev`` is in the kernel's "new" device encoding, as :class:`lamina.erofs.tree.Node` has it.
@@ -65,6 +69,9 @@ class Stat(NamedTuple):
         """(major, minor) of a device node."""
         return self.rdev >> 8 & 0xFFF, self.rdev & 0xFF | self.rdev >> 12 & 0xFFF00
 
+
+MAX_LINKS: Final = 40
+"""Symbolic links followed in one lookup, as Linux has it (MAXSYMLINKS)."""
 
 Where: TypeAlias = str | bytes | Stat
 """A path in the image, or a Stat that the image gave."""
@@ -114,12 +121,12 @@ class ImageBase(ABC):
         """The root directory."""
 
     @abstractmethod
-    def stat(self, path: str | bytes, *, follow_symlinks: bool = True) -> Stat:
-        """Look *path* up."""
-
-    @abstractmethod
     def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
         """Yield (name, Stat) of a directory."""
+
+    @abstractmethod
+    def readlink(self, where: Where) -> bytes:
+        """Return the target of a symbolic link."""
 
     @abstractmethod
     def pread(self, stat: Stat, offset: int, size: int) -> bytes:
@@ -129,11 +136,56 @@ class ImageBase(ABC):
     def close(self) -> None:
         """Release what the image holds."""
 
+    def child(self, directory: Stat, name: bytes) -> Stat | None:
+        """Return the entry *name* of a directory, or None; a search if nothing better is known."""
+        return next((child for found, child in self.scandir(directory) if found == name), None)
+
+    def stat(self, path: str | bytes, *, follow_symlinks: bool = True) -> Stat:
+        """Look *path* up as Linux does with this tree as its root: no link leads out of it.
+
+        Raises PathNotFoundError, NotDirectoryError or LinkLoopError.
+        """
+        wanted = path_bytes(path)
+        todo = _components(wanted)
+        trail = [self.root]
+        links = 0
+        while todo:
+            name = todo.pop()
+            if not trail[-1].is_dir:
+                raise NotDirectoryError(f"{shown(wanted)} leads through what is not a directory")
+            if name == b".":
+                continue
+            if name == b"..":
+                trail[1:] = trail[1:-1]
+                continue
+            child = self.child(trail[-1], name)
+            if child is None:
+                raise PathNotFoundError(f"there is no {shown(wanted)} in the image")
+            if child.is_symlink and (todo or follow_symlinks):
+                links += 1
+                if links > MAX_LINKS:
+                    raise LinkLoopError(f"{shown(wanted)} leads through too many symbolic links")
+                target = self.readlink(child)
+                todo += _components(target)
+                if target.startswith(b"/"):
+                    del trail[1:]
+            else:
+                trail.append(child)
+        return trail[-1]
+
     def walk(self, where: Where = b"/") -> Iterator[tuple[bytes, Stat]]:
-        """Yield (path, Stat) of *where* and all below: parents first, names in byte order."""
+        """Yield (path, Stat) of *where* and all below: parents first, names in byte order.
+
+        Raises FormatError if a directory is reached twice, as in a damaged image with a cycle.
+        """
         stack = [self.find(where, follow_symlinks=False)]
+        directories: set[int] = set()
         while stack:
             here = stack.pop()
+            if here.is_dir:
+                if here.ino in directories:
+                    raise FormatError(f"{shown(here.path)}: this directory has another name too")
+                directories.add(here.ino)
             yield here.path, here
             if here.is_dir:
                 children = [child for _, child in self.scandir(here)]
@@ -166,6 +218,20 @@ class ImageBase(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def below(directory: Stat, name: bytes) -> bytes:
+    """Return the path of an entry of *directory*."""
+    return directory.path + name if directory.path.endswith(b"/") else directory.path + b"/" + name
+
+
+def _components(path: bytes) -> list[bytes]:
+    """Return the components, the last one first; a slash at the end wants a directory."""
+    names = [name for name in path.split(b"/") if name]
+    if names and path.endswith(b"/"):
+        names.append(b".")
+    names.reverse()
+    return names
 
 
 def path_bytes(path: str | bytes) -> bytes:

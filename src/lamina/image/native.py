@@ -1,0 +1,154 @@
+"""A native image: the tree of its bootstrap over the blobs that hold its data.
+
+Nothing is decoded that is not asked for: opening builds no object per file, a lookup touches the
+directories on its way, a read the chunks it covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from lamina.erofs.layout import Inode
+from lamina.erofs.reader import Bootstrap
+from lamina.errors import FormatError
+from lamina.image.base import ImageBase, Stat, Where, below, shown
+from lamina.image.errors import FileKindError, NotDirectoryError
+from lamina.image.file import require_file
+from lamina.image.lazy_blob import LazyBlob
+
+
+class FileChunk(NamedTuple):
+    """One chunk of a file: ``size_bytes`` of it at ``file_offset``, and where they are kept."""
+
+    file_offset: int
+    size_bytes: int
+    blob_index: int
+    chunk_index: int
+    blob_offset: int
+    """In the uncompressed address space of the blob."""
+
+
+class NativeImage(ImageBase):
+    """An opened native image.  Inode numbers are nids.  Threads share it; close it when done."""
+
+    def __init__(
+        self,
+        bootstrap: Bootstrap,
+        blobs: Sequence[LazyBlob],
+        *,
+        resources: ExitStack | None = None,
+    ) -> None:
+        """Read *bootstrap* with *blobs*, which are in the order of its blob table.
+
+        *resources* are closed with the image; without them everything stays the caller's.
+        """
+        self.bootstrap = bootstrap
+        self.blobs = blobs
+        self._resources = resources or ExitStack()
+
+    @property
+    def root(self) -> Stat:
+        """The root directory."""
+        return _stat(b"/", self.bootstrap.inode(self.bootstrap.root_nid))
+
+    def child(self, directory: Stat, name: bytes) -> Stat | None:
+        """Return the entry *name* of a directory, or None; O(log n) of its size."""
+        nid = self.bootstrap.lookup(self.bootstrap.inode(directory.ino), name)
+        if nid is None:
+            return None
+        return _stat(below(directory, name), self.bootstrap.inode(nid))
+
+    def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
+        """Yield (name, Stat) of a directory in byte order, without ``.`` and ``..``."""
+        here = self.find(where)
+        if not here.is_dir:
+            raise NotDirectoryError(f"{shown(here.path)} is not a directory")
+        prefix = below(here, b"")
+        inode = self.bootstrap.inode
+        for entry in self.bootstrap.readdir(inode(here.ino)):
+            yield entry.name, _stat(prefix + entry.name, inode(entry.nid))
+
+    def readlink(self, where: Where) -> bytes:
+        """Return the target of a symbolic link; raises FileKindError if it is none."""
+        here = self.find(where, follow_symlinks=False)
+        if not here.is_symlink:
+            raise FileKindError(f"{shown(here.path)} is not a symbolic link")
+        return self.bootstrap.readlink(self.bootstrap.inode(here.ino))
+
+    def xattrs(self, where: Where) -> dict[bytes, bytes]:
+        """Return the extended attributes, by full name, of the inode itself (no link followed)."""
+        here = self.find(where, follow_symlinks=False)
+        return self.bootstrap.xattrs(self.bootstrap.inode(here.ino))
+
+    def chunks(self, where: Where, first: int = 0, count: int | None = None) -> Iterator[FileChunk]:
+        """Yield the chunks of a regular file, *count* of them from number *first* on."""
+        here = self.find(where)
+        require_file(here)
+        size = self.bootstrap.chunk_size
+        indexes = self.bootstrap.chunks(self.bootstrap.inode(here.ino), first, count)
+        for number, index in enumerate(indexes, first):
+            start = number * size
+            yield FileChunk(
+                start,
+                min(size, here.size - start),
+                index.blob_index,
+                index.chunk_index,
+                index.block_address * self.bootstrap.block_size,
+            )
+
+    def pread(self, stat: Stat, offset: int, size: int) -> bytes:
+        """Read *size* bytes of a regular file at *offset*; fewer only at the end of the file.
+
+        Raises what :meth:`lamina.image.lazy_blob.LazyBlob.ensure` does, and FormatError if a chunk
+        of the file lies outside its blob.
+        """
+        require_file(stat)
+        end = min(offset + size, stat.size)
+        if offset < 0 or offset >= end:
+            return b""
+        buffer = bytearray(end - offset)
+        view = memoryview(buffer)
+        for start, length, blob_index, blob_offset in self._runs(stat, offset, end):
+            part = view[start - offset : start - offset + length]
+            if self.blobs[blob_index].read_into(blob_offset, part) != length:
+                raise FormatError(f"{shown(stat.path)}: a chunk lies outside its blob")
+        return bytes(buffer)
+
+    def _runs(self, stat: Stat, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (offset in file, size, blob, offset in blob); neighbours in a blob are joined."""
+        chunk_size = self.bootstrap.chunk_size
+        first = offset // chunk_size
+        run: tuple[int, int, int, int] | None = None
+        for chunk in self.chunks(stat, first, -(-end // chunk_size) - first):
+            start = max(offset, chunk.file_offset)
+            stop = min(end, chunk.file_offset + chunk.size_bytes)
+            blob_offset = chunk.blob_offset + start - chunk.file_offset
+            if run and (chunk.blob_index, blob_offset) == (run[2], run[3] + run[1]):
+                run = run[0], run[1] + stop - start, run[2], run[3]
+                continue
+            if run:
+                yield run
+            run = start, stop - start, chunk.blob_index, blob_offset
+        if run:
+            yield run
+
+    def close(self) -> None:
+        """Close the blobs and the bootstrap; may be called again."""
+        self._resources.close()
+
+
+def _stat(path: bytes, inode: Inode) -> Stat:
+    return Stat(
+        path,
+        inode.nid,
+        inode.mode,
+        inode.nlink,
+        inode.uid,
+        inode.gid,
+        inode.size,
+        inode.mtime,
+        inode.mtime_ns,
+        inode.rdev,
+    )
