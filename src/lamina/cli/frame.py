@@ -35,6 +35,7 @@ class Invocation:
         # Until they are parsed; a command of `lamina run` may have a --json of its own.
         self.wants_json = "--json" in arguments and "run" not in arguments
         self.verbose = False
+        self.failure_code: int | None = None
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -82,6 +83,7 @@ def dispatch(arguments: Sequence[str], invocation: Invocation) -> int:
         return _show_help(words, failed=not before.help)
     verb = _verb_called(words[0])
     parser = verb_parser(verb)
+    invocation.failure_code = parser.page.failure_code
     # Options from before the verb that it does not have are dropped.
     common = [word for word in _canonical(before) if word.partition("=")[0] in parser.option_names]
     args = parser.parse([*common, *words[1:]])
@@ -192,6 +194,8 @@ def _report(error: Error, invocation: Invocation, code: int) -> int:
     """Tell an error on stderr, and on stdout as JSON where JSON was asked for."""
     from lamina.cli import story
 
+    if invocation.failure_code is not None:
+        code = invocation.failure_code
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     if invocation.wants_json:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lamina.registry.repository import ClientOptions
 
 OUTPUT_TITLE: Final = "Output options"
+DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
 REGISTRY_TITLE: Final = "Registry options"
 
 STORE_ENVIRONMENT: Final = (
@@ -27,12 +28,13 @@ REGISTRY_ENVIRONMENT: Final = (
 )
 
 
-def add_output_options(parser: Parser, *, short_verbose: bool = True) -> None:
+def add_output_options(parser: Parser, *, short_verbose: bool = True, json: bool = True) -> None:
     """``--json``, ``--quiet``, ``--verbose``, ``--log-format``, ``--help``; for every verb."""
     group = parser.add_argument_group(OUTPUT_TITLE)
-    group.add_argument(
-        "--json", action="store_true", help="print JSON on standard output, one object a line"
-    )
+    if json:
+        group.add_argument(
+            "--json", action="store_true", help="print JSON on standard output, one object a line"
+        )
     group.add_argument(
         "-q", "--quiet", action="store_true", help="say nothing on standard error but errors"
     )
@@ -56,6 +58,18 @@ def add_store_option(parser: Parser | argparse._ArgumentGroup) -> None:
         "--store",
         metavar="DIR",
         help="folder of the node store, which keeps what was fetched and verified",
+    )
+
+
+def add_device_option(parser: Parser) -> None:
+    """``--device``."""
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        metavar="DEVICE",
+        help="how the kernel gets at the bytes: fanotify (Linux 6.14, root), fuse-blob (Linux "
+        "6.12, root), fuse (any), or auto, the first of these that works",
     )
 
 

@@ -21,7 +21,8 @@ class Page(NamedTuple):
 
     ``examples`` are (command, what it does); ``json_keys`` are (key, meaning) of what ``--json``
     prints; ``exit_codes`` are the meanings that differ from the common table; ``see_also`` are
-    names of verbs.
+    names of verbs; ``failure_code`` replaces the exit codes of errors for a verb whose exit code is
+    that of another program.
     """
 
     description: str
@@ -32,6 +33,7 @@ class Page(NamedTuple):
     exit_note: str = ""
     environment: tuple[tuple[str, str], ...] = ()
     see_also: tuple[str, ...] = ()
+    failure_code: int | None = None
 
 
 class Row(NamedTuple):

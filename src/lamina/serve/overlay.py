@@ -9,10 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
-from lamina.linux.mount import attach_mount, create_mount, unmount
+from lamina.linux.mount import (
+    MNT_DETACH,
+    UMOUNT_NOFOLLOW,
+    attach_mount,
+    create_mount,
+    unmount,
+)
 from lamina.linux.syscalls import SyscallError
 
+_BOOKKEEPING = ("trusted.overlay.",)
 _UNFIT = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -78,24 +86,26 @@ def _escaped(path: str) -> str:
 
 
 def prune_mount_points(upper: str, targets: list[str], lower: str) -> None:
-    """Remove from the changes what the runtime made only to mount on: empty files and folders
-    the image lacks.
+    """Remove from the changes what the runtime made only to mount on: empty files and folders that
+    the image lacks, and empty copies of the folders above them.
     """
     for target in targets:
         parts = [part for part in target.split("/") if part]
         for count in range(len(parts), 0, -1):
             inner = "/".join(parts[:count])
-            if os.path.lexists(os.path.join(lower, inner)) or not _remove_empty(
-                os.path.join(upper, inner)
-            ):
+            if not _remove_if_made(os.path.join(upper, inner), os.path.join(lower, inner)):
                 break
 
 
-def _remove_empty(path: str) -> bool:
+def _remove_if_made(path: str, original: str) -> bool:
+    """Remove an empty file or folder unless it says more than its original; False if it stays."""
     try:
-        if os.path.isdir(path) and not os.path.islink(path):
+        status = os.lstat(path)
+        if stat.S_ISDIR(status.st_mode):
+            if os.path.lexists(original) and not _is_plain_copy(path, original):
+                return False
             os.rmdir(path)
-        elif os.lstat(path).st_size == 0:
+        elif stat.S_ISREG(status.st_mode) and not status.st_size and not os.path.lexists(original):
             os.unlink(path)
         else:
             return False
@@ -104,6 +114,19 @@ def _remove_empty(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_plain_copy(path: str, original: str) -> bool:
+    """Whether a folder of the changes has the mode, owner and attributes of the image's."""
+    mine, theirs = os.lstat(path), os.lstat(original)
+    same = (mine.st_mode, mine.st_uid, mine.st_gid) == (
+        theirs.st_mode,
+        theirs.st_uid,
+        theirs.st_gid,
+    )
+    names = {name for name in os.listxattr(path) if not name.startswith(_BOOKKEEPING)}
+    opaque = "trusted.overlay.opaque" in os.listxattr(path)
+    return same and not opaque and names == set(os.listxattr(original))
 
 
 def has_changes(upper: str) -> bool:
@@ -116,8 +139,6 @@ def unmount_quietly(mountpoint: str) -> None:
     """Take a mount away, at the latest when its last user does; a mount that is not there is
     fine.
     """
-    from lamina.linux.mount import MNT_DETACH, UMOUNT_NOFOLLOW
-
     try:
         unmount(mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
     except SyscallError as error:

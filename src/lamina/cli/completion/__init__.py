@@ -1,0 +1,1 @@
+"""Shell completion: the parsers as plain words, and one script maker a shell."""

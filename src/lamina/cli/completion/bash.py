@@ -1,0 +1,115 @@
+"""The completion script of bash 4 and later; needs nothing but bash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from lamina.cli.completion.words import TRANSPORTS, Option, VerbWords
+
+_HEAD: Final = r"""# bash completion for lamina; load it with:  source <(lamina completion bash)
+_lamina() {
+    # Words are cut at blanks only: bash itself also cuts at ":" and "=", which references contain.
+    local line=${COMP_LINE:0:COMP_POINT} words verb="" word option="" kind="" value count=-1 index
+    read -ra words <<<"$line"
+    [[ -z $line || $line == *[[:space:]] ]] && words+=("")
+    local cur=${words[${#words[@]}-1]}
+    for ((index = 1; index < ${#words[@]} - 1; index++)); do
+        word=${words[index]}
+        if [[ -n $option ]]; then
+            option=""
+        elif [[ $word == -* && $word != *=* ]]; then
+            [[ -n $(_lamina_value_kind "$verb" "$word") ]] && option=$word
+        elif [[ $word != -* ]]; then
+            if [[ -z $verb ]]; then verb=$word; fi
+            count=$((count + 1))
+        fi
+    done
+    value=$cur
+    if [[ -n $option ]]; then
+        kind=$(_lamina_value_kind "$verb" "$option")
+    elif [[ $cur == --*=* ]]; then
+        kind=$(_lamina_value_kind "$verb" "${cur%%=*}")
+        value=${cur#*=}
+    elif [[ $cur == -* ]]; then
+        kind="words $(_lamina_options "$verb")"
+    elif [[ -z $verb ]]; then
+        kind="words $(_lamina_verbs)"
+    else
+        kind=$(_lamina_argument_kind "$verb" "$count")
+    fi
+    _lamina_reply "$kind" "$value"
+    # bash replaces only what follows its last word break.
+    if [[ $cur == *[:=]* ]]; then
+        local cut=${value%"${value##*[:=]}"}
+        COMPREPLY=("${COMPREPLY[@]#"$cut"}")
+    fi
+}
+
+_lamina_reply() {
+    local kind=$1 value=$2
+    COMPREPLY=()
+    case $kind in
+    file) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$value") ;;
+    folder) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -d -- "$value") ;;
+    mountpoint)
+        local IFS=$'\n'
+        local points=$(lamina mounts --mountpoints 2>/dev/null)
+        mapfile -t COMPREPLY < <(compgen -W "$points" -- "$value")
+        ;;
+    image)
+        compopt -o nospace 2>/dev/null
+        if [[ $value == *:* && $value != docker:* ]]; then
+            compopt -o filenames 2>/dev/null
+            mapfile -t COMPREPLY < <(compgen -f -P "${value%%:*}:" -- "${value#*:}")
+        else
+            mapfile -t COMPREPLY < <(
+                compgen -W "@TRANSPORTS@" -- "$value"
+                compgen -d -S / -- "$value"
+            )
+        fi
+        ;;
+    "words "*) mapfile -t COMPREPLY < <(compgen -W "${kind#words }" -- "$value") ;;
+    esac
+}
+"""
+
+
+def bash_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
+    """The whole script."""
+    lines = [_HEAD.replace("@TRANSPORTS@", " ".join(TRANSPORTS))]
+    lines += [f'_lamina_verbs() {{ echo "{" ".join(verb.name for verb in verbs)} help"; }}', ""]
+    lines += ["_lamina_options() {", "    case $1 in"]
+    lines += [f'    {verb.name}) echo "{_names(verb.options)}" ;;' for verb in verbs]
+    lines += [f'    *) echo "{_names(top)}" ;;', "    esac", "}", ""]
+    lines += ["_lamina_value_kind() {", '    case "$1 $2" in']
+    for verb in verbs:
+        lines += _value_cases(verb.name, verb.options)
+    lines += [*_value_cases("", top), "    esac", "}", ""]
+    lines += ["_lamina_argument_kind() {", '    case "$1 $2" in']
+    for verb in verbs:
+        lines += _argument_cases(verb)
+    names = " ".join(verb.name for verb in verbs)
+    lines += [f'    "help 0") echo "words {names}" ;;', "    esac", "}", ""]
+    return "\n".join([*lines, "complete -F _lamina lamina", ""])
+
+
+def _names(options: Iterable[Option]) -> str:
+    return " ".join(name for option in options for name in option.names)
+
+
+def _value_cases(verb: str, options: Iterable[Option]) -> Iterator[str]:
+    for option in options:
+        if option.kind:
+            patterns = "|".join(f'"{verb} {name}"' for name in option.names)
+            yield f"    {patterns}) echo {_kind(option.kind, option.choices)} ;;"
+
+
+def _argument_cases(verb: VerbWords) -> Iterator[str]:
+    for position, argument in enumerate(verb.arguments):
+        pattern = f'"{verb.name} "*' if argument.many else f'"{verb.name} {position}"'
+        yield f"    {pattern}) echo {_kind(argument.kind, argument.choices)} ;;"
+
+
+def _kind(kind: str, choices: Sequence[str]) -> str:
+    return f'"words {" ".join(choices)}"' if kind == "choice" else kind
