@@ -1,8 +1,9 @@
 """Writes what describes the chunks of a blob: its chunk table, and their entries in the bootstrap.
 
-A blob is described by columns: the size of every chunk, how many chunks each piece holds, and how many bytes each
-piece takes in the file.  Pieces are stored back to back from offset 0, in chunk order; in the uncompressed address
-space every chunk begins at the next multiple of 4096 (RAFS v6 §2.3).
+A blob is described by columns: the size of every chunk, how many chunks each piece holds, and how
+many bytes each piece takes in the file.  Pieces are stored back to back from offset 0, in chunk
+order; in the uncompressed address space every chunk begins at the next multiple of 4096 (RAFS v6
+§2.3).
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ from lamina.errors import FormatError
 class BlobColumns(NamedTuple):
     """The chunks and pieces of one blob; sizes in bytes.
 
-    ``chunk_sizes`` has one value a chunk, ``piece_counts`` (chunks in it) and ``piece_sizes`` (stored bytes) one a
-    piece.  A piece is compressed if its stored size is not the sum of its chunks' sizes.
+    ``chunk_sizes`` has one value a chunk, ``piece_counts`` (chunks in it) and ``piece_sizes``
+    (stored bytes) one a piece.  A piece is compressed if its stored size is not the sum of its
+    chunks' sizes.
     """
 
     chunk_sizes: array[int]
@@ -62,14 +64,14 @@ class BlobColumns(NamedTuple):
         return len(self.piece_counts) != len(self.chunk_sizes)
 
     def check(self) -> None:
-        """Raise FormatError if the columns contradict each other or exceed what a table can hold."""
+        """Raise FormatError if the columns contradict each other or do not fit in a table."""
         if sum(self.piece_counts) != len(self.chunk_sizes) or 0 in self.piece_counts:
             raise FormatError("The pieces of the blob do not hold its chunks.")
         if len(self.piece_counts) != len(self.piece_sizes) or 0 in self.piece_sizes:
             raise FormatError("A piece of the blob has no stored size.")
         if len(self.chunk_sizes) >= MAX_CHUNKS_PER_BLOB:
             raise FormatError(
-                f"The blob has {len(self.chunk_sizes)} chunks; fewer than {MAX_CHUNKS_PER_BLOB} fit.",
+                f"The blob has {len(self.chunk_sizes)} chunks; at most {MAX_CHUNKS_PER_BLOB - 1} fit.",
                 hint="Choose a larger chunk size.",
             )
         if self.chunk_sizes and not 0 < min(self.chunk_sizes) <= max(self.chunk_sizes) <= (
@@ -85,7 +87,7 @@ class BlobColumns(NamedTuple):
 
 
 class EncodedTable(NamedTuple):
-    """A chunk table ready to be stored: ``stored``, then ``header.pack()``; ``payload`` is its plain form."""
+    """A chunk table: ``stored`` and ``header.pack()`` go into the blob; ``payload`` is plain."""
 
     payload: bytes
     stored: bytes
@@ -95,9 +97,9 @@ class EncodedTable(NamedTuple):
 def encode_table(columns: BlobColumns, features: int, ci_offset: int) -> EncodedTable:
     """Return the chunk table of a blob, which will lie at ``ci_offset`` of the blob file.
 
-    ``features`` are the feature bits of the blob, without those of the table's own form, which are added.  The table
-    is compressed with zstd whatever the chunks are compressed with, because a table of contents cannot name lz4
-    (RAFS v6 §2.7); it is kept plain if that does not shrink it.
+    ``features`` are the feature bits of the blob, without those of the table's own form, which are
+    added.  The table is compressed with zstd whatever the chunks are compressed with, because a
+    table of contents cannot name lz4 (RAFS v6 §2.7); it is kept plain if that does not shrink it.
 
     Raises:
         FormatError: see :meth:`BlobColumns.check`.

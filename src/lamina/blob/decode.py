@@ -20,9 +20,9 @@ def decode_piece(
 ) -> list[tuple[int, memoryview]]:
     """Return (chunk number, plaintext) of every chunk of a piece that a file refers to.
 
-    Each plaintext has the digest, and its place in the blob's uncompressed space is the one, that the bootstrap says:
-    a chunk table from an untrusted source can neither change bytes nor move them.  Chunks that no file refers to have
-    no digest, and are left out.
+    Each plaintext has the digest, and its place in the blob's uncompressed space is the one, that
+    the bootstrap says: a chunk table from an untrusted source can neither change bytes nor move
+    them.  Chunks that no file refers to have no digest, and are left out.
 
     Raises:
         IntegrityError: names the blob, the chunk and the offset where the promise is broken.
@@ -78,7 +78,9 @@ def _verify(
     expected = digests.find(chunk)
     if expected is None:
         if digests.overlaps(offset, size):
-            raise IntegrityError(f"{where}: the chunk table puts it over another chunk.", hint=_HINT)
+            raise IntegrityError(
+                f"{where}: the chunk table puts it over another chunk.", hint=_HINT
+            )
         return False
     if (expected.uncompressed_offset, expected.uncompressed_size) != (offset, size):
         raise IntegrityError(

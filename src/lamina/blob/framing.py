@@ -1,7 +1,7 @@
 """The sections of a data blob, each followed by a tar header that names it (RAFS v6 §2.1-2.2, 2.8).
 
-Reading goes backwards from the end.  Writing begins where the chunk data ends: :class:`BlobTail` makes all the rest,
-which only has to be appended, and the blob table entry that describes the blob.
+Reading goes backwards from the end.  Writing begins where the chunk data ends: :class:`BlobTail`
+makes all the rest, which only has to be appended, and the blob table entry that describes the blob.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from lamina.erofs.layout import PLACEHOLDER_BLOB_ID, BlobEntry, BlobFeature, rou
 from lamina.errors import FormatError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Self
+    from typing import Self
+
+    from typing_extensions import Buffer
 
 MAX_SECTIONS = 16
 MAX_BOOTSTRAP_SIZE = 1 << 30
@@ -82,8 +84,9 @@ class BlobOptions:
 class FinishedBlob(NamedTuple):
     """A complete blob.
 
-    ``tail`` follows the chunk data; ``blob_id`` and ``size`` are of the whole file; ``entry`` describes the blob in a
-    merged bootstrap, ``meta`` is its ``<blob id>.blob.meta`` file.  A blob without chunks has no entry and no meta.
+    ``tail`` follows the chunk data; ``blob_id`` and ``size`` are of the whole file; ``entry``
+    describes the blob in a merged bootstrap, ``meta`` is its ``<blob id>.blob.meta`` file.  A blob
+    without chunks has no entry and no meta.
     """
 
     tail: bytes
@@ -96,9 +99,9 @@ class FinishedBlob(NamedTuple):
 class BlobTail:
     """Everything that follows the chunk data of a blob.
 
-    ``data_sha256`` has taken in exactly the chunk data; it is not changed.  ``digests`` are the 32-byte digests of all
-    chunks, only needed with ``inlined_digests``.  :attr:`entry` is what the bootstrap inside of the blob must say about
-    the blob, None if it has no chunks.
+    ``data_sha256`` has taken in exactly the chunk data; it is not changed.  ``digests`` are the
+    32-byte digests of all chunks, only needed with ``inlined_digests``.  :attr:`entry` is what the
+    bootstrap inside of the blob must say about the blob, None if it has no chunks.
 
     Raises:
         FormatError: the columns contradict each other (see :meth:`BlobColumns.check`).

@@ -1,7 +1,7 @@
-"""On-disk records of a data blob: chunk table, its header, table of contents, tar headers (RAFS v6 §2).
+"""On-disk records of a data blob: chunk table, contents, tar headers (RAFS v6 §2).
 
-A blob is a stream of sections, each followed at once by a 512-byte tar header that names it, so it is parsed from its
-end.  All integers are little-endian; the tar headers are octal text.
+A blob is a stream of sections, each followed at once by a 512-byte tar header that names it, so it
+is parsed from its end.  All integers are little-endian; the tar headers are octal text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SECTION_BOOTSTRAP = "image.boot"
 SECTION_TOC = "rafs.blob.toc"
 
 # A V1 record is two u64 (RAFS v6 §2.4):
-#   word 0: 63-44 low 20 bits of uncompressed_size - 1, 43-12 uncompressed_offset >> 12, 11-8 bits 20-23 of the size
+#   word 0: 63-44 low 20 bits of uncompressed_size - 1, 43-12 uncompressed_offset >> 12,
+#           11-8 bits 20-23 of uncompressed_size - 1
 #   word 1: 63-44 low 20 bits of compressed_size - 1, 43-40 bits 20-23 of it, 39-0 compressed_offset
 V1_OFFSET_MASK = 0xFFF_FFFF_F000
 # A V2 record is three u64:
@@ -41,16 +42,18 @@ CHUNK_HAS_CRC32 = 0x10
 
 # 0 compressed_size, 4 uncompressed size of the concatenated chunks, 8 reserved
 BATCH_CONTEXT = Struct("<II32x")
-# 0 in_offset, 8 out_offset, 16 dict_offset, 24 in_len, 28 out_len, 32 dict_size, 36 ctx_byte, 37 ctx_bits, 38 zero
+# 0 in_offset, 8 out_offset, 16 dict_offset, 24 in_len, 28 out_len, 32 dict_size, 36 ctx_byte, 37
+# ctx_bits, 38 zero
 ZRAN_CONTEXT = Struct("<QQQIIIBB2x")
 CONTEXT_SIZE = 40
 MAX_ZRAN_OUTPUT = 16 << 20
 MAX_ZRAN_DICTIONARY = 32 << 10
 
-# 0 magic, 4 features, 8 ci_compressor, 12 entries, 16 ci_offset, 24 stored size, 32 uncompressed size,
-# 40 context offset, 48 context bytes, 56 context count, 60 zeros, 4092 magic
+# 0 magic, 4 features, 8 ci_compressor, 12 entries, 16 ci_offset, 24 stored size, 32 uncompressed
+# size, 40 context offset, 48 context bytes, 56 context count, 60 zeros, 4092 magic
 CI_HEADER = Struct("<IIIIQQQQQI4032xI")
-# 0 flags, 4 zero, 8 name, 24 digest of the uncompressed section, 56 offset, 64 stored size, 72 uncompressed size
+# 0 flags, 4 zero, 8 name, 24 digest of the uncompressed section, 56 offset, 64 stored size, 72
+# uncompressed size
 TOC_ENTRY = Struct("<I4x16s32sQQQ48x")
 TOC_NONE = 0x1
 TOC_ZSTD = 0x2
@@ -77,7 +80,10 @@ class CiHeader(NamedTuple):
 
 
 class ZranContext(NamedTuple):
-    """A point from which a gzip stream can be inflated (RAFS v6 §2.5); ``dict_offset`` counts from the dictionaries."""
+    """A point from which a gzip stream can be inflated (RAFS v6 §2.5).
+
+    ``dict_offset`` counts from the begin of the dictionaries.
+    """
 
     in_offset: int
     out_offset: int
@@ -125,7 +131,7 @@ def pack_v2(
 
 
 def tar_header(name: str, size_bytes: int) -> bytes:
-    """Return the tar header that follows a section, byte for byte as nydus-image writes it (RAFS v6 §2.2)."""
+    """Return the tar header that follows a section, as nydus-image writes it (RAFS v6 §2.2)."""
     if size_bytes < 8 << 30:
         size = b"%011o\0" % size_bytes
     else:

@@ -1,7 +1,9 @@
-"""The chunk table of a blob ("CI table", RAFS v6 §2.4-2.6): which bytes of the blob hold which chunks.
+"""The chunk table of a blob ("CI table", RAFS v6 §2.4-2.6): which bytes of the blob hold which
+chunks.
 
-The records stay as the words they are on disk, in one flat array over the given buffer; a record is decoded and
-checked when it is asked for.  So opening a table of a hundred thousand chunks costs next to nothing.
+The records stay as the words they are on disk, in one flat array over the given buffer; a record is
+decoded and checked when it is asked for.  So opening a table of a hundred thousand chunks costs
+next to nothing.
 """
 
 from __future__ import annotations
@@ -45,17 +47,17 @@ _WITH_CONTEXTS = BlobFeature.BATCH | BlobFeature.ZRAN
 class Piece(NamedTuple):
     """A contiguous compressed extent of a blob that decodes to one chunk, or to a batch of several.
 
-    ``offset`` and ``size`` are its place in the blob file, ``raw_size`` what it decodes to, all in bytes; it holds
-    ``count`` chunks from chunk ``first`` on.
+    ``offset`` and ``size`` are its place in the blob file, ``raw_size`` what it decodes to, all in
+    bytes; it holds ``count`` chunks from chunk ``first`` on.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]
     offset: int
     size: int
     raw_size: int
     compressed: bool
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
 
 
 class ChunkTable:
@@ -85,7 +87,7 @@ class ChunkTable:
 
     @classmethod
     def from_meta(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
-        """Return the table in the form of ``image/<blob>.blob.meta``: payload padded to 4096, then the header.
+        """Return the table of an ``image/<blob>.blob.meta``: padded payload, then header.
 
         Raises:
             FormatError: the header contradicts the blob table entry, or the length is wrong.
@@ -103,11 +105,13 @@ class ChunkTable:
 
     @classmethod
     def from_stored(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
-        """Return the table from the ``ci_compressed_size`` + 4096 bytes at ``ci_offset`` of the blob file."""
+        """Return the table of ``ci_compressed_size`` + 4096 bytes at ``ci_offset`` of a blob."""
         size = _checked_size(entry)
         view = memoryview(buffer).cast("B")
         if len(view) != entry.ci_compressed_size + CI_HEADER_SIZE:
-            raise FormatError(f"Chunk table of blob {entry.blob_id}: {len(view)} bytes is too short.")
+            raise FormatError(
+                f"Chunk table of blob {entry.blob_id}: {len(view)} bytes is too short."
+            )
         header = read_ci_header(view[entry.ci_compressed_size :], entry.blob_id)
         stored = view[: entry.ci_compressed_size]
         payload: Buffer = stored
@@ -169,7 +173,7 @@ class ChunkTable:
         return low
 
     def _cover(self, chunk: int, offset: int) -> int:
-        """Return where the chunk that must hold ``offset`` ends, padding to whole blocks included."""
+        """Return where the chunk that must hold ``offset`` ends, with its padding."""
         if chunk < self.chunk_count:
             start, size = self.chunk_extent(chunk)
             end = round_up(start + size, 4096)
@@ -214,7 +218,8 @@ class ChunkTable:
         """Return piece number ``piece``.
 
         Raises:
-            FormatError: it reaches out of the data region of the blob, or its sizes contradict each other.
+            FormatError: it reaches out of the data region of the blob, or its sizes contradict each
+                other.
             UnsupportedError: it is encrypted with AES-XTS.
         """
         if not 0 <= piece < self.piece_count:
@@ -224,9 +229,10 @@ class ChunkTable:
         return self._piece(piece, first, self._piece_end(piece) - first)
 
     def piece_holding(self, chunk: int) -> Piece:
-        """Return the piece that holds a chunk, found from its neighbours alone; its ``index`` is -1.
+        """Return the piece that holds a chunk, found from its neighbours; its ``index`` is -1.
 
-        Other than with :meth:`piece_of` nothing is counted first, so one read of a big blob stays cheap.
+        Other than with :meth:`piece_of` nothing is counted first, so one read of a big blob stays
+        cheap.
 
         Raises:
             FormatError, UnsupportedError: as :meth:`piece`.
@@ -264,13 +270,13 @@ class ChunkTable:
         return map(self.piece, range(self.piece_count))
 
     def offset_in_piece(self, chunk: int) -> int:
-        """Return where a chunk's plaintext begins in that of its piece (a zran chunk: of its context)."""
+        """Return where a chunk begins in the plaintext of its piece, or of its zran context."""
         if self.chunk_flags(chunk) & (CHUNK_BATCH | CHUNK_ZRAN):
             return self._words[chunk * 3 + 2] & 0xFFFFFFFF
         return 0
 
     def zran_context_of(self, chunk: int) -> int:
-        """Return the number of the context in :attr:`zran_contexts` that a zran chunk is inflated from."""
+        """Return the number of the context that a zran chunk is inflated from."""
         if not self.chunk_flags(chunk) & CHUNK_ZRAN:
             raise self._bad(f"chunk {chunk} is no gzip random-access chunk")
         context = self._words[chunk * 3 + 2] >> 32
@@ -367,7 +373,7 @@ def _checked_size(entry: BlobEntry) -> int:
     size = entry.ci_uncompressed_size
     if not entry.chunk_count * record_size <= size <= MAX_TABLE_SIZE:
         raise FormatError(
-            f"Chunk table of blob {entry.blob_id} claims {size} bytes for {entry.chunk_count} chunks."
+            f"Chunk table of blob {entry.blob_id}: {size} bytes for {entry.chunk_count} chunks."
         )
     return size
 

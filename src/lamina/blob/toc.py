@@ -1,4 +1,4 @@
-"""Table of contents at the tail of a blob: which sections it has, and their digests (RAFS v6 §2.7)."""
+"""Table of contents at the tail of a blob: its sections and their digests (RAFS v6 §2.7)."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def read_toc(
         IntegrityError: it is not the one that ``entry`` names.
     """
     size = min(TAIL_SIZE, blob_size // TOC_ENTRY.size * TOC_ENTRY.size)
+    digest = bytes(32)
     if entry is not None and entry.toc_size:
-        size = entry.toc_size
+        size, digest = entry.toc_size, entry.toc_digest
         if not TAR_BLOCK <= size <= min(MAX_TOC_SIZE, blob_size) or size % TOC_ENTRY.size:
             raise FormatError(f"Blob {entry.blob_id}: a table of contents of {size} bytes.")
     tail = read_at(blob_size - size, size)
-    if entry is not None and entry.toc_size and any(entry.toc_digest):
-        if hashlib.sha256(tail).digest() != entry.toc_digest:
-            raise IntegrityError(f"Blob {entry.blob_id}: wrong digest of its table of contents.")
+    if any(digest) and hashlib.sha256(tail).digest() != digest:
+        raise IntegrityError("Table of contents of a blob: wrong digest.")
     return decode_toc(tail)
 
 
@@ -94,7 +94,10 @@ def read_entry(read_at: ReadAt, blob_size: int, entry: TocEntry, max_bytes: int)
         IntegrityError: it does not have the promised length or digest.
         UnsupportedError: it is compressed in a way that no tool reads.
     """
-    if entry.offset + entry.size > blob_size or max(entry.size, entry.uncompressed_size) > max_bytes:
+    if (
+        entry.offset + entry.size > blob_size
+        or max(entry.size, entry.uncompressed_size) > max_bytes
+    ):
         raise FormatError(
             f"Section {entry.name!r} claims {entry.size} bytes at {entry.offset} "
             f"({entry.uncompressed_size} plain) in a blob of {blob_size}."

@@ -1,0 +1,1 @@
+"""Compression and digests: one small registry each."""

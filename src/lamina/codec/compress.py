@@ -1,7 +1,8 @@
 """Compressors of chunks and tables: one small registry over zstd, lz4 and gzip.
 
-Every call takes and returns whole buffers and releases the GIL while it works.  Formats are those of RAFS v6 §3.2:
-an lz4 *block* without a size prefix, one gzip member, one zstd frame with its content size and without a checksum.
+Every call takes and returns whole buffers and releases the GIL while it works.  Formats are those
+of RAFS v6 §3.2: an lz4 *block* without a size prefix, one gzip member, one zstd frame with its
+content size and without a checksum.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ DEFAULT_LEVEL = {
 
 
 class _ThreadContexts(threading.local):
-    """zstd contexts are not thread-safe and cost more to make than a small chunk costs to compress."""
+    """zstd contexts are not thread-safe, and making one costs more than using it on a small chunk."""
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}
@@ -51,13 +52,13 @@ _contexts = _ThreadContexts()
 def compress(kind: Compressor, data: Buffer, level: int | None = None) -> bytes:
     """Return ``data`` compressed, even where that is longer than ``data`` itself.
 
-    ``level`` is the algorithm's own scale (None: its default; lz4 takes it as acceleration, 0 or 1 being the normal
-    fast mode).
+    ``level`` is the algorithm's own scale (None: its default; lz4 takes it as acceleration, 0 or 1
+    being the normal fast mode).
     """
     if level is None:
         level = DEFAULT_LEVEL[kind]
     if kind == Compressor.ZSTD:
-        return _zstd_compressor(level).compress(data)
+        return _zstd_compressor(level).compress(memoryview(data))
     if kind == Compressor.LZ4_BLOCK:
         import lz4.block
 
@@ -80,7 +81,7 @@ def decompress(kind: Compressor, data: Buffer, size_bytes: int) -> bytes:
         IntegrityError: it decodes to another length than promised.
     """
     if kind == Compressor.ZSTD:
-        plain = _decompress_zstd(data, size_bytes)
+        plain = _decompress_zstd(memoryview(data), size_bytes)
     elif kind == Compressor.LZ4_BLOCK:
         plain = _decompress_lz4(data, size_bytes)
     elif kind == Compressor.GZIP:
@@ -102,7 +103,7 @@ def _zstd_compressor(level: int) -> zstandard.ZstdCompressor:
     return found
 
 
-def _decompress_zstd(data: Buffer, size_bytes: int) -> bytes:
+def _decompress_zstd(data: memoryview, size_bytes: int) -> bytes:
     import zstandard
 
     if _contexts.decompressor is None:

@@ -1,6 +1,7 @@
-"""CRC-32C (Castagnoli): reflected, initial value and final xor 0xFFFFFFFF (RFC 3720 appendix B.4, RAFS v6 §3.3).
+"""CRC-32C (Castagnoli), reflected, all ones at both ends (RFC 3720 B.4, RAFS v6 §3.3).
 
-A table in pure Python, meant for records of a few KiB.  Chunks are verified by their digests instead.
+A table in pure Python, meant for records of a few KiB.  Chunks are verified by their digests
+instead.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""EROFS images with RAFS v6 metadata: layout, reader, writer, checker."""

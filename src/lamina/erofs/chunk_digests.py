@@ -1,7 +1,8 @@
-"""The chunk table of a bootstrap: what every chunk must hash to, and where it belongs (RAFS v6 §1.9).
+"""The chunk table of a bootstrap: the digest and the place of every chunk (RAFS v6 §1.9).
 
-Images of Lamina store the entries of all chunks sorted by (blob, chunk), so an entry is found by arithmetic.  Others
-store them in any order and only those that a file refers to; for them an index is built at the first miss.
+Images of Lamina store the entries of all chunks sorted by (blob, chunk), so an entry is found by
+arithmetic.  Others store them in any order and only those that a file refers to; for them an index
+is built at the first miss.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class DigestSource(Protocol):
         """Return the entry of a chunk, or None if no file of the image refers to it."""
 
     def overlaps(self, offset: int, size_bytes: int) -> bool:
-        """Say whether a chunk that a file refers to lies in this range of the uncompressed space."""
+        """Say whether a chunk of some file lies in this range of the uncompressed space."""
 
 
 class ChunkEntries:
@@ -87,7 +88,9 @@ class ChunkEntries:
         with self._lock:
             if self._index is None:
                 fields = CHUNK_ENTRY.iter_unpack(self._view)
-                self._index = {entry[1] << 32 | entry[8]: number for number, entry in enumerate(fields)}
+                self._index = {
+                    entry[1] << 32 | entry[8]: number for number, entry in enumerate(fields)
+                }
 
 
 class ChunkDigests:
@@ -115,5 +118,5 @@ class ChunkDigests:
         return entry.digest
 
     def overlaps(self, offset: int, size_bytes: int) -> bool:
-        """Say whether a chunk that a file refers to lies in this range of the uncompressed space."""
+        """Say whether a chunk of some file lies in this range of the uncompressed space."""
         return self._entries.overlaps(self.blob_index, offset, size_bytes)

@@ -1,7 +1,8 @@
 """Directory blocks: entries of 12 bytes, then the names they point to (RAFS v6 §1.13).
 
-A directory is a sequence of blocks, each complete in itself and sorted by name over all of them, so a name is found
-by two binary searches: over the first names of the blocks, then over the names of one block.
+A directory is a sequence of blocks, each complete in itself and sorted by name over all of them, so
+a name is found by two binary searches: over the first names of the blocks, then over the names of
+one block.
 """
 
 from __future__ import annotations
@@ -117,9 +118,13 @@ def sorted_names(names: Iterable[bytes]) -> list[bytes]:
         ordered.insert(position, dots)
     joined = b"".join(ordered)
     if not ordered[0] or b"/" in joined or b"\0" in joined:
-        raise FormatError("A directory has a child with an empty name, or a slash or zero byte in it.")
+        raise FormatError(
+            "A directory has a child with an empty name, or a slash or zero byte in it."
+        )
     if max(map(len, ordered)) > MAX_NAME_SIZE:
-        raise FormatError(f"A directory has a child with a name of more than {MAX_NAME_SIZE} bytes.")
+        raise FormatError(
+            f"A directory has a child with a name of more than {MAX_NAME_SIZE} bytes."
+        )
     return ordered
 
 

@@ -1,7 +1,8 @@
 """On-disk records of an EROFS image with RAFS v6 metadata, as structs and the values they hold.
 
-Offsets in the comments are those of the Linux kernel's ``fs/erofs/erofs_fs.h`` and of RAFS v6 §1.  All integers are
-little-endian.  This module knows shapes only; what makes an image valid is in ``superblock`` and ``check``.
+Offsets in the comments are those of the Linux kernel's ``fs/erofs/erofs_fs.h`` and of RAFS v6 §1.
+All integers are little-endian.  This module knows shapes only; what makes an image valid is in
+``superblock`` and ``check``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MAX_SYMLINK_SIZE = 4096
 MAX_XATTR_VALUE_SIZE = 65535
 DEVICE_ALIGNMENT = 0x80000
 PLACEHOLDER_BLOB_ID = "x" * 64
-"""Blob id in a bootstrap that is inlined in its own blob, whose digest it cannot know (RAFS v6 §2.7)."""
+"""Blob id in a bootstrap inside of its own blob, whose digest it cannot know (RAFS v6 §1.6)."""
 
 
 class SuperFlag(IntFlag):
@@ -57,7 +58,7 @@ class SuperFlag(IntFlag):
 
 
 SUPER_FLAGS_KNOWN = 0xFF0003FF
-"""Every defined bit and the six reserved compatible ones; any other bit makes an image unreadable."""
+"""Every defined bit and the six reserved compatible ones; no other may be set."""
 
 
 class BlobFeature(IntFlag):
@@ -124,29 +125,32 @@ XATTR_PREFIXES = {
 }
 XATTR_WHOLE_NAMES = (2, 3)
 
-# 0 magic, 4 checksum, 8 feature_compat, 12 blkszbits, 13 extslots, 14 root_nid, 16 inos, 24 build_time,
-# 32 build_time_nsec, 36 blocks, 40 meta_blkaddr, 44 xattr_blkaddr, 48 uuid, 64 volume_name, 80 feature_incompat,
-# 84 u1, 86 extra_devices, 88 devt_slotoff, 90 dirblkbits and 37 more reserved bytes
+# 0 magic, 4 checksum, 8 feature_compat, 12 blkszbits, 13 extslots, 14 root_nid, 16 inos, 24
+# build_time, 32 build_time_nsec, 36 blocks, 40 meta_blkaddr, 44 xattr_blkaddr, 48 uuid, 64
+# volume_name, 80 feature_incompat, 84 u1, 86 extra_devices, 88 devt_slotoff, 90 dirblkbits and 37
+# more reserved bytes
 SUPERBLOCK = Struct("<IIIBBHQQIIII16s16sIHHHB37x")
-# 0 flags, 8 blob_table_offset, 16 blob_table_size, 20 chunk_size, 24 chunk_table_offset, 32 chunk_table_size,
-# 40 prefetch_table_offset, 48 prefetch_table_size, 52 padding, 56 reserved
+# 0 flags, 8 blob_table_offset, 16 blob_table_size, 20 chunk_size, 24 chunk_table_offset, 32
+# chunk_table_size, 40 prefetch_table_offset, 48 prefetch_table_size, 52 padding, 56 reserved
 EXTENDED_SUPERBLOCK = Struct("<QQIIQQQI204x")
 # 0 tag (blob id), 64 blocks, 68 mapped_blkaddr, 72 reserved
 DEVICE_SLOT = Struct("<64sII56x")
-# 0 blob_id, 64 blob_index, 68 chunk_size, 72 chunk_count, 76 compression_algo, 80 digest_algo, 84 features,
-# 88 compressed_size, 96 uncompressed_size, 104 blob_toc_size, 108 ci_compressor, 112 ci_offset,
-# 120 ci_compressed_size, 128 ci_uncompressed_size, 136 blob_toc_digest, 168 blob_meta_digest (or key),
-# 200 blob_meta_size (or IV), 208 cipher_iv, 216 cipher_algo, 220 reserved
+# 0 blob_id, 64 blob_index, 68 chunk_size, 72 chunk_count, 76 compression_algo, 80 digest_algo, 84
+# features, 88 compressed_size, 96 uncompressed_size, 104 blob_toc_size, 108 ci_compressor, 112
+# ci_offset, 120 ci_compressed_size, 128 ci_uncompressed_size, 136 blob_toc_digest, 168
+# blob_meta_digest (or key), 200 blob_meta_size (or IV), 208 cipher_iv, 216 cipher_algo, 220
+# reserved
 BLOB_ENTRY = Struct("<64sIIIIIIQQIIQQQ32s32sQQI36x")
-# 0 i_format, 2 i_xattr_icount, 4 i_mode, 6 reserved, 8 i_size, 16 i_u, 20 i_ino, 24 i_uid, 28 i_gid, 32 i_mtime,
-# 40 i_mtime_nsec, 44 i_nlink, 48 reserved
+# 0 i_format, 2 i_xattr_icount, 4 i_mode, 6 reserved, 8 i_size, 16 i_u, 20 i_ino, 24 i_uid, 28
+# i_gid, 32 i_mtime, 40 i_mtime_nsec, 44 i_nlink, 48 reserved
 INODE_EXTENDED = Struct("<HHH2xQIIIIqII16x")
-# 0 i_format, 2 i_xattr_icount, 4 i_mode, 6 i_nlink, 8 i_size, 12 reserved, 16 i_u, 20 i_ino, 24 i_uid, 26 i_gid,
-# 28 reserved
+# 0 i_format, 2 i_xattr_icount, 4 i_mode, 6 i_nlink, 8 i_size, 12 reserved, 16 i_u, 20 i_ino, 24
+# i_uid, 26 i_gid, 28 reserved
 INODE_COMPACT = Struct("<HHHHI4xIIHH4x")
 # 0 nid, 8 nameoff, 10 file_type, 11 reserved
 DIRENT = Struct("<QHBx")
-# 0 low 16 bits of the chunk index, 2 device id = blob index + 1, 3 bits 16-23 of the chunk index, 4 block address
+# 0 low 16 bits of the chunk index, 2 device id = blob index + 1, 3 bits 16-23 of the chunk index, 4
+# block address
 CHUNK_INDEX = Struct("<HBBI")
 # 0 digest, 32 blob_index, 36 flags, 40 compressed_size, 44 uncompressed_size, 48 compressed_offset,
 # 56 uncompressed_offset, 64 file_offset, 72 index, 76 crc32
@@ -157,7 +161,7 @@ XATTR_HEADER = Struct("<IB7x")
 XATTR_ENTRY = Struct("<BBH")
 
 CHUNK_FORMAT_INDEXES = 0x20
-"""Chunk format bit of ``i_u``: the array holds 8-byte indexes; bits 0-4 are log2(chunk size / block size)."""
+"""Chunk format in ``i_u``: 8-byte indexes; bits 0-4 are log2(chunk size / block size)."""
 CHUNK_FORMAT_BITS = 0x1F
 
 CHUNK_FLAG_COMPRESSED = 0x1
@@ -210,10 +214,13 @@ class DeviceSlot(NamedTuple):
 
 
 class BlobEntry(NamedTuple):
-    """One data blob as the bootstrap describes it, 256 bytes on disk (RAFS v6 §1.6).  Sizes and offsets in bytes."""
+    """One data blob as the bootstrap describes it, 256 bytes on disk (RAFS v6 §1.6).
+
+    Sizes and offsets are in bytes.
+    """
 
     blob_id: str
-    index: int
+    index: int  # type: ignore[assignment]
     chunk_size: int
     chunk_count: int
     compressor: int
@@ -238,7 +245,7 @@ class BlobEntry(NamedTuple):
 
     @property
     def compressed_data_size(self) -> int:
-        """End of the chunk data region in the blob file (RAFS v6 §2.8), which bounds every chunk."""
+        """End of the chunk data in the blob file, which bounds every chunk (RAFS v6 §2.8)."""
         if self.features & BlobFeature.SEPARATE or not self.features & BlobFeature.CAP_TAR_TOC:
             return self.compressed_size
         if self.features & BlobFeature.HAS_TAR_HEADER:
@@ -249,8 +256,9 @@ class BlobEntry(NamedTuple):
 class Inode(NamedTuple):
     """One inode, whichever form it has on disk.
 
-    ``rdev`` is in the kernel's "new" encoding, 0 for all but devices and fifos; ``raw`` is ``i_u``; ``offset`` and
-    ``header_size`` (inode, then extended attributes) say where what follows the inode begins.
+    ``rdev`` is in the kernel's "new" encoding, 0 for all but devices and fifos; ``raw`` is ``i_u``;
+    ``offset`` and ``header_size`` (inode, then extended attributes) say where what follows the
+    inode begins.
     """
 
     nid: int
@@ -279,7 +287,7 @@ class Dirent(NamedTuple):
 
 
 class ChunkIndex(NamedTuple):
-    """Where one chunk of a file lies: blob, chunk number in it, address in blocks in its uncompressed space."""
+    """Where one chunk of a file lies; the address counts blocks of the uncompressed space."""
 
     blob_index: int
     chunk_index: int
@@ -288,7 +296,10 @@ class ChunkIndex(NamedTuple):
     def pack(self) -> bytes:
         """Return the 8 bytes on disk (RAFS v6 §1.11)."""
         return CHUNK_INDEX.pack(
-            self.chunk_index & 0xFFFF, self.blob_index + 1, self.chunk_index >> 16, self.block_address
+            self.chunk_index & 0xFFFF,
+            self.blob_index + 1,
+            self.chunk_index >> 16,
+            self.block_address,
         )
 
 
@@ -303,7 +314,7 @@ class ChunkEntry(NamedTuple):
     compressed_offset: int
     uncompressed_offset: int
     file_offset: int
-    index: int
+    index: int  # type: ignore[assignment]
     crc32: int
 
 

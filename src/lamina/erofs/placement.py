@@ -1,7 +1,8 @@
 """Places of all inodes of a tree, and the bytes they consist of (RAFS v6 §1.10-1.15).
 
-Positions count from the root inode on, which the image has at a multiple of the block size.  Inodes are encoded as
-they are placed; only directories and very long symbolic links wait, because they name places that come later.
+Positions count from the root inode on, which the image has at a multiple of the block size.  Inodes
+are encoded as they are placed; only directories and very long symbolic links wait, because they
+name places that come later.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Placement:
         return self._nids[id(node)]
 
     def emit(self, root_block: int) -> bytes:
-        """Return all inodes, then the blocks of what is not inline, if the root inode begins at ``root_block``."""
+        """Return all inodes, then all data blocks; the root inode begins at ``root_block``."""
         area_size = round_up(self._position, BLOCK_SIZE)
         next_block = root_block + area_size // BLOCK_SIZE
         blocks: list[bytes] = []
@@ -169,12 +170,10 @@ class Placement:
             self._append(node, _FORMAT_INLINE, (size, 0), xattrs, xattrs + target)
             return
         part, xattrs, _ = self._reserve(node, size)
-        self._deferred.append(
-            _Deferred(part, node, node, size, size, (), xattrs, 1, self._ino)
-        )
+        self._deferred.append(_Deferred(part, node, node, size, size, (), xattrs, 1, self._ino))
 
     def _reserve(self, node: Node, size: int) -> tuple[int, bytes, int]:
-        """Place an inode whose data is not known yet; return (part, xattrs, bytes that go into blocks)."""
+        """Place an inode with unknown data; return (part, xattrs, bytes that go into blocks)."""
         xattrs = self._xattrs(node) if node.xattrs else b""
         head = _INODE_SIZE + len(xattrs)
         tail = size % BLOCK_SIZE
@@ -218,7 +217,7 @@ class Placement:
         xattrs: bytes,
         tail: bytes,
     ) -> bytes:
-        """Return an inode and what follows it, padded to whole slots; fields are size, ``i_u`` and number."""
+        """Return an inode and what follows it, padded; fields are size, ``i_u`` and number."""
         length = len(tail)
         pack = self._packers.get(length)
         if pack is None:
@@ -250,8 +249,9 @@ class Placement:
     def _widest_chunk_format(self, chunks: bytes, size: int) -> int:
         """Return the chunk format of a file of several chunks.
 
-        If they lie one after the other in one blob, the format says one chunk for the whole file, so that the kernel
-        can read across them; readers that look at every index find the same addresses.
+        If they lie one after the other in one blob, the format says one chunk for the whole file,
+        so that the kernel can read across them; readers that look at every index find the same
+        addresses.
         """
         step = self._chunk_size // BLOCK_SIZE
         words = struct.unpack(f"<{len(chunks) // 4}I", chunks)

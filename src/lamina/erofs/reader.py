@@ -1,7 +1,8 @@
 """Lazy reader of a bootstrap: an EROFS tree over any buffer.
 
-Opening decodes the superblocks and the blob table and nothing per file.  Every call decodes just what it returns,
-checks it against the size of the buffer, and raises FormatError that names the inode for anything else.
+Opening decodes the superblocks and the blob table and nothing per file.  Every call decodes just
+what it returns, checks it against the size of the buffer, and raises FormatError that names the
+inode for anything else.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from lamina.erofs.xattr import decode_xattrs
 from lamina.errors import FormatError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer, Self
+    from typing import Self
+
+    from typing_extensions import Buffer
 
 _LAYOUTS = frozenset(Layout)
 _MAX_INODE_SIZE = (1 << 63) - 1
@@ -52,8 +55,8 @@ _TYPES = frozenset(
 class Bootstrap:
     """An opened bootstrap.
 
-    ``buffer`` (bytes, mmap, ...) must stay unchanged while it is open.  ``close`` lets go of it, which an mmap needs
-    before it can be closed itself; it is not needed otherwise.
+    ``buffer`` (bytes, mmap, ...) must stay unchanged while it is open.  ``close`` lets go of it,
+    which an mmap needs before it can be closed itself; it is not needed otherwise.
 
     Raises:
         FormatError: the superblocks, device slots or blob table break a rule of RAFS v6 §1.2-1.8.
@@ -169,9 +172,9 @@ class Bootstrap:
         return raw if kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO) else 0
 
     def data_extent(self, inode: Inode, start: int, size: int) -> tuple[int, int]:
-        """Return (offset in the image, size) of the bytes of a directory or symlink from ``start``, one block at most.
+        """Return (offset in the image, size) of one block, or less, of a directory or symlink.
 
-        Only for the flat layouts; ``start`` must be a multiple of the block size.
+        ``start`` is where in the data it begins, a multiple of the block size.
         """
         size = min(size, inode.size - start)
         tail_start = inode.size
@@ -200,7 +203,7 @@ class Bootstrap:
         return -(-inode.size // self.block_size)
 
     def readdir(self, inode: Inode) -> Iterator[Dirent]:
-        """Yield the entries of a directory in byte order of their names, without ``.`` and ``..``."""
+        """Yield the entries of a directory in byte order, without ``.`` and ``..``."""
         for entry in self.entries(inode):
             if entry.name not in (b".", b".."):
                 yield entry
@@ -252,7 +255,9 @@ class Bootstrap:
             raise FormatError(f"Inode {inode.nid}: its chunk indexes lie outside the image.")
         return self._view[start:end]
 
-    def chunks(self, inode: Inode, first: int = 0, count: int | None = None) -> Iterator[ChunkIndex]:
+    def chunks(
+        self, inode: Inode, first: int = 0, count: int | None = None
+    ) -> Iterator[ChunkIndex]:
         """Yield the chunk indexes of a regular file, ``count`` of them from number ``first``."""
         array = self.chunk_array(inode)
         last = None if count is None else (first + count) * CHUNK_INDEX.size

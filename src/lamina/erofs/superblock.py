@@ -1,7 +1,7 @@
-"""The fixed part of a bootstrap: superblocks, device slots, blob table, prefetch table (RAFS v6 §1.1-1.8).
+"""The fixed part of a bootstrap: superblocks, device slots, tables (RAFS v6 §1.1-1.8).
 
-Everything is checked against the size of the image as it is read, so what these functions return can be trusted to
-lie inside of it.
+Everything is checked against the size of the image as it is read, so what these functions return
+can be trusted to lie inside of it.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def _read_extended(view: memoryview) -> ExtendedSuperblock:
     _check_chunk_size(extended.chunk_size)
     table_end = extended.blob_table_offset + extended.blob_table_size
     if extended.blob_table_offset % 4096 or not 4096 <= extended.blob_table_offset <= len(view):
-        raise _bad("blob_table_offset", extended.blob_table_offset, "a 4096-aligned place in the file")
+        raise _bad(
+            "blob_table_offset", extended.blob_table_offset, "a 4096-aligned place in the file"
+        )
     if extended.blob_table_size % BLOB_ENTRY.size or table_end > len(view):
         raise _bad("blob_table_size", extended.blob_table_size, "whole entries inside the file")
     _check_chunk_table(view, extended)

@@ -1,4 +1,4 @@
-"""The file tree that a bootstrap is written from: what the merge produces and the writer lays out."""
+"""The file tree that a bootstrap is written from: made by the merge, laid out by the writer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Node:
-    """One inode.  Its names are the keys of its parents' ``children``, so a hard link is the same Node twice.
+    """One inode; its names are the keys in its parents, so a hard link is the same Node twice.
 
     ``rdev`` is in the kernel's "new" encoding (spec of EROFS ``i_u``); ``xattrs`` maps full names
-    (``b"user.x"``) to values; ``chunks`` are the 8-byte EROFS chunk indexes of a regular file, ready to be stored
-    (RAFS v6 §1.11), ``ceil(size / chunk_size)`` of them.
+    (``b"user.x"``) to values; ``chunks`` are the 8-byte EROFS chunk indexes of a regular file,
+    ready to be stored (RAFS v6 §1.11), ``ceil(size / chunk_size)`` of them.
     """
 
     mode: int
@@ -28,7 +28,7 @@ class Node:
     children: dict[bytes, Node] | None = None
 
     def walk(self, path: bytes = b"") -> Iterator[tuple[bytes, Node]]:
-        """Yield (path below this node without a leading slash, node), parents first, names in byte order."""
+        """Yield (relative path, node), parents first, names in byte order."""
         stack = [(path, self)]
         while stack:
             here, node = stack.pop()

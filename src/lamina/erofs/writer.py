@@ -1,8 +1,9 @@
-"""Writer of a bootstrap: a tree of :class:`~lamina.erofs.tree.Node` -> EROFS image with RAFS v6 metadata.
+"""Writer of a bootstrap: a tree of nodes -> EROFS image with RAFS v6 metadata.
 
-Two passes over the tree: the first gives every inode its place, the second writes inodes and directories, which need
-the places.  Inodes come in the order of a walk (a directory, its other children, then its subdirectories), which is
-the order in which they are read again.  The result depends on the arguments alone.
+Two passes over the tree: the first gives every inode its place, the second writes inodes and
+directories, which need the places.  Inodes come in the order of a walk (a directory, its other
+children, then its subdirectories), which is the order in which they are read again.  The result
+depends on the arguments alone.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ from lamina.erofs.superblock import COMPRESSOR_FLAGS, DIGESTER_FLAGS
 from lamina.erofs.tree import Node
 from lamina.errors import FormatError
 
+
 @dataclass(frozen=True, slots=True)
 class BootstrapOptions:
     """What a bootstrap says beside its tree.
 
-    ``compressor`` and ``digester`` are the defaults in the superblock (each blob has its own); ``prefetch`` are
-    absolute paths that are to be fetched ahead, in this order (``b"/"``: everything).
+    ``compressor`` and ``digester`` are the defaults in the superblock (each blob has its own);
+    ``prefetch`` are absolute paths that are to be fetched ahead, in this order (``b"/"``:
+    everything).
     """
 
     chunk_size: int = 1 << 20
@@ -62,8 +65,9 @@ def write_bootstrap(
 ) -> bytes:
     """Return the image of the tree under ``root``.
 
-    ``blobs`` are numbered by their position (their ``index`` and ``chunk_size`` are set here).  ``chunk_table`` holds
-    the 80-byte entries of all chunks that the tree refers to (RAFS v6 §1.9), best sorted by (blob, chunk).
+    ``blobs`` are numbered by their position (their ``index`` and ``chunk_size`` are set here).
+    ``chunk_table`` holds the 80-byte entries of all chunks that the tree refers to (RAFS v6 §1.9),
+    best sorted by (blob, chunk).
 
     Raises:
         FormatError: a node cannot be represented (names the path), or there are too many blobs.
@@ -114,7 +118,7 @@ def _checked_entries(
 
 
 def _prefetch_table(placement: Placement, root: Node, paths: Sequence[bytes]) -> bytes:
-    """Return the numbers of the named nodes; names that are not there or lie below another one are left out."""
+    """Return the numbers of the named nodes, without missing ones and those below another."""
     chosen: list[tuple[bytes, ...]] = []
     table = []
     for path in paths:
@@ -154,7 +158,7 @@ def _flags(entries: Sequence[BlobEntry], options: BootstrapOptions, *, has_xattr
 
 
 def _device_slots(entries: Sequence[BlobEntry], bootstrap_size: int) -> bytes:
-    """Return the slots, with the addresses that the blobs would have after the bootstrap on one flat device."""
+    """Return the slots, with the addresses the blobs would have on one flat device."""
     slots = []
     position = bootstrap_size
     for entry in entries:
@@ -163,11 +167,10 @@ def _device_slots(entries: Sequence[BlobEntry], bootstrap_size: int) -> bytes:
         if blocks > 0xFFFFFFFF:
             raise FormatError(f"Blob {entry.blob_id} is too large for 32-bit block addresses.")
         mapped = position // BLOCK_SIZE
-        # An image beyond 16 TiB cannot be flattened to one device; its blobs still work as devices of their own.
+        # An image beyond 16 TiB cannot be flattened to one device; its blobs still work as devices
+        # of their own.
         slots.append(
-            DEVICE_SLOT.pack(
-                entry.blob_id.encode(), blocks, mapped if mapped <= 0xFFFFFFFF else 0
-            )
+            DEVICE_SLOT.pack(entry.blob_id.encode(), blocks, mapped if mapped <= 0xFFFFFFFF else 0)
         )
         position += blocks * BLOCK_SIZE
     return b"".join(slots)

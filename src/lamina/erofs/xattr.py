@@ -21,7 +21,8 @@ def encode_xattrs(xattrs: dict[bytes, bytes]) -> bytes:
     """Return the area that follows an inode, sorted by name; ``xattrs`` maps full names to values.
 
     Raises:
-        FormatError: a name outside the namespaces that EROFS knows, or something too long for its field.
+        FormatError: a name outside the namespaces that EROFS knows, or something too long for its
+            field.
     """
     parts = [HEADER]
     for name, value in sorted(xattrs.items()):
@@ -32,7 +33,9 @@ def encode_xattrs(xattrs: dict[bytes, bytes]) -> bytes:
         parts.append(entry.ljust(round_up(len(entry), 4), b"\0"))
     area = b"".join(parts)
     if len(area) > MAX_AREA_SIZE:
-        raise FormatError(f"Extended attributes take {len(area)} bytes; at most {MAX_AREA_SIZE} fit.")
+        raise FormatError(
+            f"Extended attributes take {len(area)} bytes; at most {MAX_AREA_SIZE} fit."
+        )
     return area
 
 
@@ -49,10 +52,13 @@ def decode_xattrs(area: bytes, nid: int) -> dict[bytes, bytes]:
     """Return full name -> value of the attribute area of inode ``nid``.
 
     Raises:
-        FormatError: shared attributes, an unknown prefix, an entry that leaves the area, or a name twice.
+        FormatError: shared attributes, an unknown prefix, an entry that leaves the area, or a name
+            twice.
     """
     if len(area) < XATTR_HEADER.size or XATTR_HEADER.unpack_from(area)[1] != 0:
-        raise FormatError(f"Inode {nid}: its extended attributes are shared, which RAFS never does.")
+        raise FormatError(
+            f"Inode {nid}: its extended attributes are shared, which RAFS never does."
+        )
     found: dict[bytes, bytes] = {}
     position = XATTR_HEADER.size
     while position < len(area):
