@@ -225,7 +225,7 @@ def main() -> int:
     if len(sys.argv) < 3:
         print("usage: image.py FOLDER PACKAGE...", file=sys.stderr)
         return 2
-    layout, packages = Path(sys.argv[1]), sys.argv[2:]
+    layout, packages = Path(sys.argv[1]).absolute(), sys.argv[2:]
     absent = [name for name in ("apt-get", "dpkg-deb") if shutil.which(name) is None]
     if absent or layout.exists():
         problem = (
