@@ -71,7 +71,7 @@ class BlobColumns(NamedTuple):
             raise FormatError("A piece of the blob has no stored size.")
         if len(self.chunk_sizes) >= MAX_CHUNKS_PER_BLOB:
             raise FormatError(
-                f"The blob has {len(self.chunk_sizes)} chunks; at most {MAX_CHUNKS_PER_BLOB - 1} fit.",
+                f"A blob of {len(self.chunk_sizes)} chunks; at most {MAX_CHUNKS_PER_BLOB - 1} fit.",
                 hint="Choose a larger chunk size.",
             )
         if self.chunk_sizes and not 0 < min(self.chunk_sizes) <= max(self.chunk_sizes) <= (

@@ -15,32 +15,33 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+from lamina.blob.ci_header import (
+    check_ci_header,
+    checked_table_size,
+    encrypted_error,
+    read_ci_header,
+)
 from lamina.blob.layout import (
     BATCH_CONTEXT,
     CHUNK_BATCH,
     CHUNK_COMPRESSED,
     CHUNK_ENCRYPTED,
     CHUNK_ZRAN,
-    CI_HEADER,
     CI_HEADER_SIZE,
-    CI_MAGIC,
     COMPRESSED_OFFSET_MASK,
     CONTEXT_SIZE,
     V1_OFFSET_MASK,
-    V1_RECORD_SIZE,
-    V2_RECORD_SIZE,
     ZRAN_CONTEXT,
     CiHeader,
     ZranContext,
 )
 from lamina.codec.compress import Compressor, decompress
 from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
-from lamina.errors import FormatError, UnsupportedError
+from lamina.errors import FormatError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-MAX_TABLE_SIZE = 256 << 20
 _WITH_CONTEXTS = BlobFeature.BATCH | BlobFeature.ZRAN
 
 
@@ -67,7 +68,7 @@ class ChunkTable:
     """
 
     def __init__(self, payload: Buffer, header: CiHeader, entry: BlobEntry) -> None:
-        _check_header(header, entry)
+        check_ci_header(header, entry)
         self.entry = entry
         self.blob_id = entry.blob_id
         self.header = header
@@ -94,7 +95,7 @@ class ChunkTable:
             UnsupportedError: the blob is encrypted with AES-XTS, or has no chunk table.
         """
         view = memoryview(buffer).cast("B")
-        padded_size = round_up(_checked_size(entry), 4096)
+        padded_size = round_up(checked_table_size(entry), 4096)
         if len(view) != padded_size + CI_HEADER_SIZE:
             raise FormatError(
                 f"Chunk table of blob {entry.blob_id}: file of {len(view)} bytes, "
@@ -106,7 +107,7 @@ class ChunkTable:
     @classmethod
     def from_stored(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
         """Return the table of ``ci_compressed_size`` + 4096 bytes at ``ci_offset`` of a blob."""
-        size = _checked_size(entry)
+        size = checked_table_size(entry)
         view = memoryview(buffer).cast("B")
         if len(view) != entry.ci_compressed_size + CI_HEADER_SIZE:
             raise FormatError(
@@ -252,7 +253,7 @@ class ChunkTable:
     def _piece(self, index: int, first: int, count: int) -> Piece:
         flags = self.chunk_flags(first)
         if flags & CHUNK_ENCRYPTED:
-            raise _encrypted(self.blob_id)
+            raise encrypted_error(self.blob_id)
         offset, size = self._stored(first)
         compressed = bool(flags & CHUNK_COMPRESSED)
         raw_size = self.chunk_extent(first)[1]
@@ -335,54 +336,6 @@ class ChunkTable:
 
     def _bad(self, what: str) -> FormatError:
         return FormatError(f"Chunk table of blob {self.entry.blob_id}: {what}.")
-
-
-def read_ci_header(buffer: Buffer, blob_id: str) -> CiHeader:
-    """Return the header of a chunk table in the first 4096 bytes of ``buffer``."""
-    view = memoryview(buffer)
-    if len(view) < CI_HEADER_SIZE:
-        raise FormatError(f"Chunk table of blob {blob_id}: its header is cut off.")
-    magic, *fields, magic_at_end = CI_HEADER.unpack_from(view)
-    if magic != CI_MAGIC or magic_at_end != CI_MAGIC:
-        raise FormatError(f"Chunk table of blob {blob_id}: its header has no magic number.")
-    return CiHeader._make(fields)
-
-
-def _check_header(header: CiHeader, entry: BlobEntry) -> None:
-    pairs = (
-        ("entries", header.entries, entry.chunk_count),
-        ("compressor", header.compressor, entry.ci_compressor),
-        ("offset", header.offset, entry.ci_offset),
-        ("compressed size", header.compressed_size, entry.ci_compressed_size),
-        ("uncompressed size", header.uncompressed_size, entry.ci_uncompressed_size),
-    )
-    for name, found, expected in pairs:
-        if found != expected:
-            raise FormatError(
-                f"Chunk table of blob {entry.blob_id}: {name} is {found} in its header, "
-                f"{expected} in the bootstrap."
-            )
-
-
-def _checked_size(entry: BlobEntry) -> int:
-    if entry.features & BlobFeature.ENCRYPTED:
-        raise _encrypted(entry.blob_id)
-    if entry.features & BlobFeature.TARFS:
-        raise UnsupportedError(f"Blob {entry.blob_id} is a plain tar without a chunk table.")
-    record_size = V2_RECORD_SIZE if entry.features & BlobFeature.CHUNK_INFO_V2 else V1_RECORD_SIZE
-    size = entry.ci_uncompressed_size
-    if not entry.chunk_count * record_size <= size <= MAX_TABLE_SIZE:
-        raise FormatError(
-            f"Chunk table of blob {entry.blob_id}: {size} bytes for {entry.chunk_count} chunks."
-        )
-    return size
-
-
-def _encrypted(blob_id: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"Blob {blob_id} is encrypted with AES-XTS, its key lying in the open beside it.",
-        hint="Rebuild the image; such encryption protects nothing.",
-    )
 
 
 def _as_words(view: memoryview) -> memoryview | array[int]:

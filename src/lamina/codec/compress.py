@@ -39,7 +39,7 @@ DEFAULT_LEVEL = {
 
 
 class _ThreadContexts(threading.local):
-    """zstd contexts are not thread-safe, and making one costs more than using it on a small chunk."""
+    """zstd contexts are not thread-safe, and making one costs more than a small chunk."""
 
     def __init__(self) -> None:
         self.compressors: dict[int, zstandard.ZstdCompressor] = {}

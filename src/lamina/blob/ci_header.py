@@ -1,0 +1,78 @@
+"""Header and size of a chunk table, checked against the bootstrap (RAFS v6 §1.6, §2.6)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamina.blob.layout import (
+    CI_HEADER,
+    CI_HEADER_SIZE,
+    CI_MAGIC,
+    V1_RECORD_SIZE,
+    V2_RECORD_SIZE,
+    CiHeader,
+)
+from lamina.erofs.layout import BlobEntry, BlobFeature
+from lamina.errors import FormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+MAX_TABLE_SIZE = 256 << 20
+"""Largest plain chunk table that is read, in bytes: ten million chunks."""
+
+
+def read_ci_header(buffer: Buffer, blob_id: str) -> CiHeader:
+    """Return the header of a chunk table in the first 4096 bytes of ``buffer``."""
+    view = memoryview(buffer)
+    if len(view) < CI_HEADER_SIZE:
+        raise FormatError(f"Chunk table of blob {blob_id}: its header is cut off.")
+    magic, *fields, magic_at_end = CI_HEADER.unpack_from(view)
+    if magic != CI_MAGIC or magic_at_end != CI_MAGIC:
+        raise FormatError(f"Chunk table of blob {blob_id}: its header has no magic number.")
+    return CiHeader._make(fields)
+
+
+def check_ci_header(header: CiHeader, entry: BlobEntry) -> None:
+    """Raise FormatError if the header and the bootstrap say different things of a table."""
+    pairs = (
+        ("entries", header.entries, entry.chunk_count),
+        ("compressor", header.compressor, entry.ci_compressor),
+        ("offset", header.offset, entry.ci_offset),
+        ("compressed size", header.compressed_size, entry.ci_compressed_size),
+        ("uncompressed size", header.uncompressed_size, entry.ci_uncompressed_size),
+    )
+    for name, found, expected in pairs:
+        if found != expected:
+            raise FormatError(
+                f"Chunk table of blob {entry.blob_id}: {name} is {found} in its header, "
+                f"{expected} in the bootstrap."
+            )
+
+
+def checked_table_size(entry: BlobEntry) -> int:
+    """Return the size of the plain table of a blob, at most :data:`MAX_TABLE_SIZE`.
+
+    Raises:
+        FormatError: it contradicts the number of chunks, or is too large.
+        UnsupportedError: the blob is encrypted with AES-XTS, or has no table.
+    """
+    if entry.features & BlobFeature.ENCRYPTED:
+        raise encrypted_error(entry.blob_id)
+    if entry.features & BlobFeature.TARFS:
+        raise UnsupportedError(f"Blob {entry.blob_id} is a plain tar without a chunk table.")
+    record_size = V2_RECORD_SIZE if entry.features & BlobFeature.CHUNK_INFO_V2 else V1_RECORD_SIZE
+    size = entry.ci_uncompressed_size
+    if not entry.chunk_count * record_size <= size <= MAX_TABLE_SIZE:
+        raise FormatError(
+            f"Chunk table of blob {entry.blob_id}: {size} bytes for {entry.chunk_count} chunks."
+        )
+    return size
+
+
+def encrypted_error(blob_id: str) -> UnsupportedError:
+    """Return the error for a blob that is encrypted in the way of Nydus."""
+    return UnsupportedError(
+        f"Blob {blob_id} is encrypted with AES-XTS, its key lying in the open beside it.",
+        hint="Rebuild the image; such encryption protects nothing.",
+    )
