@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.blob.ci_header import (
+    MAX_TABLE_SIZE,
     check_ci_header,
     checked_table_size,
     encrypted_error,
@@ -41,6 +42,8 @@ from lamina.errors import FormatError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+__all__ = ["MAX_TABLE_SIZE", "ChunkTable", "Piece", "read_ci_header"]
 
 _WITH_CONTEXTS = BlobFeature.BATCH | BlobFeature.ZRAN
 
