@@ -50,6 +50,13 @@ class Statistics:
     decoded_pieces: int = 0
     decoded_bytes: int = 0
 
+    def add(self, other: Statistics) -> None:
+        """Add what another blob cost."""
+        self.requests += other.requests
+        self.fetched_bytes += other.fetched_bytes
+        self.decoded_pieces += other.decoded_pieces
+        self.decoded_bytes += other.decoded_bytes
+
 
 class LazyBlob:
     """A blob whose content arrives as it is read.  Threads share it; all calls block.

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.erofs.layout import Inode
 from lamina.erofs.reader import Bootstrap
-from lamina.errors import FormatError
+from lamina.errors import FormatError, UnsupportedError
 from lamina.image.base import ImageBase, Stat, Where, below, shown
+from lamina.image.blob_set import BlobSet
 from lamina.image.errors import FileKindError, NotDirectoryError
 from lamina.image.file import require_file
-from lamina.image.lazy_blob import LazyBlob
+from lamina.image.lazy_blob import LazyBlob, Statistics
+
+if TYPE_CHECKING:
+    from lamina.registry.manifest import ImageConfig, Manifest
+    from lamina.registry.reference import Reference
 
 
 class FileChunk(NamedTuple):
@@ -30,6 +37,19 @@ class FileChunk(NamedTuple):
     """In the uncompressed address space of the blob."""
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an image came from.
+
+    ``reference`` has the digest of the manifest; ``bootstrap_path`` is the file that is mapped.
+    """
+
+    bootstrap_path: Path
+    reference: Reference | None = None
+    manifest: Manifest | None = None
+    config: ImageConfig | None = None
+
+
 class NativeImage(ImageBase):
     """An opened native image.  Inode numbers are nids.  Threads share it; close it when done."""
 
@@ -38,6 +58,7 @@ class NativeImage(ImageBase):
         bootstrap: Bootstrap,
         blobs: Sequence[LazyBlob],
         *,
+        origin: Origin | None = None,
         resources: ExitStack | None = None,
     ) -> None:
         """Read *bootstrap* with *blobs*, which are in the order of its blob table.
@@ -46,7 +67,38 @@ class NativeImage(ImageBase):
         """
         self.bootstrap = bootstrap
         self.blobs = blobs
+        self.origin = origin
         self._resources = resources or ExitStack()
+
+    @property
+    def bootstrap_path(self) -> Path:
+        """The bootstrap as a file, for the kernel; UnsupportedError if it is only in memory."""
+        if self.origin is None:
+            raise UnsupportedError("this image was opened from memory, so it has no bootstrap file")
+        return self.origin.bootstrap_path
+
+    @property
+    def config(self) -> ImageConfig:
+        """The image configuration; of an image without one, an empty one."""
+        if self.origin is not None and self.origin.config is not None:
+            return self.origin.config
+        from lamina.registry.manifest import ImageConfig
+
+        return ImageConfig()
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The image manifest, None for an image that was opened without one."""
+        return self.origin.manifest if self.origin is not None else None
+
+    @property
+    def statistics(self) -> Statistics:
+        """What was fetched since the image was opened, over all blobs."""
+        total = Statistics()
+        opened = self.blobs.opened if isinstance(self.blobs, BlobSet) else self.blobs
+        for blob in opened:
+            total.add(blob.statistics)
+        return total
 
     @property
     def root(self) -> Stat:

@@ -25,7 +25,7 @@ class CacheBlob:
         self.size_bytes = size_bytes
         self.chunk_count = readiness.chunk_count
         self._readiness = readiness
-        self._complete = False
+        self._first_missing = 0
 
     def is_ready(self, chunk: int) -> bool:
         """Tell whether *chunk* can be read from the file."""
@@ -42,9 +42,12 @@ class CacheBlob:
     @property
     def complete(self) -> bool:
         """True once every chunk is ready; this never changes back."""
-        if not self._complete:
-            self._complete = self._readiness.complete
-        return self._complete
+        # Marks are only ever added, so what was ready need not be looked at again.
+        first = self._first_missing
+        if first < self.chunk_count:
+            found = self._readiness.first_missing(first, self.chunk_count)
+            self._first_missing = first = found if found >= 0 else self.chunk_count
+        return first >= self.chunk_count
 
     @property
     def ready_count(self) -> int:

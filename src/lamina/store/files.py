@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lamina.errors import StoreError
@@ -46,26 +48,56 @@ def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> Non
         offset += count
 
 
-def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
-    """Make *path* hold *data*: a reader, also after a power cut, sees all of it or the file before.
+class NewFile:
+    """A file under construction, see :func:`new_file`."""
 
-    Raises StoreError.
+    def __init__(self, fd: int, temporary: Path) -> None:
+        self._fd = fd
+        self._temporary = temporary
+        self._size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append *data*.  Raises StoreError."""
+        try:
+            write_all(self._fd, data, self._size)
+        except OSError as error:
+            raise store_error(f"write {self._temporary}", error) from error
+        self._size += len(memoryview(data).cast("B"))
+
+    def commit(self, path: Path) -> None:
+        """Let the file appear at *path*, in place of one that is there.  Raises StoreError."""
+        try:
+            os.fsync(self._fd)
+            os.rename(self._temporary, path)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise store_error(f"write {path}", error) from error
+
+
+@contextmanager
+def new_file(directory: Path) -> Iterator[NewFile]:
+    """Give a nameless file to write and commit; without a commit it is gone after the block.
+
+    A reader, also after a power cut, sees all of a committed file or the one before.  Raises
+    StoreError.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    temporary = directory / f".new.{os.getpid()}.{os.urandom(8).hex()}"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-        try:
-            write_all(fd, data, 0)
-            os.fsync(fd)
-            os.rename(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-        finally:
-            os.close(fd)
-        sync_directory(path.parent)
     except OSError as error:
-        raise store_error(f"write {path}", error) from error
+        raise store_error(f"create a file in {directory}", error) from error
+    try:
+        yield NewFile(fd, temporary)
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
+    """Make *path* hold *data*, all of it or nothing (see :func:`new_file`).  Raises StoreError."""
+    with new_file(path.parent) as file:
+        file.write(data)
+        file.commit(path)
 
 
 def sync_directory(path: Path) -> None:

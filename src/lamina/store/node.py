@@ -6,9 +6,9 @@
         lock                           held (flock) while a blob's files are opened or created
         blobs/ID.IDENTITY.data         cache file of a blob (lamina.store.cache_blob)
         blobs/ID.IDENTITY.ready        its readiness map (lamina.store.readiness, byte by byte)
-        metadata/sha256/HEX            manifests, configs, bootstraps, chunk tables by their digest
-        records/KIND/HEX               small derived facts: 64 hex digits (SHA-256 of the rest),
-                                       a newline, then the content
+        metadata/ALGORITHM/HEX         manifests, configs, bootstraps, chunk tables by their digest
+        records/KIND/ALGORITHM-HEX     small facts about what has that digest: 64 hex digits
+                                       (SHA-256 of the rest), a newline, then the content
 
 ROOT is ``$LAMINA_STORE``, else ``/var/lib/lamina`` for root and ``$XDG_CACHE_HOME/lamina``
 (``~/.cache/lamina``) for other users.
@@ -31,20 +31,26 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from lamina.errors import FormatError, IntegrityError, StoreError
 from lamina.store.cache_blob import CacheBlob
-from lamina.store.files import FILE_MODE, make_private_directory, store_error, write_atomically
+from lamina.store.files import (
+    FILE_MODE,
+    make_private_directory,
+    new_file,
+    store_error,
+    write_atomically,
+)
 from lamina.store.readiness import Header, create_map, current_boot_id, open_map
 
 MAX_BLOB_SIZE: Final = 1 << 44
 MAX_CHUNK_COUNT: Final = 1 << 24
 BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-DIGEST: Final = re.compile(r"sha256:([0-9a-f]{64})")
+DIGEST: Final = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 RECORD_PREFIX: Final = 65
 
 
@@ -66,8 +72,9 @@ class NodeStore:
         """Use (and create) *root*.  Raises StoreError if others could write to it."""
         self.root = default_root() if root is None else root
         self._blobs = self.root / "blobs"
-        self._metadata = self.root / "metadata" / "sha256"
-        for directory in (self.root, self._blobs, self._metadata):
+        self._metadata = self.root / "metadata"
+        sha256, sha512 = self._metadata / "sha256", self._metadata / "sha512"
+        for directory in (self.root, self._blobs, self._metadata, sha256, sha512):
             make_private_directory(directory)
 
     def blob(
@@ -102,7 +109,7 @@ class NodeStore:
         return found
 
     def metadata(self, digest: str) -> bytes | None:
-        """Return the content with this ``sha256:`` digest, or None; it is hashed again.
+        """Return the content with this digest (``sha256:...``), or None; it is hashed again.
 
         A file that was damaged on disk is removed and counts as absent.
         """
@@ -113,7 +120,7 @@ class NodeStore:
             return None
         except OSError as error:
             raise store_error(f"read {path}", error) from error
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        if _digest(data, digest) != digest:
             path.unlink(missing_ok=True)
             return None
         return data
@@ -135,17 +142,31 @@ class NodeStore:
             raise StoreError(f"cannot map {path}: {error}") from error
 
     def put_metadata(self, data: bytes | bytearray | memoryview, digest: str | None = None) -> str:
-        """Keep *data* under its ``sha256:`` digest, which is returned.
+        """Keep *data* under its digest (SHA-256 unless one is given), which is returned.
 
-        Raises IntegrityError if it is not *digest*, StoreError if it cannot be written.
+        Raises IntegrityError if it has not the given digest, StoreError if it cannot be written.
         """
-        actual = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        actual = _digest(data, digest or "sha256:")
         if digest is not None and digest != actual:
             raise IntegrityError(f"metadata has digest {actual} where {digest} was promised")
         path = self._metadata_path(actual)
         if not path.exists():
             write_atomically(path, data)
         return actual
+
+    def put_metadata_stream(self, pieces: Iterable[bytes | memoryview]) -> str:
+        """Keep the sum of *pieces*, which may be large, and return its SHA-256 digest.
+
+        If *pieces* raises, nothing is kept.  Raises StoreError if it cannot be written.
+        """
+        digest = hashlib.sha256()
+        with new_file(self._metadata) as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            name = f"sha256:{digest.hexdigest()}"
+            file.commit(self._metadata_path(name))
+        return name
 
     def record(self, kind: str, digest: str) -> bytes | None:
         """Return the record of *kind* about *digest*, or None if there is none or it is damaged."""
@@ -164,14 +185,16 @@ class NodeStore:
     def put_record(self, kind: str, digest: str, content: bytes) -> None:
         """Keep a record of *kind* about *digest*, in place of an older one."""
         path = self._record_path(kind, digest)
+        make_private_directory(path.parent.parent)
         make_private_directory(path.parent)
         write_atomically(path, _record_prefix(content) + content)
 
     def _metadata_path(self, digest: str) -> Path:
-        return self._metadata / _hex(digest)
+        algorithm, hex_digits = _parsed(digest)
+        return self._metadata / algorithm / hex_digits
 
     def _record_path(self, kind: str, digest: str) -> Path:
-        return self.root / "records" / kind / _hex(digest)
+        return self.root / "records" / kind / "-".join(_parsed(digest))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -183,11 +206,18 @@ class NodeStore:
             os.close(fd)
 
 
-def _hex(digest: str) -> str:
+def _parsed(digest: str) -> tuple[str, str]:
     match = DIGEST.fullmatch(digest)
     if match is None:
-        raise FormatError(f"{digest!r} is not a sha256 digest")
-    return match[1]
+        raise FormatError(f"{digest!r} is not a sha256 or sha512 digest")
+    return match[1] or match[3], match[2] or match[4]
+
+
+def _digest(data: bytes | bytearray | memoryview, like: str) -> str:
+    """Return the digest of *data* with the algorithm of *like*."""
+    if like.startswith("sha512:"):
+        return f"sha512:{hashlib.sha512(data).hexdigest()}"
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _record_prefix(content: bytes) -> bytes:

@@ -1,0 +1,137 @@
+"""The blobs of an opened image, each opened when it is first read."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, overload
+
+from lamina.blob.layout import CI_HEADER_SIZE
+from lamina.blob.table import MAX_TABLE_SIZE, ChunkTable
+from lamina.erofs.layout import BlobEntry, BlobFeature
+from lamina.erofs.reader import Bootstrap
+from lamina.errors import FormatError, UnsupportedError, UsageError
+from lamina.fetch.parallel import Parallel
+from lamina.fetch.source import Source
+from lamina.image.lazy_blob import LazyBlob
+from lamina.image.metadata_layer import MetadataFiles
+from lamina.store.node import NodeStore
+
+UNSUPPORTED: Final = {
+    BlobFeature.ENCRYPTED: "is encrypted with AES-XTS by a key that lies beside it",
+    BlobFeature.TARFS: "is a plain tar file",
+    BlobFeature.ZRAN: "is an ordinary gzip layer with an index",
+    BlobFeature.SEPARATE: "is an ordinary layer with an index",
+    BlobFeature.EXTERNAL: "is kept outside of the registry",
+}
+
+
+class BlobSet(Sequence[LazyBlob]):
+    """The blobs in the order of the bootstrap's blob table.  Threads share it."""
+
+    def __init__(
+        self,
+        bootstrap: Bootstrap,
+        files: MetadataFiles,
+        source: Source,
+        store: NodeStore,
+        *,
+        on_table: Callable[[str, str], None] | None = None,
+    ) -> None:
+        """Open nothing yet.
+
+        *on_table* is told (blob id, digest) when a chunk table that did not come with the image was
+        fetched from its blob and kept in *store*.
+        """
+        self._bootstrap = bootstrap
+        self._tables = dict(files.tables)
+        self._chunk_sets = files.chunk_sets
+        self._source = source
+        self._store = store
+        self._on_table = on_table
+        self._parallel = Parallel()
+        self._lock = threading.Lock()
+        self._opened: list[LazyBlob | None] = [None] * len(bootstrap.blobs)
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    @overload
+    def __getitem__(self, index: int) -> LazyBlob: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[LazyBlob]: ...
+
+    def __getitem__(self, index: int | slice) -> LazyBlob | list[LazyBlob]:
+        """Return a blob, opened; raises what its source raises if the chunk table is not here."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        found = self._opened[index]
+        if found is not None:
+            return found
+        with self._lock:
+            found = self._opened[index]
+            if found is None:
+                found = self._opened[index] = self._open(self._bootstrap.blobs[index])
+        return found
+
+    @property
+    def opened(self) -> list[LazyBlob]:
+        """The blobs that are open already."""
+        return [blob for blob in self._opened if blob is not None]
+
+    def close(self) -> None:
+        """Close the blobs that were opened; may be called again."""
+        with self._lock:
+            self._closed = True
+            self._parallel.close()
+            for index, blob in enumerate(self._opened):
+                if blob is not None:
+                    blob.close()
+                    self._opened[index] = None
+
+    def _open(self, entry: BlobEntry) -> LazyBlob:
+        if self._closed:
+            raise UsageError("the image is closed")
+        check_supported(entry)
+        table, table_digest = self._table(entry)
+        chunk_set = self._chunk_sets[entry.blob_id]
+        # All that decides which bytes are right and where they lie, see lamina.store.node.
+        identity = f"{table_digest} {chunk_set} {entry.digester} {entry.uncompressed_size}"
+        cache = self._store.blob(
+            entry.blob_id,
+            entry.uncompressed_size,
+            entry.chunk_count,
+            identity=identity.encode("ascii"),
+        )
+        digests = self._bootstrap.chunk_digests(entry.index)
+        return LazyBlob(table, digests, self._source, cache, parallel=self._parallel)
+
+    def _table(self, entry: BlobEntry) -> tuple[ChunkTable, str]:
+        digest = self._tables.get(entry.blob_id)
+        buffer = None if digest is None else self._store.map_metadata(digest)
+        if digest is not None and buffer is not None:
+            return ChunkTable.from_meta(buffer, entry), digest
+        if entry.ci_compressed_size > MAX_TABLE_SIZE:
+            raise FormatError(
+                f"the chunk table of blob {entry.blob_id} claims {entry.ci_compressed_size} bytes"
+            )
+        size = entry.ci_compressed_size + CI_HEADER_SIZE
+        stored = self._source.read_range(entry.blob_id, entry.ci_offset, size)
+        table = ChunkTable.from_stored(stored, entry)
+        digest = self._store.put_metadata(table.to_meta())
+        self._tables[entry.blob_id] = digest
+        if self._on_table is not None:
+            self._on_table(entry.blob_id, digest)
+        return table, digest
+
+
+def check_supported(entry: BlobEntry) -> None:
+    """Raise UnsupportedError for a kind of blob whose pieces cannot be read."""
+    for feature, what in UNSUPPORTED.items():
+        if entry.features & feature:
+            raise UnsupportedError(
+                f"blob {entry.blob_id} {what}, which this version of Lamina cannot read",
+                hint="Convert the original image with `lamina convert`.",
+            )

@@ -1,0 +1,121 @@
+"""The metadata layer of a native image: what the manifest's last layer brings (RAFS v6 §6.2).
+
+It is a tar with ``image/image.boot``, the file tree, and for every blob ``image/HEX.blob.meta``,
+its chunk table.  Older images have ``image.boot`` at the top.  All else in there is ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from contextlib import suppress
+from itertools import groupby
+from operator import itemgetter
+from typing import BinaryIO, Final, NamedTuple, Self
+
+from lamina.archive.blocks import BLOCK_BYTES, BlockReader
+from lamina.archive.stream import open_layer
+from lamina.archive.tar import REGULAR, Entry, walk
+from lamina.blob.table import MAX_TABLE_SIZE
+from lamina.erofs.layout import CHUNK_ENTRY, MAX_BLOBS
+from lamina.erofs.reader import Bootstrap
+from lamina.errors import FormatError, StoreError
+from lamina.image.mapped import mapped_bootstrap
+from lamina.store.node import NodeStore
+
+BOOTSTRAP_NAMES: Final = (b"image/image.boot", b"image.boot")
+TABLE_NAME: Final = re.compile(rb"image/([0-9a-f]{64})\.blob\.meta")
+MAX_BOOTSTRAP_BYTES: Final = 4 << 30
+"""Some fifteen million files."""
+
+MAX_LAYER_BYTES: Final = MAX_BOOTSTRAP_BYTES + (4 << 30)
+RECORD_VERSION: Final = 1
+
+
+class MetadataFiles(NamedTuple):
+    """Digests of the metadata of one image in the node store.
+
+    ``tables`` has the chunk table of each blob that came with one, by blob id; ``chunk_sets`` a
+    digest over the digests of each blob's chunks (:func:`chunk_sets`).
+    """
+
+    bootstrap: str
+    tables: dict[str, str]
+    chunk_sets: dict[str, str]
+
+    def encode(self) -> bytes:
+        """Return the form that a record of the store has."""
+        document = {"version": RECORD_VERSION, **self._asdict()}
+        return json.dumps(document, sort_keys=True).encode("ascii")
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self | None:
+        """Return what :meth:`encode` wrote, or None if another version of Lamina wrote it."""
+        with suppress(ValueError, KeyError, TypeError):
+            document = json.loads(data)
+            if document.pop("version") == RECORD_VERSION:
+                return cls(**document)
+        return None
+
+    def present(self, store: NodeStore) -> bool:
+        """Tell whether all the files are still in *store*."""
+        digests = (self.bootstrap, *self.tables.values())
+        return all(store.metadata_path(digest) is not None for digest in digests)
+
+
+def unpack_metadata_layer(layer: BinaryIO, media_type: str, store: NodeStore) -> MetadataFiles:
+    """Put the files of a metadata layer into *store*.
+
+    The layer is read to its end, so a stream that verifies there has verified all of it.  Raises
+    FormatError for a layer that is damaged or has no bootstrap, and what reading it raises.
+    """
+    bootstrap: str | None = None
+    tables: dict[str, str] = {}
+    stream = open_layer(layer, media_type, MAX_LAYER_BYTES)
+    reader = BlockReader(lambda: stream.read(BLOCK_BYTES))
+    for entry in walk(reader):
+        if entry.kind != REGULAR:
+            continue
+        table = TABLE_NAME.fullmatch(entry.path)
+        if entry.path in BOOTSTRAP_NAMES:
+            bootstrap = _keep(reader, entry, MAX_BOOTSTRAP_BYTES, store)
+        elif table:
+            tables[table[1].decode("ascii")] = _keep(reader, entry, 2 * MAX_TABLE_SIZE, store)
+            if len(tables) > MAX_BLOBS:
+                raise FormatError(f"the metadata layer has chunk tables of over {MAX_BLOBS} blobs")
+    reader.drain()
+    if bootstrap is None:
+        raise FormatError("the metadata layer has no image/image.boot")
+    path = store.metadata_path(bootstrap)
+    if path is None:
+        raise StoreError("the bootstrap vanished from the store while it was unpacked")
+    with mapped_bootstrap(path) as opened:
+        return MetadataFiles(bootstrap, tables, chunk_sets(opened))
+
+
+def chunk_sets(bootstrap: Bootstrap) -> dict[str, str]:
+    """Return, by blob id, the hex SHA-256 over (digest, number) of the chunks the image knows.
+
+    Two images with the same value for a blob verify its chunks against the same digests.  Takes
+    time for every chunk, so it is kept in the record of an image.
+    """
+    extended = bootstrap.header.extended
+    start, size = extended.chunk_table_offset, extended.chunk_table_size
+    hashes = [hashlib.sha256() for _ in bootstrap.blobs]
+    entries = CHUNK_ENTRY.iter_unpack(bootstrap.view[start : start + size])
+    for blob_index, run in groupby(entries, itemgetter(1)):
+        if blob_index >= len(hashes):
+            raise FormatError(f"the chunk table names blob {blob_index}, which is not there")
+        for entry in run:
+            hashes[blob_index].update(entry[0] + entry[8].to_bytes(4, "little"))
+    pairs = zip(bootstrap.device_ids, hashes, strict=True)
+    return {blob_id: digest.hexdigest() for blob_id, digest in pairs}
+
+
+def _keep(reader: BlockReader, entry: Entry, limit: int, store: NodeStore) -> str:
+    if entry.size > limit:
+        raise FormatError(
+            f"{entry.path.decode()} of the metadata layer has {entry.size} bytes, over {limit}"
+        )
+    return store.put_metadata_stream(reader.pieces(entry.size))

@@ -1,0 +1,161 @@
+"""From a reference to an opened native image.
+
+The first opening fetches manifest, configuration and metadata layer, verifies each by its digest
+and keeps what is in them in the node store.  Later ones ask the registry only what a tag points to,
+and nothing at all for a digest; they map the bootstrap and never read all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from lamina.errors import FormatError, NotFoundError, UnsupportedError
+from lamina.fetch.source import RepositorySource, Source
+from lamina.image.blob_set import BlobSet
+from lamina.image.mapped import mapped_bootstrap
+from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
+from lamina.image.native import NativeImage, Origin
+from lamina.registry.manifest import (
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    parse_config,
+    parse_manifest,
+)
+from lamina.registry.platform import select_platform
+from lamina.registry.reference import Reference, parse_reference
+from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.store.node import NodeStore
+
+if TYPE_CHECKING:
+    from lamina.registry.manifest import Platform
+
+RECORD: Final = "image"
+MAX_INDEX_DEPTH: Final = 4
+
+
+def open_image(
+    reference: str | Reference,
+    *,
+    store: NodeStore | Path | str | None = None,
+    options: ClientOptions | None = None,
+    platform: str | Platform | None = None,
+) -> NativeImage:
+    """Open a native image in a registry, an OCI layout or an archive.
+
+    *store* is the node store or its directory (default: :func:`lamina.store.node.default_root`);
+    *platform* chooses from an index, ``OS/ARCHITECTURE[/VARIANT]``, this machine's by default.
+    Nothing of the files' content is fetched.
+
+    Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
+    cannot be had, UnsupportedError for an ordinary OCI image, IntegrityError or FormatError for one
+    that is not what it claims to be, and StoreError if it cannot be kept.
+    """
+    where = parse_reference(reference) if isinstance(reference, str) else reference
+    node = _node_store(store)
+    with ExitStack() as stack:
+        repository = stack.enter_context(open_repository(where, options=options))
+        manifest, digest = find_manifest(repository, node, where, platform)
+        if not manifest.is_nydus:
+            raise UnsupportedError(
+                f"{where} is an ordinary OCI image, not a native one",
+                hint=f"Convert it first: lamina convert {where} DESTINATION",
+            )
+        config = _config(repository, node, manifest.config)
+        files = _metadata_files(repository, node, manifest.layers[-1], digest)
+        known = dict(files.tables)
+
+        def keep_table(blob_id: str, table: str) -> None:
+            known[blob_id] = table
+            node.put_record(RECORD, digest, files._replace(tables=known).encode())
+
+        path = node.metadata_path(files.bootstrap)
+        if path is None:
+            raise NotFoundError(f"the bootstrap of {where} vanished from the store")
+        bootstrap = stack.enter_context(mapped_bootstrap(path))
+        source = RepositorySource(repository)
+        blobs = BlobSet(bootstrap, files, source, node, on_table=keep_table)
+        stack.callback(blobs.close)
+        origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
+        return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
+
+
+def open_bootstrap(
+    bootstrap: str | os.PathLike[str],
+    source: Source,
+    *,
+    store: NodeStore | Path | str | None = None,
+) -> NativeImage:
+    """Open a bootstrap file with its blobs in *source*, as ``nydus-image create -B -D`` made them.
+
+    Raises NotFoundError if there is no such file and FormatError if it is no bootstrap.
+    """
+    path = Path(bootstrap)
+    node = _node_store(store)
+    with ExitStack() as stack:
+        opened = stack.enter_context(mapped_bootstrap(path))
+        files = MetadataFiles("", {}, chunk_sets(opened))
+        blobs = BlobSet(opened, files, source, node)
+        stack.callback(blobs.close)
+        return NativeImage(opened, blobs, origin=Origin(path), resources=stack.pop_all())
+
+
+def find_manifest(
+    repository: Repository,
+    node: NodeStore,
+    reference: Reference,
+    platform: str | Platform | None,
+) -> tuple[Manifest, str]:
+    """Return the image manifest that *reference* names on *platform*, and its digest."""
+    digest = reference.digest
+    descriptor: Descriptor | str
+    if digest is None:
+        descriptor = repository.resolve()
+        digest = descriptor.digest
+    else:
+        descriptor = digest
+    for _ in range(MAX_INDEX_DEPTH):
+        data = node.metadata(digest)
+        if data is None:
+            _, data = repository.manifest(descriptor)
+            node.put_metadata(data, digest)
+        document = parse_manifest(data, f"manifest of {reference}")
+        if not isinstance(document, Index):
+            return document, digest
+        descriptor = select_platform(document, platform)
+        digest = descriptor.digest
+    raise FormatError(f"{reference} is an index of indexes of indexes, without an image in reach")
+
+
+def _config(repository: Repository, node: NodeStore, descriptor: Descriptor) -> ImageConfig:
+    data = node.metadata(descriptor.digest)
+    if data is None:
+        if descriptor.size > MAX_CONFIG_BYTES:
+            raise FormatError(f"the image configuration claims {descriptor.size} bytes")
+        with repository.open_blob(descriptor) as stream:
+            data = stream.read()
+        node.put_metadata(data, descriptor.digest)
+    return parse_config(data)
+
+
+def _metadata_files(
+    repository: Repository, node: NodeStore, layer: Descriptor, digest: str
+) -> MetadataFiles:
+    record = node.record(RECORD, digest)
+    files = None if record is None else MetadataFiles.decode(record)
+    if files is None or not files.present(node):
+        with repository.open_blob(layer) as stream:
+            files = unpack_metadata_layer(stream, layer.media_type, node)
+        node.put_record(RECORD, digest, files.encode())
+    return files
+
+
+def _node_store(store: NodeStore | Path | str | None) -> NodeStore:
+    if isinstance(store, NodeStore):
+        return store
+    return NodeStore(None if store is None else Path(store))
