@@ -1,0 +1,178 @@
+"""Authorization of a repository: bearer tokens from the registry's token service, or HTTP Basic.
+
+Sources: CNCF distribution "Token Authentication Specification" and "Oauth2 Token Authentication";
+RFC 7617. Secrets leave this module only as header values for the registry's own origin, or for its
+token service.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from base64 import b64encode
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from lamina.errors import AuthError, FetchError
+from lamina.registry.challenge import Challenge, parse_challenges
+from lamina.registry.credentials import Credentials, find_credentials
+from lamina.registry.transport import Pool, TransientError, translated
+from lamina.registry.url import Origin, Url, is_loopback, parse_url
+
+if TYPE_CHECKING:
+    from lamina.registry.reference import Reference
+    from lamina.registry.repository import ClientOptions
+
+MAX_TOKEN_BYTES: Final = 1 << 20
+_DEFAULT_LIFETIME_S: Final = 60
+_MAX_LIFETIME_S: Final = 86400
+_CLIENT_ID: Final = "lamina"
+
+
+class _TokenAnswer(msgspec.Struct):
+    token: str | None = None
+    access_token: str | None = None
+    expires_in: float | None = None
+
+
+class Authorizer:
+    """The Authorization header of each scope, asked for once and kept while it is
+    valid.  Thread-safe.
+    """
+
+    def __init__(self, pool: Pool, reference: Reference, options: ClientOptions) -> None:
+        self._pool = pool
+        self._reference = reference
+        self._options = options
+        self._lock = threading.Lock()
+        self._headers: dict[str, tuple[str, float]] = {}
+        self._credentials: Credentials | None = None
+        self._searched = False
+
+    def header(self, scope: str) -> str | None:
+        """The header for a scope, if there is one that still holds."""
+        found = self._headers.get(scope)
+        if found is None or found[1] <= time.monotonic():
+            return None
+        return found[0]
+
+    def answer(self, challenge: str, scope: str, refused: str | None, origin: Origin) -> None:
+        """Get a header that answers a 401, whose ``WWW-Authenticate`` is ``challenge``.
+
+        ``refused`` is the header that was sent.  Raises AuthError if there is no better one.
+        """
+        with self._lock:
+            current = self.header(scope)
+            if current is not None and current != refused:
+                # Another thread has just answered the same challenge.
+                return
+            self._headers.pop(scope, None)
+            challenges = {item.scheme: item for item in reversed(parse_challenges(challenge))}
+            if "bearer" in challenges:
+                self._headers[scope] = self._bearer(challenges["bearer"], scope, origin)
+            elif "basic" in challenges:
+                self._headers[scope] = self._basic(refused)
+            else:
+                raise self._refusal("asks for a login of a kind that is not supported")
+
+    def _basic(self, refused: str | None) -> tuple[str, float]:
+        credentials = self._find()
+        if credentials is None or not credentials.username:
+            raise self._refusal("wants a login")
+        header = _basic_header(credentials)
+        if header == refused:
+            raise self._refusal("refuses the login")
+        return header, time.monotonic() + _MAX_LIFETIME_S
+
+    def _bearer(self, challenge: Challenge, scope: str, origin: Origin) -> tuple[str, float]:
+        realm = challenge.parameters.get("realm")
+        if not realm:
+            raise self._refusal("names no token service")
+        url = parse_url(realm)
+        credentials = self._find()
+        downgrade = origin.scheme == "https" and url.origin.scheme == "http"
+        if credentials and downgrade and not is_loopback(url.origin.host):
+            raise AuthError(
+                f"{self._reference.registry} wants the login sent to {url.origin}, unencrypted",
+                hint="the registry must name an https:// token service",
+            )
+        scopes = scope.split(" ")
+        extra = challenge.parameters.get("scope", "").split(" ")
+        scopes += [item for item in extra if item and item not in scopes]
+        service = challenge.parameters.get("service", "")
+        asked = time.monotonic()
+        answer = self._ask(url, service, scopes, credentials)
+        lifetime_s = min(max(answer.expires_in or _DEFAULT_LIFETIME_S, 1), _MAX_LIFETIME_S)
+        token = answer.token or answer.access_token or ""
+        if not token or not token.isascii() or not token.isprintable() or " " in token:
+            raise FetchError(f"the token service {url.origin} gave no usable token")
+        # A token must not expire on its way.
+        return f"Bearer {token}", asked + lifetime_s - min(10, lifetime_s / 10)
+
+    def _ask(
+        self, url: Url, service: str, scopes: list[str], credentials: Credentials | None
+    ) -> _TokenAnswer:
+        headers: dict[str, str] = {}
+        body = None
+        if credentials and credentials.identity_token:
+            method = "POST"
+            form = {
+                "grant_type": "refresh_token",
+                "service": service,
+                "client_id": _CLIENT_ID,
+                "scope": " ".join(scopes),
+                "refresh_token": credentials.identity_token,
+            }
+            body = urlencode(form).encode()
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+        else:
+            method = "GET"
+            query = urlencode([("service", service)] + [("scope", item) for item in scopes])
+            joint = "&" if "?" in url.target else "?"
+            url = Url(url.origin, f"{url.target}{joint}{query}")
+            if credentials:
+                headers["Authorization"] = _basic_header(credentials)
+        deadline = time.monotonic() + self._options.deadline_s
+        with translated(url.origin):
+            response = self._pool.request(method, url, headers, body, deadline)
+            what = f"the answer of the token service {url.origin}"
+            data = response.read_all(MAX_TOKEN_BYTES, what)
+        return self._parse(response.status, data, url, credentials)
+
+    def _parse(
+        self, status: int, data: bytes, url: Url, credentials: Credentials | None
+    ) -> _TokenAnswer:
+        if status in (400, 401, 403):
+            # Some services answer a request without a login that they do not serve with 400.
+            raise self._refusal("refuses the login" if credentials else "wants a login")
+        if status == 429 or status >= 500:
+            raise TransientError(f"the token service {url.origin} answers {status}")
+        if status != 200:
+            raise FetchError(f"the token service {url.origin} answers {status}")
+        try:
+            return msgspec.json.decode(data, type=_TokenAnswer)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            # The decoder's message may quote the token.
+            raise FetchError(f"the token service {url.origin} gave a malformed answer") from None
+
+    def _find(self) -> Credentials | None:
+        if not self._searched:
+            place = self._reference
+            self._credentials = find_credentials(place.registry, place.repository, self._options)
+            self._searched = True
+        return self._credentials
+
+    def _refusal(self, what: str) -> AuthError:
+        registry = self._reference.registry
+        return AuthError(
+            f"{registry} {what} for {self._reference.repository}",
+            hint=f"log in with `docker login {registry}` or `skopeo login {registry}`, "
+            "or check that the repository exists and is yours",
+        )
+
+
+def _basic_header(credentials: Credentials) -> str:
+    pair = f"{credentials.username}:{credentials.password}"
+    return "Basic " + b64encode(pair.encode()).decode()

@@ -1,0 +1,316 @@
+"""A repository of an OCI registry.  Source: OCI distribution specification 1.1.
+
+``read_range`` is the hot path of a container start: one request on a kept connection, its token and
+the address that the registry redirects the blob to known from before, no copy of the body.  It
+makes one attempt; retrying is the caller's, who knows other sources.  All other methods retry what
+may pass.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import time
+from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
+
+from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
+from lamina.registry.http1 import Response
+from lamina.registry.manifest import (
+    INDEX_TYPES,
+    MANIFEST_TYPES,
+    MAX_MANIFEST_BYTES,
+    SCHEMA1_TYPES,
+    Descriptor,
+    describe,
+    detect_media_type,
+)
+from lamina.registry.reference import Reference, is_digest
+from lamina.registry.repository import ClientOptions, Progress, Repository
+from lamina.registry.session import Call, Session
+from lamina.registry.transport import TransientError, translated
+from lamina.registry.upload import Upload
+from lamina.registry.url import Url
+from lamina.registry.verify import check_bytes, check_digest, verified
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# Schema 1 is accepted so that the registry sends what there is, and the refusal can say so.
+_ACCEPT: Final = ", ".join(
+    (*MANIFEST_TYPES, *INDEX_TYPES, *(f"{kind};q=0.1" for kind in SCHEMA1_TYPES))
+)
+_REDIRECT_LIFETIME_S: Final = 30.0
+_MAX_SKIPPED_BYTES: Final = 64 << 20
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)")
+_EXPIRED: Final = (400, 401, 403, 404, 410)
+
+
+class RegistryRepository:
+    """A repository of a registry.  Thread-safe; opening it makes no request."""
+
+    def __init__(self, reference: Reference, options: ClientOptions) -> None:
+        self._reference = reference
+        self._session = Session(reference, options)
+        self._pull = self._session.scope()
+        self._lock = threading.Lock()
+        self._redirects: dict[str, tuple[Url, float]] = {}
+
+    @property
+    def reference(self) -> Reference:
+        """What it was opened with."""
+        return self._reference
+
+    def resolve(self, version: str | None = None) -> Descriptor:
+        """The manifest or index of a tag or digest; None means the reference's own."""
+        return self.manifest(version)[0]
+
+    def manifest(self, which: Descriptor | str | None = None) -> tuple[Descriptor, bytes]:
+        """A manifest or index with its bytes (≤ 4 MiB), digest verified.
+
+        By tag the digest is the one of the bytes; a ``Docker-Content-Digest`` that differs is an
+        IntegrityError.
+        """
+        if isinstance(which, Descriptor):
+            if which.size > MAX_MANIFEST_BYTES:
+                raise FormatError(f"the manifest {which.digest} has {which.size} bytes: too many")
+            version = which.digest
+        else:
+            version = which or self._reference.version or "latest"
+        answer = self._session.fetch(
+            "GET",
+            self._session.url(f"manifests/{version}"),
+            Call(self._pull, headers={"Accept": _ACCEPT}, limit_bytes=MAX_MANIFEST_BYTES),
+        )
+        where = str(self._reference)
+        if isinstance(which, Descriptor):
+            check_bytes(answer.data, which, where)
+            return which, answer.data
+        claimed = answer.headers.get("docker-content-digest", "")
+        for digest in (version, claimed):
+            if is_digest(digest):
+                check_digest(answer.data, digest, where)
+        media_type = detect_media_type(answer.data, f"manifest of {where}")
+        descriptor = describe(media_type, answer.data)
+        if is_digest(version):
+            descriptor = Descriptor(media_type=media_type, digest=version, size=len(answer.data))
+        return descriptor, answer.data
+
+    def open_blob(self, descriptor: Descriptor) -> BinaryIO:
+        """A stream of a blob; it goes on where it was if the connection breaks."""
+        stream = _BlobStream(self, descriptor)
+        try:
+            stream.start()
+        except BaseException:
+            stream.close()
+            raise
+        return verified(cast("BinaryIO", stream), descriptor, str(self._reference))
+
+    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
+        """Exactly these bytes of a blob, or FetchError (NotFoundError if there is no such blob)."""
+        if size_bytes <= 0 or offset < 0:
+            if size_bytes == 0 and offset >= 0:
+                return b""
+            raise FetchError(f"{self._reference}: {digest} has no range {offset}+{size_bytes}")
+        deadline = self._session.deadline(size_bytes)
+        headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
+        response, url = self.get_blob(digest, headers, deadline)
+        try:
+            with translated(url.origin):
+                if response.status == 200:
+                    data = _cut(response, offset, size_bytes)
+                else:
+                    _check_range(response, offset, offset + size_bytes - 1)
+                    data = response.read(size_bytes)
+        finally:
+            response.close()
+        if len(data) != size_bytes:
+            raise TransientError(
+                f"{url.without_query} sent {len(data)} bytes of the range {offset}+{size_bytes}"
+            )
+        return data
+
+    def get_blob(
+        self, digest: str, headers: dict[str, str], deadline: float
+    ) -> tuple[Response, Url]:
+        """GET a blob, at the place that the registry sent us to before if it did; status 200 or
+        206.
+        """
+        known = self._redirects.get(digest)
+        session = self._session
+        if known is not None and known[1] > time.monotonic():
+            response, url = session.send("GET", known[0], self._pull, headers, None, deadline)
+            if response.status not in _EXPIRED:
+                session.check(response, url, (200, 206))
+                return response, url
+            response.close()
+        home = session.url(f"blobs/{digest}")
+        response, url = session.send("GET", home, self._pull, headers, None, deadline)
+        session.check(response, url, (200, 206))
+        with self._lock:
+            self._redirects.pop(digest, None)
+            if url != home:
+                self._redirects[digest] = (url, time.monotonic() + _REDIRECT_LIFETIME_S)
+        return response, url
+
+    def has_blob(self, digest: str, size_bytes: int) -> bool:
+        """Whether a blob of this digest is there; its size too, if the registry tells it."""
+        try:
+            answer = self._session.fetch(
+                "HEAD", self._session.url(f"blobs/{digest}"), Call(self._pull)
+            )
+        except NotFoundError:
+            return False
+        return answer.headers.get("content-length", str(size_bytes)) == str(size_bytes)
+
+    def push_blob(
+        self, descriptor: Descriptor, source: BinaryIO, progress: Progress | None = None
+    ) -> None:
+        """Store a blob unless it is there; IntegrityError if the source is not what the descriptor
+        says.
+        """
+        if self.has_blob(descriptor.digest, descriptor.size):
+            if progress:
+                progress(descriptor.size)
+            return
+        Upload(self._session, descriptor, progress).run(source)
+
+    def mount_blob(self, descriptor: Descriptor, origin: Repository) -> bool:
+        """Let the registry take a blob over from another of its repositories; False if not."""
+        other = origin.reference
+        if not other.is_remote or other.registry != self._reference.registry:
+            return False
+        if other.repository == self._reference.repository:
+            return self.has_blob(descriptor.digest, descriptor.size)
+        return Upload(self._session, descriptor).mount(other.repository)
+
+    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
+        """Store a manifest or index under a tag, or by its digest only; the answer's digest is
+        checked.
+        """
+        descriptor = describe(media_type, data)
+        answer = self._session.fetch(
+            "PUT",
+            self._session.url(f"manifests/{tag or descriptor.digest}"),
+            Call(
+                self._session.scope("pull,push"),
+                expected=(200, 201, 202),
+                headers={"Content-Type": media_type},
+                body=data,
+            ),
+        )
+        stored = answer.headers.get("docker-content-digest", descriptor.digest)
+        if stored != descriptor.digest:
+            raise IntegrityError(
+                f"{self._reference} stored the manifest {descriptor.digest} as {stored[:80]!r}"
+            )
+        return descriptor
+
+    def close(self) -> None:
+        """Close the connections; again does nothing."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def session(self) -> Session:
+        """The session of its requests."""
+        return self._session
+
+
+class _BlobStream(io.RawIOBase):
+    """The body of a blob; a broken connection is replaced by a range request for the rest."""
+
+    def __init__(self, repository: RegistryRepository, descriptor: Descriptor) -> None:
+        self._repository = repository
+        self._descriptor = descriptor
+        self._position = 0
+        self._response: Response | None = None
+        self._url: Url | None = None
+        self._deadline = repository.session.deadline(descriptor.size)
+
+    def readable(self) -> bool:
+        return True
+
+    def start(self) -> None:
+        """Ask for the blob from here on, with retries."""
+        self._repository.session.retry(self._open, self._deadline)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        return self._repository.session.retry(lambda: self._read(view), self._deadline)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._drop()
+        super().close()
+
+    def _read(self, view: memoryview) -> int:
+        if self._response is None:
+            self._open()
+        assert self._response is not None
+        assert self._url is not None
+        try:
+            with translated(self._url.origin):
+                got = self._response.readinto(view)
+        except FetchError:
+            self._drop()
+            raise
+        self._position += got
+        return got
+
+    def _open(self) -> None:
+        size = self._descriptor.size
+        headers = {"Range": f"bytes={self._position}-"} if self._position else {}
+        digest = self._descriptor.digest
+        response, self._url = self._repository.get_blob(digest, headers, self._deadline)
+        self._response = response
+        try:
+            if response.status == 206:
+                _check_range(response, self._position, size - 1)
+            elif self._position:
+                with translated(self._url.origin):
+                    _skip(response, self._position)
+        except FetchError:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        response, self._response = self._response, None
+        if response is not None:
+            response.close()
+
+
+def _check_range(response: Response, first: int, last: int) -> None:
+    """FetchError unless a 206 has the bytes that were asked for."""
+    text = response.headers.get("content-range", "")
+    found = _CONTENT_RANGE.fullmatch(text)
+    if found is None or (int(found[1]), int(found[2])) != (first, last):
+        raise TransientError(f"asked for the bytes {first}-{last} the registry sent {text[:80]!r}")
+    length = response.length_bytes
+    if length is not None and length != last - first + 1:
+        raise TransientError(f"the registry sent {length} bytes as the range {text[:80]!r}")
+
+
+def _cut(response: Response, offset: int, size_bytes: int) -> bytes:
+    """The range out of a whole blob, for registries and caches that ignore ``Range``."""
+    if offset > _MAX_SKIPPED_BYTES:
+        raise FetchError(
+            f"the registry ignores ranges and sent a whole blob for its bytes from {offset} on",
+            hint="a registry, proxy or cache without range requests cannot serve images lazily",
+        )
+    _skip(response, offset)
+    return response.read(size_bytes)
+
+
+def _skip(response: Response, size_bytes: int) -> None:
+    left = size_bytes
+    while left:
+        skipped = len(response.read(min(left, 1 << 20)))
+        if not skipped:
+            raise TransientError(f"the registry's answer ends {left} bytes early")
+        left -= skipped

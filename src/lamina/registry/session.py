@@ -1,0 +1,229 @@
+"""Requests to one repository of a registry: authorization, redirects, retries, errors in words.
+
+Registries on loopback are asked over plain HTTP unless they answer that they speak TLS; all others
+over HTTPS unless ``plain_http`` is set.  The Authorization header never goes to another origin than
+the registry's. Source: OCI distribution specification 1.1.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from lamina.errors import AuthError, FetchError, NotFoundError
+from lamina.registry.auth import Authorizer
+from lamina.registry.http1 import ProtocolError, Response
+from lamina.registry.reference import DEFAULT_REGISTRY, Reference
+from lamina.registry.repository import ClientOptions
+from lamina.registry.transport import Pool, TransientError, translated
+from lamina.registry.url import Url, is_loopback, parse_url
+
+_HUB_HOST: Final = "registry-1.docker.io"
+_MAX_REDIRECTS: Final = 5
+_REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
+_TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
+_MAX_ERROR_BYTES: Final = 64 << 10
+_MAX_PAUSE_S: Final = 5.0
+_MAX_RETRY_AFTER_S: Final = 30.0
+_SLOWEST_BYTES_PER_S: Final = 8 << 10
+
+T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """A whole response."""
+
+    status: int
+    headers: dict[str, str]
+    data: bytes
+    url: Url
+
+
+class Call(NamedTuple):
+    """What a request carries and which statuses are fine."""
+
+    scope: str
+    expected: Collection[int] = (200,)
+    headers: Mapping[str, str] = MappingProxyType({})
+    body: bytes | None = None
+    limit_bytes: int = _MAX_ERROR_BYTES
+
+    @property
+    def size_bytes(self) -> int:
+        """How much may move, both ways."""
+        return len(self.body or b"") + self.limit_bytes
+
+
+class _ErrorItem(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _ErrorAnswer(msgspec.Struct):
+    errors: list[_ErrorItem] = []
+
+
+class Session:
+    """The connection pool, the authorization and the address of one repository.  Thread-safe."""
+
+    def __init__(self, reference: Reference, options: ClientOptions) -> None:
+        self.reference = reference
+        self.options = options
+        self.pool = Pool(options)
+        self.authorizer = Authorizer(self.pool, reference, options)
+        self._lock = threading.Lock()
+        self._base: Url | None = None
+
+    def url(self, path: str) -> Url:
+        """The URL of a path below ``/v2/REPOSITORY/``."""
+        base = self._base or self._find_base()
+        return Url(base.origin, f"{base.target}{self.reference.repository}/{path}")
+
+    def scope(self, actions: str = "pull", repository: str | None = None) -> str:
+        """The token scope of actions on a repository, by default this one."""
+        return f"repository:{repository or self.reference.repository}:{actions}"
+
+    def deadline(self, size_bytes: int = 0) -> float:
+        """When a request that moves so many bytes must have ended, on the monotonic clock."""
+        return time.monotonic() + self.options.deadline_s + size_bytes / _SLOWEST_BYTES_PER_S
+
+    def send(
+        self,
+        method: str,
+        url: Url,
+        scope: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+    ) -> tuple[Response, Url]:
+        """One request with its authorization and redirects; the answer of any status and where it
+        came from.
+
+        Raises AuthError, TransientError or another FetchError.
+        """
+        home = url.origin if self._base is None else self._base.origin
+        refusals = 0
+        for _ in range(_MAX_REDIRECTS + 2):
+            sent = self.authorizer.header(scope) if url.origin == home else None
+            lines = {**headers, "Authorization": sent} if sent else headers
+            response = self.pool.request(method, url, lines, body, deadline)
+            if response.status == 401 and url.origin == home and refusals < 2:
+                refusals += 1
+                challenge = response.headers.get("www-authenticate", "")
+                response.close()
+                self.authorizer.answer(challenge, scope, sent, url.origin)
+            elif response.status in _REDIRECTS and method in ("GET", "HEAD"):
+                response.close()
+                url = parse_url(response.headers.get("location", ""), url)
+            else:
+                return response, url
+        raise FetchError(f"{home} redirects without end")
+
+    def fetch(self, method: str, url: Url, call: Call) -> Answer:
+        """A request with all its retries and its whole answer.
+
+        Raises NotFoundError for 404, AuthError for 401 and 403, FetchError for other statuses that
+        are not expected and for bodies over the limit.
+        """
+        deadline = self.deadline(call.size_bytes)
+        return self.retry(lambda: self.once(method, url, call, deadline), deadline)
+
+    def once(self, method: str, url: Url, call: Call, deadline: float) -> Answer:
+        """One attempt of :meth:`fetch`."""
+        response, last = self.send(method, url, call.scope, call.headers, call.body, deadline)
+        self.check(response, last, call.expected)
+        with translated(last.origin):
+            data = response.read_all(call.limit_bytes, f"the answer of {last.without_query}")
+        return Answer(response.status, response.headers, data, last)
+
+    def retry(self, action: Callable[[], T], deadline: float) -> T:
+        """Run an action again while it raises TransientError, with growing pauses, until the
+        deadline.
+        """
+        for attempt in range(self.options.attempts):
+            try:
+                return action()
+            except TransientError as error:
+                # Chance only spreads the load; it guards nothing.
+                bound_s = min(0.1 * 2**attempt, _MAX_PAUSE_S)
+                pause_s = max(random.uniform(bound_s / 2, bound_s), error.retry_after_s)  # noqa: S311
+                last = attempt + 1 >= self.options.attempts
+                if last or time.monotonic() + pause_s >= deadline:
+                    raise
+                time.sleep(pause_s)
+        raise ValueError("ClientOptions.attempts must be at least 1")
+
+    def check(self, response: Response, url: Url, expected: Collection[int]) -> None:
+        """Close the response and raise the error that its status means, unless the status is
+        expected.
+        """
+        if response.status in expected:
+            return
+        status = response.status
+        retry_after = response.headers.get("retry-after", "")
+        reason = _reason(response)
+        message = f"{url.without_query} answers {status}{reason}"
+        if status in (401, 403):
+            hint = f"log in with `docker login {self.reference.registry}`, or check the permissions"
+            raise AuthError(message, hint=hint)
+        if status == 404:
+            raise NotFoundError(
+                message, hint="check the repository, the tag and the registry's name"
+            )
+        if status in _TRANSIENT:
+            pause_s = float(retry_after[:6]) if retry_after[:6].isdecimal() else 0.0
+            raise TransientError(message, retry_after_s=min(pause_s, _MAX_RETRY_AFTER_S))
+        raise FetchError(message)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.pool.close()
+
+    def _find_base(self) -> Url:
+        with self._lock:
+            if self._base is None:
+                registry = self.reference.registry
+                host = _HUB_HOST if registry == DEFAULT_REGISTRY else registry
+                secure = parse_url(f"https://{host}/v2/")
+                plain = parse_url(f"http://{host}/v2/")
+                if self.options.plain_http is not None:
+                    self._base = plain if self.options.plain_http else secure
+                elif is_loopback(plain.origin.host) and self._answers(plain):
+                    self._base = plain
+                else:
+                    self._base = secure
+            return self._base
+
+    def _answers(self, url: Url) -> bool:
+        """Whether a loopback registry speaks plain HTTP: servers with TLS answer 400 or no HTTP at
+        all.
+        """
+        try:
+            response = self.pool.request("GET", url, {}, None, self.deadline())
+        except ProtocolError:
+            return False
+        except TransientError as error:
+            # A refused connection says nothing of TLS; a reset one does.
+            return isinstance(error.__cause__, ConnectionRefusedError | TimeoutError)
+        response.close()
+        return response.status != 400
+
+
+def _reason(response: Response) -> str:
+    """What the registry says of an error, made safe to print."""
+    try:
+        data = response.read(_MAX_ERROR_BYTES)
+        response.close()
+        items = msgspec.json.decode(data, type=_ErrorAnswer).errors
+    except (OSError, FetchError, msgspec.MsgspecError, UnicodeError, RecursionError):
+        response.close()
+        return ""
+    text = "; ".join(f"{item.code}: {item.message}".strip(": ") for item in items[:3])
+    clean = "".join(letter for letter in text if letter.isprintable())[:300]
+    return f" ({clean})" if clean else ""

@@ -1,0 +1,250 @@
+"""Requests over kept connections: connect, TLS, proxies, stale connections.  No credentials, no
+redirects.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from lamina.errors import FetchError
+from lamina.registry.http1 import (
+    Connection,
+    ProtocolError,
+    Response,
+    arm,
+    request_head,
+)
+from lamina.registry.proxy import Proxy, proxy_for
+from lamina.registry.url import Origin, Url
+from lamina.version import VERSION
+
+if TYPE_CHECKING:
+    from lamina.registry.repository import ClientOptions
+    from lamina.registry.tls import TlsContexts
+
+USER_AGENT: Final = f"lamina/{VERSION}"
+_KEEPALIVE_IDLE_S: Final = 30
+
+
+class TransientError(FetchError):
+    """A failure that may pass: connection refused or broken, time-out, overloaded server.
+
+    ``retry_after_s`` is how long the server asked to be left alone, 0 if it did not.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class Pool:
+    """Idle connections by origin, the last used first.  Thread-safe; ``close`` is idempotent.
+
+    It does not limit how many connections are open, only how many are kept: callers bound their
+    threads.
+    """
+
+    def __init__(self, options: ClientOptions) -> None:
+        self._options = options
+        self._lock = threading.Lock()
+        self._idle: dict[Origin, list[Connection]] = {}
+        self._closed = False
+        self._process = os.getpid()
+        self._tls: TlsContexts | None = None
+
+    def request(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+    ) -> Response:
+        """Send one request and read the head of its answer; the caller reads or closes the
+        response.
+
+        A kept connection that turns out to be dead is replaced, once.  ``deadline`` is on the
+        monotonic clock. Raises TransientError for everything that another attempt may cure, else
+        FetchError.
+        """
+        proxy = proxy_for(url.origin)
+        head = self._head(method, url, headers, body, proxy)
+        try:
+            kept = self._take(url.origin)
+            if kept is not None:
+                try:
+                    return self._exchange(kept, url.origin, method, head, body, deadline)
+                except (ConnectionError, TimeoutError) as error:
+                    if isinstance(error, TimeoutError):
+                        raise
+            fresh = self._connect(url.origin, proxy, deadline)
+            return self._exchange(fresh, url.origin, method, head, body, deadline)
+        except OSError as error:
+            raise _explain(error, url.origin, proxy) from error
+        except ProtocolError as error:
+            raise ProtocolError(f"{url.origin}: {error}") from None
+
+    def close(self) -> None:
+        """Close the idle connections; responses in flight close theirs when they end."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, {}
+        for connections in idle.values():
+            for connection in connections:
+                connection.close()
+
+    def _head(
+        self,
+        method: str,
+        url: Url,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        proxy: Proxy | None,
+    ) -> bytes:
+        lines = {"Host": url.origin.authority, "User-Agent": USER_AGENT}
+        # A compressed answer would be a bomb to bound and has no digest of its own.
+        lines["Accept-Encoding"] = "identity"
+        lines.update(headers)
+        if body is not None:
+            lines["Content-Length"] = str(len(body))
+        target = url.target
+        if proxy is not None and url.origin.scheme == "http":
+            target = str(url)
+            if proxy.authorization:
+                lines["Proxy-Authorization"] = proxy.authorization
+        return request_head(method, target, lines)
+
+    def _exchange(
+        self,
+        connection: Connection,
+        origin: Origin,
+        method: str,
+        head: bytes,
+        body: bytes | None,
+        deadline: float,
+    ) -> Response:
+        broken = False
+        try:
+            try:
+                connection.send(head, body, deadline)
+            except ConnectionError:
+                if body is None:
+                    raise
+                # A server may refuse a body before its end; its answer says why.
+                broken = True
+            response = connection.receive(method, deadline)
+        except BaseException:
+            connection.close()
+            raise
+        if broken:
+            response.reusable = False
+        if response.finished:
+            self._give_back(origin, connection, response)
+        else:
+            response.done = lambda finished: self._give_back(origin, connection, finished)
+        return response
+
+    def _take(self, origin: Origin) -> Connection | None:
+        with self._lock:
+            if self._process != os.getpid():
+                # The connections belong to the parent; closing the descriptors says nothing to the
+                # server.
+                self._process = os.getpid()
+                self._idle.clear()
+            connections = self._idle.get(origin)
+            while connections:
+                connection = connections.pop()
+                if not connection.is_stale():
+                    return connection
+                connection.close()
+        return None
+
+    def _give_back(self, origin: Origin, connection: Connection, response: Response) -> None:
+        if response.reusable:
+            with self._lock:
+                idle = self._idle.setdefault(origin, [])
+                if not self._closed and len(idle) < self._options.connections:
+                    idle.append(connection)
+                    return
+        connection.close()
+
+    def _connect(self, origin: Origin, proxy: Proxy | None, deadline: float) -> Connection:
+        timeout_s = self._options.timeout_s
+        address = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
+        sock = socket.create_connection(address, timeout=timeout_s)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+            arm(sock, timeout_s, deadline)
+            if origin.scheme == "https":
+                if proxy is not None:
+                    _tunnel(sock, timeout_s, origin, proxy, deadline)
+                context = self._contexts().context(origin)
+                sock = context.wrap_socket(sock, server_hostname=origin.host)
+            return Connection(sock, timeout_s)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _contexts(self) -> TlsContexts:
+        if self._tls is None:
+            from lamina.registry.tls import TlsContexts
+
+            self._tls = TlsContexts(self._options.ca_file, verify=self._options.verify_tls)
+        return self._tls
+
+
+@contextlib.contextmanager
+def translated(origin: Origin) -> Iterator[None]:
+    """Turn what reading a body can raise into FetchErrors that name the origin."""
+    try:
+        yield
+    except OSError as error:
+        raise _explain(error, origin, None) from error
+
+
+def _tunnel(
+    sock: socket.socket, timeout_s: float, origin: Origin, proxy: Proxy, deadline: float
+) -> None:
+    """Ask the proxy to connect through (RFC 9110 §9.3.6)."""
+    target = (
+        f"[{origin.host}]:{origin.port}" if ":" in origin.host else f"{origin.host}:{origin.port}"
+    )
+    headers = {"Host": target, "User-Agent": USER_AGENT}
+    if proxy.authorization:
+        headers["Proxy-Authorization"] = proxy.authorization
+    connection = Connection(sock, timeout_s)
+    connection.send(request_head("CONNECT", target, headers), None, deadline)
+    # The head of the answer has no body when the tunnel stands, as with HEAD.
+    response = connection.receive("HEAD", deadline)
+    if response.status != 200:
+        raise ProtocolError(f"the proxy {proxy.host}:{proxy.port} answers {response.status}")
+
+
+def _explain(error: OSError, origin: Origin, proxy: Proxy | None) -> FetchError:
+    through = f" through the proxy {proxy.host}:{proxy.port}" if proxy else ""
+    where = f"{origin}{through}"
+    kind = type(error).__name__
+    if kind == "SSLCertVerificationError":
+        reason = getattr(error, "verify_message", "") or "it cannot be verified"
+        return FetchError(
+            f"the certificate of {where} is refused: {reason}",
+            hint="name its authority with --ca-file, or in /etc/docker/certs.d/HOST/ca.crt",
+        )
+    if kind.startswith("SSL") and not isinstance(error, TimeoutError):
+        return FetchError(
+            f"{where} does not speak TLS as it should: {getattr(error, 'reason', None) or kind}",
+            hint="a registry without TLS needs --plain-http",
+        )
+    if isinstance(error, TimeoutError):
+        return TransientError(f"{where} did not answer in time")
+    if isinstance(error, socket.gaierror):
+        return TransientError(f"the name of {where} cannot be resolved: {error.strerror}")
+    reason = error.strerror or str(error) or kind
+    return TransientError(f"the connection to {where} failed: {reason}")

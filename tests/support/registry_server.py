@@ -1,0 +1,153 @@
+"""A real registry on loopback: Debian's docker-registry, plain, with a login, with TLS.
+
+A pytest plugin: the fixtures ``registry`` (one a session), ``registry_with_login`` and
+``registry_with_tls``. Benchmarks and demos use :func:`start_registry` without pytest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import tools
+
+PROGRAM = "docker-registry"
+USER, PASSWORD = "ada", "correct horse"
+"""The login of ``registry_with_login``."""
+
+_CONFIG = """\
+version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage:
+  filesystem: {{rootdirectory: {root}}}
+  delete: {{enabled: true}}
+http:
+  addr: {host}:{port}
+{extra}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryServer:
+    """A running registry."""
+
+    host: str
+    """``127.0.0.1:PORT``."""
+    root: Path
+    """Where it stores blobs: ``docker/registry/v2/blobs/sha256/ab/<hex>/data``."""
+    ca_file: Path | None = None
+
+    def reference(self, name: str) -> str:
+        """``docker://127.0.0.1:PORT/NAME``."""
+        return f"docker://{self.host}/{name}"
+
+    def blob_path(self, digest: str) -> Path:
+        """The file of a blob: tests damage it."""
+        algorithm, _, encoded = digest.partition(":")
+        blobs = self.root / "docker/registry/v2/blobs" / algorithm
+        return blobs / encoded[:2] / encoded / "data"
+
+
+@contextlib.contextmanager
+def start_registry(
+    folder: Path, *, extra: str = "", host: str = "127.0.0.1", ca_file: Path | None = None
+) -> Iterator[RegistryServer]:
+    """Run docker-registry on a free port with its storage in ``folder`` until the block ends.
+
+    ``extra`` is added to its YAML configuration (lines below ``http:`` are indented by two).
+    """
+    program = tools.find_program(PROGRAM) or PROGRAM
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port = probe.getsockname()[1]
+    config = folder / "config.yml"
+    root = folder / "storage"
+    config.write_text(_CONFIG.format(root=root, host=host, port=port, extra=extra))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [program, "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
+        try:
+            _wait_until_it_listens(process, host, port, folder / "log")
+            yield RegistryServer(f"{host}:{port}", root, ca_file)
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait_until_it_listens(
+    process: subprocess.Popen[bytes], host: str, port: int, log: Path
+) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+            return
+        time.sleep(0.02)
+    raise RuntimeError(f"{PROGRAM} did not start: {log.read_text()[-2000:]}")
+
+
+def login_config(folder: Path) -> str:
+    """The configuration lines for HTTP Basic with USER and PASSWORD; needs ``htpasswd``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    line = subprocess.run(
+        ["htpasswd", "-nbB", "-C", "4", USER, PASSWORD], capture_output=True, check=True, text=True
+    ).stdout
+    file = folder / "htpasswd"
+    file.write_text(line)
+    return f"auth:\n  htpasswd: {{realm: test, path: {file}}}\n"
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path, Path]:
+    """An authority of our own and a certificate for 127.0.0.1 and localhost: CA, chain, key."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ca_key, ca = folder / "ca.key", folder / "ca.crt"
+    key, request, certificate = folder / "tls.key", folder / "tls.csr", folder / "tls.crt"
+    names = folder / "names"
+    names.write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\n")
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    sign = ["openssl", "x509", "-req", "-days", "2", "-in", request, "-CA", ca]
+    for command in (
+        [*new, "-x509", "-days", "2", "-subj", "/CN=test CA", "-keyout", ca_key, "-out", ca],
+        [*new, "-subj", "/CN=registry", "-keyout", key, "-out", request],
+        [*sign, "-CAkey", ca_key, "-CAcreateserial", "-extfile", names, "-out", certificate],
+    ):
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    return ca, certificate, key
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RegistryServer]:
+    """A plain registry that all tests of a worker share: use repository names of your own."""
+    tools.require_tool(PROGRAM)
+    with start_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+def registry_with_login(tmp_path: Path) -> Iterator[RegistryServer]:
+    """A registry that wants USER and PASSWORD by HTTP Basic."""
+    tools.require_tool(PROGRAM, "htpasswd")
+    folder = tmp_path / "registry-with-login"
+    with start_registry(folder, extra=login_config(folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def registry_with_tls(tmp_path: Path) -> Iterator[RegistryServer]:
+    """A registry that speaks TLS with a certificate of its ``ca_file``."""
+    tools.require_tool(PROGRAM, "openssl")
+    folder = tmp_path / "registry-with-tls"
+    ca, certificate, key = make_certificate(folder)
+    extra = f"  tls: {{certificate: {certificate}, key: {key}}}"
+    with start_registry(folder, extra=extra, ca_file=ca) as server:
+        yield server
