@@ -1,0 +1,106 @@
+"""Pax extended headers: the records that replace or extend fields of a tar header.
+
+Each record is ``LENGTH SP KEYWORD = VALUE LF`` with the decimal length of the whole record (POSIX.1-2017, pax,
+"pax Extended Header").  Values are kept as bytes: paths and extended attributes need not be UTF-8.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import urllib.parse
+
+from lamina.errors import FormatError, UnsupportedError
+
+SCHILY_XATTR = b"SCHILY.xattr."
+LIBARCHIVE_XATTR = b"LIBARCHIVE.xattr."
+GNU_SPARSE = b"GNU.sparse."
+
+NANOSECOND_DIGITS = 9
+MAX_SECONDS = 1 << 62
+
+
+def parse_records(data: bytes, offset: int) -> dict[bytes, bytes]:
+    """Return the records of one extended header whose data starts at ``offset`` in the archive.
+
+    Raises FormatError for a record that is not well-formed.
+    """
+    records: dict[bytes, bytes] = {}
+    position = 0
+    while position < len(data):
+        space = data.find(b" ", position, position + 20)
+        length_text = data[position:space] if space > 0 else b""
+        if not length_text.isdigit():
+            if not data[position:].strip(b"\0"):
+                break
+            raise _malformed(offset + position, "it has no length")
+        end = position + int(length_text)
+        equals = data.find(b"=", space, end)
+        if end > len(data) or equals < 0 or data[end - 1 : end] != b"\n":
+            raise _malformed(offset + position, "its length is wrong")
+        records[data[space + 1 : equals]] = data[equals + 1 : end - 1]
+        position = end
+    return records
+
+
+def parse_number(records: dict[bytes, bytes], keyword: bytes) -> int | None:
+    """Return a decimal record as a non-negative number, None if it is absent or empty."""
+    text = records.get(keyword)
+    if not text:
+        return None
+    if not text.isdigit() or len(text) > 20:
+        raise FormatError(f"The pax record {keyword.decode()} is {text[:40]!r}, not a number.")
+    return int(text)
+
+
+def parse_time(text: bytes) -> tuple[int, int]:
+    """Return (seconds, nanoseconds) of a decimal time, rounded down; nanoseconds are never negative."""
+    whole, _, fraction = text.partition(b".")
+    negative = whole.startswith(b"-")
+    digits = whole.removeprefix(b"-")
+    if not (digits or fraction) or not (digits + fraction).isdigit() or len(digits) > 20:
+        raise FormatError(f"The pax time {text[:40]!r} is not a decimal number.")
+    seconds = int(digits or b"0")
+    nanoseconds = int(fraction[:NANOSECOND_DIGITS].ljust(NANOSECOND_DIGITS, b"0"))
+    if seconds > MAX_SECONDS:
+        raise FormatError(f"The pax time {text[:40]!r} is out of range.")
+    if not negative:
+        return seconds, nanoseconds
+    lost = bool(fraction[NANOSECOND_DIGITS:].strip(b"0"))
+    total = -(seconds * 1_000_000_000 + nanoseconds + lost)
+    return divmod(total, 1_000_000_000)
+
+
+def parse_xattrs(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return the extended attributes among the records; star's raw form wins over libarchive's base64."""
+    xattrs: dict[bytes, bytes] = {}
+    for keyword, value in records.items():
+        if keyword.startswith(LIBARCHIVE_XATTR):
+            name = urllib.parse.unquote_to_bytes(keyword[len(LIBARCHIVE_XATTR) :])
+            try:
+                decoded = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+            except binascii.Error as error:
+                raise FormatError(f"The pax record {keyword[:80]!r} is not base64.") from error
+            xattrs.setdefault(name, decoded)
+        elif keyword.startswith(SCHILY_XATTR):
+            xattrs[keyword[len(SCHILY_XATTR) :]] = value
+    return xattrs
+
+
+def refuse_sparse(records: dict[bytes, bytes], path: bytes) -> None:
+    """Raise UnsupportedError if the records describe a sparse file in any of GNU tar's pax forms."""
+    for keyword in records:
+        if keyword.startswith(GNU_SPARSE):
+            raise sparse_error(path)
+
+
+def sparse_error(path: bytes) -> UnsupportedError:
+    """Return the error for a sparse file, whatever form it is stored in."""
+    return UnsupportedError(
+        f"{path.decode('utf-8', 'replace')} is stored as a GNU sparse file, which container layers do not use.",
+        hint="Make the layer again without tar's --sparse option.",
+    )
+
+
+def _malformed(offset: int, why: str) -> FormatError:
+    return FormatError(f"The pax record at offset {offset} is malformed: {why}.")

@@ -1,0 +1,328 @@
+"""Walk a tar archive: ustar, pax and GNU headers, every entry that a container layer may hold.
+
+What: :func:`walk` yields one :class:`Entry` an entry with extended headers already applied; the caller may consume the
+file data from the reader before it asks for the next entry.  What not: sparse files and multi-volume archives, which
+raise UnsupportedError.  Names and targets are bytes; a path is normalised to components joined by ``/`` without a
+leading or trailing one, and ``..`` in it is an error.
+
+Sources: POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format"; tar(5).  Header, 512 bytes::
+
+    0 name 100 | 100 mode 8 | 108 uid 8 | 116 gid 8 | 124 size 12 | 136 mtime 12 | 148 chksum 8 | 156 typeflag 1
+    157 linkname 100 | 257 magic 6 | 263 version 2 | 265 uname 32 | 297 gname 32 | 329 devmajor 8 | 337 devminor 8
+    345 prefix 155 | 500 padding 12
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from struct import Struct
+from typing import NamedTuple
+
+from lamina.archive import pax
+from lamina.archive.blocks import BlockReader
+from lamina.errors import FormatError, UnsupportedError
+
+BLOCK = 512
+HEADER = Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
+ZERO_BLOCK = bytes(BLOCK)
+
+MAX_EXTENSION_BYTES = 1 << 20
+"""Longest pax header or GNU long name; Linux allows 64 KiB of extended attributes and 4 KiB of path."""
+MAX_PATH_BYTES = 4096
+MAX_NAME_BYTES = 255
+MAX_TARGET_BYTES = 4095
+MAX_XATTR_NAME_BYTES = 255
+MAX_XATTR_BYTES = 65535
+MAX_FILE_BYTES = 1 << 44
+MAX_ID = 0xFFFFFFFF
+MAX_MAJOR = 0xFFF
+MAX_MINOR = 0xFFFFF
+MAX_SECONDS = 1 << 62
+
+REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO = b"0123456"
+KINDS = frozenset((REGULAR, HARD_LINK, SYMLINK, CHARACTER, BLOCK_DEVICE, DIRECTORY, FIFO))
+CONTIGUOUS = b"7"
+USTAR_MAGIC = b"ustar\0"
+
+NO_RECORDS: dict[bytes, bytes] = {}
+
+
+class Entry(NamedTuple):
+    """One entry.  ``kind`` is the type flag's byte (:data:`REGULAR` ...); ``size`` and ``data_offset`` are bytes.
+
+    ``path`` is empty for the root.  ``link`` is the target of a symbolic link, or the normalised path that a hard link
+    names.  ``mode`` holds the permission bits only (0o7777).
+    """
+
+    path: bytes
+    kind: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_ns: int
+    size: int
+    link: bytes
+    device_major: int
+    device_minor: int
+    xattrs: dict[bytes, bytes]
+    data_offset: int
+
+
+class _Extensions:
+    """Extended headers waiting for the entry they belong to, and the global ones."""
+
+    __slots__ = ("global_records", "link", "path", "records")
+
+    def __init__(self) -> None:
+        self.global_records: dict[bytes, bytes] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        self.records = self.global_records
+        self.path: bytes | None = None
+        self.link: bytes | None = None
+
+    @property
+    def pending(self) -> bool:
+        return (
+            self.records is not self.global_records
+            or self.path is not None
+            or self.link is not None
+        )
+
+
+def walk(reader: BlockReader) -> Iterator[Entry]:
+    """Yield the entries of an archive in order.
+
+    After each, ``reader`` stands at the entry's data; what the caller leaves of it is skipped.  The walk ends at the
+    end mark (two zero blocks) or where the stream ends between two entries; what follows is left in the reader.
+
+    Raises:
+        FormatError: a damaged header, a path that leaves the tree, a truncated archive.
+        UnsupportedError: sparse files, multi-volume archives, unknown entry types.
+    """
+    extensions = _Extensions()
+    while True:
+        offset = reader.offset
+        header = reader.take(BLOCK)
+        if len(header) < BLOCK or header == ZERO_BLOCK:
+            _check_end(reader, header, offset)
+            if extensions.pending:
+                raise FormatError("The archive ends after an extended header, before its entry.")
+            return
+        fields = HEADER.unpack(header)
+        _verify_checksum(header, fields[6], offset)
+        flag = fields[7]
+        if flag in b"xXgLKVN":
+            _read_extension(reader, flag, fields, extensions, offset)
+            continue
+        entry = _entry(fields, extensions, offset)
+        extensions.clear()
+        yield entry
+        end = entry.data_offset + entry.size + (-entry.size % BLOCK)
+        reader.skip(end - reader.offset)
+
+
+def _check_end(reader: BlockReader, header: bytes, offset: int) -> None:
+    if 0 < len(header) < BLOCK:
+        raise FormatError(
+            f"The archive ends inside a header, at offset {offset}.",
+            hint="The layer is truncated or damaged; fetch it again.",
+        )
+    if header and reader.take(BLOCK).strip(b"\0"):
+        raise FormatError(f"A lone zero block at offset {offset} is followed by more data.")
+
+
+def _verify_checksum(header: bytes, field: bytes, offset: int) -> None:
+    """Compare modulo 65521 first: adler32's low half is one more than the byte sum, computed in C."""
+    found = _octal(field, "checksum", offset)
+    expected = found + sum(field) - 8 * 0x20 + 1
+    if expected % 65521 == zlib.adler32(header) & 0xFFFF:
+        return
+    # Some old writers summed signed bytes.
+    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:])
+    if signed + 8 * 0x20 != found:
+        raise FormatError(
+            f"The tar header at offset {offset} is damaged: its checksum does not match.",
+            hint="The layer is damaged or is not a tar archive.",
+        )
+
+
+def _octal(field: bytes, what: str, offset: int) -> int:
+    """Return a number field: octal text, empty (0), or base-256 where the first bit is set (GNU)."""
+    if field[0] & 0x80:
+        bits = 8 * len(field) - 1
+        value = int.from_bytes(field, "big") & ((1 << bits) - 1)
+        return value - (1 << bits) if value >> (bits - 1) else value
+    text = field.partition(b"\0")[0].strip()
+    try:
+        return int(text, 8) if text else 0
+    except ValueError:
+        raise FormatError(
+            f"The {what} field of the tar header at offset {offset} is {field!r}, not a number."
+        ) from None
+
+
+def _read_extension(
+    reader: BlockReader, flag: bytes, fields: tuple[bytes, ...], into: _Extensions, offset: int
+) -> None:
+    size = _octal(fields[4], "size", offset)
+    if flag == b"N":
+        raise UnsupportedError(f"The tar entry at offset {offset} is in an old GNU long name form.")
+    if not 0 <= size <= MAX_EXTENSION_BYTES:
+        raise FormatError(f"The extended tar header at offset {offset} claims {size} bytes.")
+    data = b"".join(reader.pieces(size))
+    reader.skip(-size % BLOCK)
+    if flag == b"V":
+        return
+    if flag == b"L":
+        into.path = data.partition(b"\0")[0]
+    elif flag == b"K":
+        into.link = data.partition(b"\0")[0]
+    elif flag == b"g":
+        records = pax.parse_records(data, offset + BLOCK)
+        fresh = into.records is into.global_records
+        into.global_records = {**into.global_records, **records}
+        into.records = into.global_records if fresh else {**records, **into.records}
+    else:
+        into.records = {**into.records, **pax.parse_records(data, offset + BLOCK)}
+
+
+def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> Entry:
+    records = extensions.records
+    raw_path = _raw_path(fields, extensions)
+    kind = _kind(fields[7], raw_path, offset)
+    uid, gid = _octal(fields[2], "uid", offset), _octal(fields[3], "gid", offset)
+    size = _octal(fields[4], "size", offset)
+    mtime, mtime_ns = _octal(fields[5], "mtime", offset), 0
+    link = extensions.link if extensions.link is not None else fields[8].partition(b"\0")[0]
+    xattrs = NO_RECORDS
+    if records:
+        pax.refuse_sparse(records, raw_path)
+        link = records.get(b"linkpath") or link
+        uid = _either(pax.parse_number(records, b"uid"), uid)
+        gid = _either(pax.parse_number(records, b"gid"), gid)
+        size = _either(pax.parse_number(records, b"size"), size)
+        if records.get(b"mtime"):
+            mtime, mtime_ns = pax.parse_time(records[b"mtime"])
+        xattrs = pax.parse_xattrs(records)
+    major = minor = 0
+    if kind in (CHARACTER, BLOCK_DEVICE):
+        major, minor = _octal(fields[11], "major", offset), _octal(fields[12], "minor", offset)
+    entry = Entry(
+        _normalise(raw_path),
+        kind,
+        _octal(fields[1], "mode", offset) & 0o7777,
+        uid,
+        gid,
+        mtime,
+        mtime_ns,
+        size if kind == REGULAR else 0,
+        link if kind in (HARD_LINK, SYMLINK) else b"",
+        major,
+        minor,
+        xattrs,
+        offset + BLOCK,
+    )
+    _check_ranges(entry, size)
+    return entry._replace(link=_normalise(link)) if kind == HARD_LINK else entry
+
+
+def _either(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _raw_path(fields: tuple[bytes, ...], extensions: _Extensions) -> bytes:
+    path = extensions.records.get(b"path") or extensions.path
+    if path is None:
+        path = fields[0].partition(b"\0")[0]
+        # Only POSIX headers have a prefix; GNU ones keep other things there.
+        if fields[13][0] and fields[9].startswith(USTAR_MAGIC):
+            path = fields[13].partition(b"\0")[0] + b"/" + path
+    return path
+
+
+def _kind(flag: bytes, path: bytes, offset: int) -> int:
+    number = flag[0]
+    if number in KINDS:
+        return number
+    if flag == b"\0":
+        return DIRECTORY if path.endswith(b"/") else REGULAR
+    if flag == CONTIGUOUS:
+        return REGULAR
+    if flag == b"S":
+        raise pax.sparse_error(path)
+    raise UnsupportedError(
+        f"The tar entry {path.decode('utf-8', 'replace')!r} at offset {offset} is of type {flag!r}, "
+        "which container layers do not have."
+    )
+
+
+def _normalise(path: bytes) -> bytes:
+    trimmed = path.strip(b"/")
+    if trimmed.startswith(b"./"):
+        trimmed = trimmed[2:].strip(b"/")
+    if b"/." not in trimmed and b"//" not in trimmed and not trimmed.startswith(b"."):
+        return trimmed
+    parts = [part for part in trimmed.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise FormatError(
+            f"The path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards ('..').",
+            hint="No well-made layer has such paths; do not trust this one.",
+        )
+    return b"/".join(parts)
+
+
+def _check_ranges(entry: Entry, size: int) -> None:
+    """One condition for the common case; the reasons are worked out only where it fails."""
+    if (
+        0 <= entry.uid <= MAX_ID
+        and 0 <= entry.gid <= MAX_ID
+        and 0 <= size <= MAX_FILE_BYTES
+        and -MAX_SECONDS <= entry.mtime <= MAX_SECONDS
+        and len(entry.path) <= MAX_NAME_BYTES
+        and b"\0" not in entry.path
+        and (entry.kind in (REGULAR, DIRECTORY) and not entry.xattrs and entry.path)
+    ):
+        return
+    shown = entry.path[:200].decode("utf-8", "replace")
+    for value, limit, what in (
+        (entry.uid, MAX_ID, "user id"),
+        (entry.gid, MAX_ID, "group id"),
+        (size, MAX_FILE_BYTES, "size"),
+        (abs(entry.mtime), MAX_SECONDS, "modification time"),
+        (len(entry.path), MAX_PATH_BYTES, "path length"),
+        (max(map(len, entry.path.split(b"/"))), MAX_NAME_BYTES, "name length"),
+        (len(entry.link), MAX_TARGET_BYTES, "link target length"),
+        (entry.device_major, MAX_MAJOR, "major device number"),
+        (entry.device_minor, MAX_MINOR, "minor device number"),
+    ):
+        if not 0 <= value <= limit:
+            raise FormatError(
+                f"The entry {shown!r} in the archive has an impossible {what}: {value}."
+            )
+    _check_texts(entry, shown)
+
+
+def _check_texts(entry: Entry, shown: str) -> None:
+    if b"\0" in entry.path or b"\0" in entry.link:
+        raise FormatError(
+            f"The entry {shown!r} in the archive has a zero byte in its name or target."
+        )
+    if entry.kind == SYMLINK and not entry.link:
+        raise FormatError(f"The symbolic link {shown!r} in the archive has no target.")
+    if not entry.path and entry.kind != DIRECTORY:
+        raise FormatError(
+            "An entry in the archive would replace the root of the tree by something else."
+        )
+    for name, value in entry.xattrs.items():
+        if (
+            not 0 < len(name) <= MAX_XATTR_NAME_BYTES
+            or len(value) > MAX_XATTR_BYTES
+            or b"\0" in name
+        ):
+            raise FormatError(
+                f"The entry {shown!r} in the archive has an impossible extended attribute, {name[:80]!r}."
+            )

@@ -1,0 +1,226 @@
+"""Convert an OCI or Docker image into a native one: ``lamina convert``.
+
+What: every manifest that is wanted of the source becomes a manifest of data blobs and a bootstrap layer that Nydus
+tools read (RAFS v6 §6); an index becomes an index.  Blobs go to the destination as they get ready, manifests last, so
+whatever stops a conversion leaves nothing under a name.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+
+from lamina.build.image_build import ImageBuild, Phases
+from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
+from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
+from lamina.errors import NotFoundError, UnsupportedError, UsageError
+from lamina.registry.manifest import (
+    NYDUS_MANIFEST_ARTIFACT,
+    OCI_CONFIG,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    Index,
+    Manifest,
+    Platform,
+    describe,
+    encode,
+    parse_config,
+    parse_manifest,
+)
+from lamina.registry.platform import is_nydus, normalise, parse_platform
+from lamina.registry.reference import Reference
+from lamina.registry.repository import ClientOptions, Repository, open_repository
+
+
+def convert(
+    source: Reference,
+    destination: Reference,
+    options: ConvertOptions | None = None,
+    *,
+    source_client: ClientOptions | None = None,
+    destination_client: ClientOptions | None = None,
+) -> ConvertReport:
+    """Convert the image that ``source`` names and push it as ``destination``.
+
+    Call it before the process starts threads: it forks workers.
+
+    Raises:
+        UsageError: impossible options, or a source that is native already.
+        FormatError, IntegrityError, UnsupportedError: the source is damaged or has something that no image can hold.
+        FetchError, NotFoundError, StoreError: source, destination or temporary files fail.
+    """
+    options = options or ConvertOptions()
+    options.check()
+    with (
+        open_repository(source, options=source_client) as origin,
+        open_repository(destination, write=True, options=destination_client) as target,
+    ):
+        return convert_between(origin, target, options, source_client)
+
+
+def convert_between(
+    source: Repository,
+    destination: Repository,
+    options: ConvertOptions,
+    source_client: ClientOptions | None = None,
+) -> ConvertReport:
+    """Do as :func:`convert` between repositories that are open."""
+    start = time.perf_counter()
+    conversion = _Conversion(source, source_client, destination, options)
+    descriptor, reports = conversion.run()
+    return ConvertReport(
+        digest=descriptor.digest,
+        media_type=descriptor.media_type,
+        images=tuple(reports),
+        elapsed_s=time.perf_counter() - start,
+        phases_s=conversion.phases.seconds,
+    )
+
+
+class _Conversion:
+    def __init__(
+        self,
+        source: Repository,
+        client: ClientOptions | None,
+        destination: Repository,
+        options: ConvertOptions,
+    ) -> None:
+        self._source = source
+        self._client = client
+        self._destination = destination
+        self._options = options
+        self._wanted = [parse_platform(text) for text in options.platforms]
+        self.phases = Phases()
+
+    def run(self) -> tuple[Descriptor, list[ImageReport]]:
+        tag = self._destination.reference.tag
+        with self.phases("open source"):
+            descriptor, data = self._source.manifest()
+            document = parse_manifest(data, f"manifest of {self._source.reference}")
+        if isinstance(document, Manifest):
+            pushed, report = self._convert(descriptor, document, None, tag)
+            return pushed, [report]
+        chosen = self._choose(document)
+        if len(chosen) == 1:
+            pushed, report = self._convert(
+                chosen[0], self._read(chosen[0]), chosen[0].platform, tag
+            )
+            return pushed, [report]
+        return self._convert_index(document, chosen, tag)
+
+    def _convert_index(
+        self, source: Index, chosen: list[Descriptor], tag: str | None
+    ) -> tuple[Descriptor, list[ImageReport]]:
+        entries, reports = [], []
+        for descriptor in chosen:
+            manifest = self._read(descriptor)
+            pushed, report = self._convert(descriptor, manifest, descriptor.platform, None)
+            reports.append(report)
+            entries.append(
+                Descriptor(
+                    media_type=pushed.media_type,
+                    digest=pushed.digest,
+                    size=pushed.size,
+                    platform=descriptor.platform,
+                    artifact_type=NYDUS_MANIFEST_ARTIFACT,
+                )
+            )
+        index = Index(
+            schema_version=2,
+            media_type=OCI_INDEX,
+            manifests=tuple(entries),
+            annotations=source.annotations,
+        )
+        with self.phases("push manifest"):
+            pushed = self._destination.push_manifest(tag, OCI_INDEX, encode(index))
+        return pushed, reports
+
+    def _choose(self, index: Index) -> list[Descriptor]:
+        """Return the manifests of the wanted platforms; attestations and Nydus images are passed over."""
+        chosen = []
+        for entry in index.manifests:
+            known = entry.platform is None or entry.platform.os != "unknown"
+            if (
+                entry.is_manifest
+                and known
+                and not is_nydus(entry)
+                and self._is_wanted(entry.platform)
+            ):
+                chosen.append(entry)
+        if not chosen or len(chosen) < len(self._wanted):
+            there = sorted(str(entry.platform) for entry in index.manifests if entry.platform)
+            raise NotFoundError(
+                f"{self._source.reference} has no image of some wanted platform.",
+                hint=f"It has: {', '.join(there) or 'no platforms'}.",
+            )
+        return chosen
+
+    def _is_wanted(self, platform: Platform | None) -> bool:
+        if not self._wanted:
+            return True
+        if platform is None:
+            return False
+        own = normalise(platform)
+        return any(
+            (own.os, own.architecture, own.variant) == (want.os, want.architecture, want.variant)
+            for want in self._wanted
+        )
+
+    def _read(self, descriptor: Descriptor) -> Manifest:
+        _, data = self._source.manifest(descriptor)
+        document = parse_manifest(data, f"manifest {descriptor.digest}")
+        if not isinstance(document, Manifest):
+            raise UnsupportedError(f"The index entry {descriptor.digest} is an index itself.")
+        return document
+
+    def _convert(
+        self,
+        descriptor: Descriptor,
+        manifest: Manifest,
+        platform: Platform | None,
+        tag: str | None,
+    ) -> tuple[Descriptor, ImageReport]:
+        if manifest.is_nydus:
+            raise UsageError(
+                f"{self._source.reference} is a native image already.",
+                hint="Use `lamina copy` to copy it.",
+            )
+        config = self._read_config(manifest.config)
+        platform = platform or parse_config(config).platform
+        if not self._is_wanted(platform):
+            raise NotFoundError(f"{self._source.reference} is an image for {platform}.")
+        phases = self.phases
+        build = ImageBuild(
+            self._source, self._client, self._destination, manifest.layers, self._options, phases
+        )
+        built = build.run()
+        with phases("pack bootstrap"):
+            last = bootstrap_layer(built.bootstrap, built.metas)
+        with phases("push manifest"):
+            new_config = converted_config(config, built.descriptors, last.diff_id)
+            self._push(last.descriptor, last.data)
+            self._push(describe(OCI_CONFIG, new_config), new_config)
+            layers = [*built.descriptors, last.descriptor]
+            data = converted_manifest(manifest, descriptor.digest, new_config, layers)
+            pushed = self._destination.push_manifest(tag, OCI_MANIFEST, data)
+        report = ImageReport(
+            platform=str(platform),
+            source_digest=descriptor.digest,
+            manifest_digest=pushed.digest,
+            layers=tuple(built.layers),
+            bootstrap_bytes=len(built.bootstrap),
+            bootstrap_layer_bytes=len(last.data),
+        )
+        return pushed, report
+
+    def _read_config(self, descriptor: Descriptor) -> bytes:
+        if descriptor.size > MAX_CONFIG_BYTES:
+            raise UnsupportedError(f"The image configuration claims {descriptor.size} bytes.")
+        with self._source.open_blob(descriptor) as blob:
+            return blob.read()
+
+    def _push(self, descriptor: Descriptor, data: bytes) -> None:
+        if not self._destination.has_blob(descriptor.digest, descriptor.size):
+            self._destination.push_blob(descriptor, io.BytesIO(data))

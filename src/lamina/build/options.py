@@ -1,0 +1,126 @@
+"""What a conversion can be told, and what it tells afterwards.
+
+The defaults of the image format live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from lamina.codec.compress import Compressor
+from lamina.codec.digest import Digester
+from lamina.errors import UsageError
+
+DEFAULT_CHUNK_SIZE = 128 << 10
+DEFAULT_PACK_SIZE = 128 << 10
+DEFAULT_COMPRESSOR = Compressor.ZSTD
+DEFAULT_LEVEL = 3
+DEFAULT_DIGESTER = Digester.BLAKE3
+
+MIN_CHUNK_SIZE = 4 << 10
+MAX_CHUNK_SIZE = 16 << 20
+MAX_LAYER_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertProgress:
+    """How far a conversion is, in bytes; totals grow as layers become known."""
+
+    read_bytes: int
+    total_read_bytes: int
+    packed_bytes: int
+    total_packed_bytes: int
+    pushed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How an image is converted.
+
+    ``chunk_size`` is a power of two from 4 KiB to 16 MiB.  ``pack_size`` is the most plaintext that small chunks are
+    compressed together in, at most ``chunk_size``; 0 packs nothing, which readers before Nydus 2.3 need.
+    ``prefetch`` are absolute paths.  ``platforms`` are ``os/architecture[/variant]``; empty means all of an index.
+    ``jobs`` is the number of processes, 0 one a processor.  ``max_layer_bytes`` bounds one decompressed layer.
+    ``work_dir`` takes the temporary files, which are as large as the decompressed image; None means ``$TMPDIR``, or
+    ``/var/tmp``.  ``progress`` is called from the converting thread a few times a second.
+    """
+
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    pack_size: int = DEFAULT_PACK_SIZE
+    compressor: Compressor = DEFAULT_COMPRESSOR
+    level: int | None = None
+    digester: Digester = DEFAULT_DIGESTER
+    prefetch: Sequence[bytes] = ()
+    platforms: Sequence[str] = ()
+    jobs: int = 0
+    max_layer_bytes: int = MAX_LAYER_BYTES
+    work_dir: str | None = None
+    progress: Callable[[ConvertProgress], None] | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for values that make no sense."""
+        size = self.chunk_size
+        if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
+            raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 16 MiB.")
+        if not 0 <= self.pack_size <= size:
+            raise UsageError(
+                f"The pack size {self.pack_size} is not between 0 and the chunk size {size}."
+            )
+        if self.compressor == Compressor.GZIP:
+            raise UsageError(
+                "Chunks cannot be compressed with gzip.", hint="Use zstd, lz4 or none."
+            )
+        if self.jobs < 0:
+            raise UsageError(f"The number of jobs {self.jobs} is negative.")
+        if any(not path.startswith(b"/") for path in self.prefetch):
+            raise UsageError("Prefetch paths must be absolute.")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer: where it came from, what became of it; sizes in bytes.
+
+    ``plain_bytes`` is all file data in it; ``new_bytes`` what of it no lower layer and no earlier file has.
+    """
+
+    source_digest: str
+    source_bytes: int
+    blob_digest: str
+    blob_bytes: int
+    entries: int
+    plain_bytes: int
+    new_bytes: int
+    chunks: int
+    pieces: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """One converted manifest."""
+
+    platform: str
+    source_digest: str
+    manifest_digest: str
+    layers: tuple[LayerReport, ...]
+    bootstrap_bytes: int
+    bootstrap_layer_bytes: int
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all layers as pushed."""
+        return sum(layer.blob_bytes for layer in self.layers) + self.bootstrap_layer_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """The result of a conversion: the digest to run, and what it consists of.
+
+    ``phases_s`` maps the name of a phase to the seconds of wall time that the converting thread spent in it.
+    """
+
+    digest: str
+    media_type: str
+    images: tuple[ImageReport, ...]
+    elapsed_s: float
+    phases_s: dict[str, float] = field(default_factory=dict)

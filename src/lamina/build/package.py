@@ -1,0 +1,108 @@
+"""The OCI side of a native image: bootstrap layer, configuration, manifest (RAFS v6 §6)."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from lamina.archive.tar import DIRECTORY, Entry
+from lamina.archive.tar_writer import END_MARK, encode_entry, file_entry, padding
+from lamina.errors import FormatError
+from lamina.registry.manifest import (
+    NYDUS_BLOB,
+    NYDUS_BLOB_MARK,
+    NYDUS_BOOTSTRAP_MARK,
+    NYDUS_BUILDER_VERSION,
+    NYDUS_FS_VERSION,
+    NYDUS_SOURCE_DIGEST,
+    OCI_CONFIG,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    describe,
+    encode,
+    parse_document,
+)
+from lamina.version import VERSION
+
+FS_VERSION = "6"
+GZIP_LEVEL = 6
+BOOTSTRAP_PATH = b"image/image.boot"
+HISTORY = {"created_by": "lamina convert", "comment": "Nydus Bootstrap Layer"}
+
+
+class BootstrapLayer(NamedTuple):
+    """The last layer: its bytes as pushed, its descriptor, and the digest of the tar inside."""
+
+    data: bytes
+    descriptor: Descriptor
+    diff_id: str
+
+
+def bootstrap_layer(bootstrap: bytes, metas: Sequence[tuple[str, bytes]]) -> BootstrapLayer:
+    """Return the layer with the merged bootstrap and the (blob id, blob.meta) of each blob."""
+    directory = Entry(b"image", DIRECTORY, 0o755, 0, 0, 0, 0, 0, b"", 0, 0, {}, 0)
+    parts = [encode_entry(directory)]
+    files = [(BOOTSTRAP_PATH, bootstrap)]
+    files += [(b"image/%s.blob.meta" % blob_id.encode(), meta) for blob_id, meta in metas]
+    for path, data in files:
+        parts += (encode_entry(file_entry(path, len(data), 0o444)), data, padding(len(data)))
+    archive = b"".join([*parts, END_MARK])
+    annotations = {NYDUS_BOOTSTRAP_MARK: "true", NYDUS_FS_VERSION: FS_VERSION}
+    data = compress_layer(archive)
+    descriptor = describe(OCI_LAYER_GZIP, data, annotations)
+    return BootstrapLayer(data, descriptor, "sha256:" + hashlib.sha256(archive).hexdigest())
+
+
+def compress_layer(archive: bytes) -> bytes:
+    """Return one gzip member without a name or time."""
+    engine = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
+    return engine.compress(archive) + engine.flush()
+
+
+def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
+    """Return the descriptor of a data blob."""
+    return Descriptor(
+        media_type=NYDUS_BLOB,
+        digest=f"sha256:{blob_id}",
+        size=size_bytes,
+        annotations={NYDUS_BLOB_MARK: "true"},
+    )
+
+
+def converted_config(source: bytes, blobs: Sequence[Descriptor], diff_id: str) -> bytes:
+    """Return the source's configuration with the layers of the native image; all else stays as it is."""
+    document = parse_document(source, "image configuration")
+    rootfs = document.get("rootfs")
+    history = document.get("history")
+    if not isinstance(rootfs, dict | None) or not isinstance(history, list | None):
+        raise FormatError("The image configuration is malformed: its rootfs or history is.")
+    diff_ids = [blob.digest for blob in blobs] + [diff_id]
+    changes: dict[str, Any] = {
+        "rootfs": {"type": "layers", **(rootfs or {}), "diff_ids": diff_ids},
+        "history": [*(history or []), HISTORY],
+    }
+    return encode({**document, **changes})
+
+
+def converted_manifest(
+    source: Manifest, source_digest: str, config: bytes, layers: Sequence[Descriptor]
+) -> bytes:
+    """Return the manifest of the native image; it names the one it was made from."""
+    annotations = {
+        **source.annotations,
+        NYDUS_FS_VERSION: FS_VERSION,
+        NYDUS_SOURCE_DIGEST: source_digest,
+        NYDUS_BUILDER_VERSION: f"lamina {VERSION}",
+    }
+    manifest = Manifest(
+        schema_version=2,
+        media_type=OCI_MANIFEST,
+        config=describe(OCI_CONFIG, config),
+        layers=tuple(layers),
+        annotations=annotations,
+    )
+    return encode(manifest)

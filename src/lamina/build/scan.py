@@ -1,0 +1,188 @@
+"""First phase of a conversion: read a layer once, and keep its headers, its chunk digests and its plaintext.
+
+The tar stream goes to a spool file as it is inflated and hashed, while its bytes are still in the processor's cache;
+later phases read chunks back by their offset.  The result travels between processes, so it is made of a few flat
+buffers instead of an object per file or chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NamedTuple
+
+from lamina.archive import tar
+from lamina.archive.blocks import BLOCK_BYTES, BlockReader
+from lamina.archive.stream import LayerStream
+from lamina.codec.digest import Digester
+from lamina.errors import FormatError
+
+COLUMNS = 8
+MAX_CHUNKS = 1 << 24
+MODE_OF_KIND = {
+    tar.REGULAR: stat.S_IFREG,
+    tar.HARD_LINK: 0,
+    tar.SYMLINK: stat.S_IFLNK,
+    tar.CHARACTER: stat.S_IFCHR,
+    tar.BLOCK_DEVICE: stat.S_IFBLK,
+    tar.DIRECTORY: stat.S_IFDIR,
+    tar.FIFO: stat.S_IFIFO,
+}
+NO_XATTRS: dict[bytes, bytes] = {}
+
+
+class ScannedEntry(NamedTuple):
+    """One entry of a layer; ``mode`` is the whole ``st_mode`` (0 in the format bits for a hard link).
+
+    ``rdev`` is in the kernel's "new" encoding.  The chunks of a regular file are ``chunk_count`` from ``first_chunk``.
+    """
+
+    path: bytes
+    link: bytes
+    kind: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_ns: int
+    size: int
+    rdev: int
+    xattrs: dict[bytes, bytes]
+    first_chunk: int
+    chunk_count: int
+
+
+@dataclass(slots=True)
+class LayerScan:
+    """A scanned layer: entries in columns, chunks in the order of the archive.
+
+    ``digests`` holds 32 bytes a chunk, ``chunk_sizes`` its length and ``chunk_offsets`` its place in the tar stream,
+    in bytes.  ``tar_bytes`` is the length of that stream.
+    """
+
+    chunk_size: int
+    paths: bytes = b""
+    links: bytes = b""
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    xattrs: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
+    digests: bytes = b""
+    chunk_sizes: array[int] = field(default_factory=lambda: array("I"))
+    chunk_offsets: array[int] = field(default_factory=lambda: array("Q"))
+    tar_bytes: int = 0
+    compression: str = "none"
+
+    @property
+    def entry_count(self) -> int:
+        """Number of entries."""
+        return len(self.numbers) // COLUMNS
+
+    def entries(self) -> Iterator[ScannedEntry]:
+        """Yield the entries in the order of the archive."""
+        if not self.numbers:
+            return
+        chunk_size, xattrs = self.chunk_size, self.xattrs
+        first = 0
+        rows = zip(*[iter(self.numbers)] * COLUMNS, strict=True)
+        texts = zip(self.paths.split(b"\0"), self.links.split(b"\0"), rows, strict=True)
+        for number, (path, link, row) in enumerate(texts):
+            count = -(-row[6] // chunk_size)
+            extra = xattrs.get(number, NO_XATTRS) if xattrs else NO_XATTRS
+            yield ScannedEntry(path, link, *row, extra, first, count)
+            first += count
+
+
+def scan_layer(
+    stream: LayerStream, spool: BinaryIO | None, chunk_size: int, digester: Digester
+) -> LayerScan:
+    """Scan a decompressed layer to its end, copying it to ``spool`` (unbuffered, at its beginning) if one is given.
+
+    Raises:
+        FormatError, UnsupportedError: what :func:`lamina.archive.tar.walk` says of the archive.
+    """
+    scan = LayerScan(chunk_size, compression=stream.compression)
+    reader = BlockReader(_tee(stream, spool))
+    paths: list[bytes] = []
+    links: list[bytes] = []
+    digests: list[bytes] = []
+    hasher = _hasher(digester)
+    add_row = scan.numbers.extend
+    for entry in tar.walk(reader):
+        paths.append(entry.path)
+        links.append(entry.link)
+        if entry.xattrs:
+            scan.xattrs[len(paths) - 1] = entry.xattrs
+        add_row(
+            (
+                entry.kind,
+                MODE_OF_KIND[entry.kind] | entry.mode,
+                entry.uid,
+                entry.gid,
+                entry.mtime,
+                entry.mtime_ns,
+                entry.size,
+                encode_rdev(entry.device_major, entry.device_minor),
+            )
+        )
+        if entry.size:
+            _scan_data(reader, entry.size, scan, hasher, digests)
+    scan.tar_bytes = reader.drain()
+    scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
+    scan.digests = b"".join(digests)
+    return scan
+
+
+def _tee(stream: LayerStream, spool: BinaryIO | None) -> Callable[[], bytes]:
+    if spool is None:
+        return lambda: stream.read(BLOCK_BYTES)
+    write = spool.write
+
+    def read_block() -> bytes:
+        block = stream.read(BLOCK_BYTES)
+        written = write(block)
+        while written < len(block):
+            written += write(memoryview(block)[written:])
+        return block
+
+    return read_block
+
+
+def _hasher(digester: Digester) -> Callable[..., Any]:
+    if digester == Digester.SHA256:
+        return hashlib.sha256
+    from blake3 import blake3
+
+    return blake3
+
+
+def _scan_data(
+    reader: BlockReader,
+    size_bytes: int,
+    scan: LayerScan,
+    hasher: Callable[..., Any],
+    digests: list[bytes],
+) -> None:
+    """Digest the chunks of one file."""
+    chunk_size = scan.chunk_size
+    offset = reader.offset
+    for start in range(0, size_bytes, chunk_size):
+        length = min(chunk_size, size_bytes - start)
+        pieces = list(reader.pieces(length))
+        state = hasher(pieces[0])
+        for piece in pieces[1:]:
+            state.update(piece)
+        digests.append(state.digest())
+        scan.chunk_sizes.append(length)
+        scan.chunk_offsets.append(offset + start)
+    if len(scan.chunk_sizes) > MAX_CHUNKS:
+        raise FormatError(
+            f"The layer has more than {MAX_CHUNKS} chunks of {chunk_size} bytes.",
+            hint="Choose a larger chunk size.",
+        )
+
+
+def encode_rdev(major: int, minor: int) -> int:
+    """Return a device number in the kernel's "new" encoding (RAFS v6 §1.10)."""
+    return minor & 0xFF | (major & 0xFFF) << 8 | (minor & ~0xFF) << 12

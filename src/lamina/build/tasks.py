@@ -1,0 +1,147 @@
+"""What the worker processes do, and what they inherit for it."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import tempfile
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+
+from lamina.archive.stream import open_layer
+from lamina.build.options import ConvertOptions
+from lamina.build.pack import pack_segment
+from lamina.build.plan import Segment
+from lamina.build.scan import LayerScan, scan_layer
+from lamina.registry.manifest import Descriptor
+from lamina.registry.repository import ClientOptions, Repository, open_repository
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+COUNTER_BYTES = 8
+
+
+class LayerFiles:
+    """The two temporary files of a layer, without a name: the tar stream, and the packed pieces."""
+
+    def __init__(self, work_dir: str) -> None:
+        self.spool = tempfile.TemporaryFile(buffering=0, dir=work_dir)
+        self.packed = tempfile.TemporaryFile(buffering=0, dir=work_dir)
+
+    def drop_spool(self) -> None:
+        """Free the spool's space; the workers still hold it open, so it is emptied."""
+        os.ftruncate(self.spool.fileno(), 0)
+
+    def close(self) -> None:
+        """Free both files."""
+        self.spool.close()
+        self.packed.close()
+
+
+@dataclass(slots=True)
+class Job:
+    """The layers of one image, as the workers inherit them.
+
+    A registry is opened anew in each worker, because connections cannot be shared; anything else is used as it is.
+    """
+
+    source: Repository
+    client: ClientOptions | None
+    layers: Sequence[Descriptor]
+    files: Sequence[LayerFiles]
+    options: ConvertOptions
+    read_bytes: SharedCounters = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.read_bytes = SharedCounters(len(self.layers))
+
+    def close(self) -> None:
+        """Free the temporary files and counters."""
+        for files in self.files:
+            files.close()
+        self.read_bytes.close()
+
+
+class SharedCounters:
+    """Numbers in memory that forked processes share; each has one writer."""
+
+    def __init__(self, count: int) -> None:
+        self._memory = mmap.mmap(-1, COUNTER_BYTES * max(count, 1))
+        self._view: memoryview[int] = memoryview(self._memory).cast("Q")
+
+    def add(self, counter: int, amount: int) -> None:
+        """Add to a counter."""
+        self._view[counter] += amount
+
+    def total(self) -> int:
+        """Return the sum of all counters."""
+        return sum(self._view)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._view.release()
+        self._memory.close()
+
+
+class _Counted(io.RawIOBase):
+    """Counts what is read from a source."""
+
+    def __init__(self, source: BinaryIO, counters: SharedCounters, counter: int) -> None:
+        super().__init__()
+        self._source = source
+        self._counters = counters
+        self._counter = counter
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._source.read(size)
+        self._counters.add(self._counter, len(data))
+        return data
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+
+_job: Job
+
+
+def set_up(job: Job) -> None:
+    """Take over the job in a worker process."""
+    global _job  # noqa: PLW0603 - a worker has one job
+    _job = job
+    if job.source.reference.transport == "docker":
+        job.source = open_repository(job.source.reference, options=job.client)
+
+
+def scan(layer: int) -> tuple[LayerScan, float]:
+    """Scan a layer into its spool; return (scan, seconds of CPU time).  Its compressed digest is verified."""
+    start = time.process_time()
+    descriptor = _job.layers[layer]
+    options = _job.options
+    with _job.source.open_blob(descriptor) as raw, _Counted(raw, _job.read_bytes, layer) as counted:
+        stream = open_layer(counted, descriptor.media_type, options.max_layer_bytes)
+        spool = _job.files[layer].spool
+        found = scan_layer(stream, spool, options.chunk_size, options.digester)
+        # The digest of a source is verified by its last read, which may lie behind the end of the archive.
+        while counted.read(1 << 20):
+            pass
+    return found, time.process_time() - start
+
+
+def pack(layer: int, segment: Segment) -> tuple[array[int], float]:
+    """Pack a segment of a layer; return (stored sizes of its pieces, seconds of CPU time)."""
+    start = time.process_time()
+    files, options = _job.files[layer], _job.options
+    spool, packed = files.spool.fileno(), files.packed.fileno()
+    sizes = pack_segment(segment, spool, packed, options.compressor, options.level)
+    return sizes, time.process_time() - start
