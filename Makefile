@@ -42,9 +42,10 @@ peers: ## fetch and build the tools that tests and benchmarks compare with (opti
 	@scripts/peers
 
 .PHONY: docs
-docs: $(VENV)/dev ## regenerate the command reference and check every link and command in the pages
+docs: $(VENV)/dev ## write the command reference, check links, run the tutorial
 	@$(PACKAGES) demo
-	@$(BIN)/python scripts/build_docs.py
+	@$(BIN)/python -m lamina.cli.reference docs/reference/cli.md
+	@$(BIN)/pytest -q tests/integration/test_docs.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 for each, TARGETS="tar toc" for some

@@ -18,7 +18,7 @@ _numbers = itertools.count()
 
 pytest_plugins = [
     f"tests.support.{name}"
-    for name in ("registry_server",)
+    for name in ("registry_server", "installed")
     if importlib.util.find_spec(f"tests.support.{name}") is not None
 ]
 

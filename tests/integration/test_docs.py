@@ -1,0 +1,131 @@
+"""The pages say what is so: tutorial commands run, links lead somewhere, generated pages are
+fresh.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.installed import ROOT, copy_of_repository, empty_environment
+from tests.support.registry_server import RegistryServer
+from tests.support.tools import require_root, require_tool
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+TUTORIAL = ROOT / "docs" / "tutorial" / "first-image.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in BLOCK.findall(page.read_text()) if found == language]
+
+
+@pytest.mark.tools
+@pytest.mark.kernel
+def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, registry: RegistryServer) -> None:
+    require_root()
+    require_tool("apt-get", "dpkg-deb", "runc")
+    source, programs = copy_of_repository(tmp_path), empty_environment(tmp_path)
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "REGISTRY": registry.host,
+        "LAMINA_STORE": str(tmp_path / "store"),
+    }
+    environment.pop("PYTHONPATH", None)
+    found = BLOCK.findall(TUTORIAL.read_text())
+    ran = 0
+    output = ""
+    for language, body in found:
+        if language == "sh":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", body],
+                cwd=source,
+                env=environment,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+            )
+            assert done.returncode == 0, f"$ {body}{done.stdout}{done.stderr}"
+            output = done.stdout
+            ran += 1
+        elif language == "text":
+            pattern = body.strip().replace("[", "[[]").replace("...", "*")
+            assert fnmatch.fnmatchcase(output.strip(), pattern), f"{output!r} is not {body!r}"
+    assert ran >= 4
+
+
+def test_the_quick_start_is_the_tutorial() -> None:
+    """README's four commands are those that the tutorial explains, and that are run above."""
+    (quick,) = blocks(ROOT / "README.md", "sh")
+    commands = [line for line in quick.splitlines() if line]
+    taught = [
+        line.replace(" --rm", "") for body in blocks(TUTORIAL, "sh") for line in body.splitlines()
+    ]
+    assert len(commands) == 4
+    assert set(commands) <= set(taught)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text())
+    for target in LINK.findall(text):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name}: {target} does not exist"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors as GitHub makes them from headings."""
+    headings = HEADING.findall(BLOCK.sub("", page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_in_pages_exist(page: Path) -> None:
+    """Every ``lamina VERB`` in a code block or in backquotes is a verb."""
+    from lamina.cli.verbs import VERBS
+
+    text = page.read_text()
+    code = [body for _, body in BLOCK.findall(text)] + re.findall(
+        r"`([^`\n]+)`", BLOCK.sub("", text)
+    )
+    verbs = {
+        verb for body in code for verb in re.findall(r"(?m)(?:^|[$|] )lamina ([a-z][a-z-]*)", body)
+    }
+    unknown = verbs - {verb.name for verb in VERBS}
+    assert not unknown, f"{page.name}: no such verb: {unknown}"
+
+
+def test_the_command_reference_is_fresh() -> None:
+    page = ROOT / "docs" / "reference" / "cli.md"
+    program = [sys.executable, "-m", "lamina.cli.reference", "--check", str(page)]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stderr} (make docs)"
+
+
+def test_pages_name_nothing_of_one_machine() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split("\0")
+    if not any(tracked):
+        pytest.skip("not a git checkout")
+    for name in filter(None, tracked):
+        path = ROOT / name
+        if path.is_file() and path != Path(__file__):
+            text = path.read_bytes()
+            assert not re.search(rb"(?<![\w.])/(work|root)/[a-z.]", text), (
+                f"{name} names a path of a machine"
+            )

@@ -1,0 +1,39 @@
+"""Lamina installed as a user installs it: ``pip install .`` into an empty virtual environment."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LEFT_OUT = (".git", ".venv", "build", "dist", "results", "*.egg-info", "__pycache__", ".*_cache")
+
+
+def copy_of_repository(folder: Path) -> Path:
+    """A copy of the source tree without what tools leave in it; pip builds inside of it."""
+    return Path(shutil.copytree(ROOT, folder / "lamina", ignore=shutil.ignore_patterns(*LEFT_OUT)))
+
+
+def empty_environment(folder: Path) -> Path:
+    """A virtual environment with nothing but pip; return its ``bin``."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    return folder / "venv" / "bin"
+
+
+@pytest.fixture(scope="session")
+def installed_lamina(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``bin`` of an environment into which only ``pip install .`` went."""
+    folder = tmp_path_factory.mktemp("installed")
+    source, programs = copy_of_repository(folder), empty_environment(folder)
+    done = subprocess.run(
+        [programs / "python", "-m", "pip", "install", "-q", "."],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"pip install . failed:\n{done.stdout}{done.stderr}"
+    return programs
