@@ -1,0 +1,215 @@
+"""Small native images made in memory, with nothing but the writers of the format."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import stat
+import struct
+import tarfile
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lamina.blob.builder import BlobColumns, encode_chunk_entries
+from lamina.blob.framing import BlobOptions, BlobTail
+from lamina.codec.compress import Compressor, compress
+from lamina.codec.digest import Digester, digest
+from lamina.erofs.layout import BlobEntry, ChunkIndex, round_up
+from lamina.erofs.tree import Node
+from lamina.erofs.writer import BootstrapOptions, write_bootstrap
+from lamina.registry.manifest import (
+    NYDUS_BLOB,
+    NYDUS_BLOB_MARK,
+    NYDUS_BOOTSTRAP_MARK,
+    OCI_CONFIG,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    Descriptor,
+    Manifest,
+    describe,
+    encode,
+)
+from lamina.registry.reference import parse_reference
+from lamina.registry.repository import open_repository
+
+
+@dataclass
+class BuiltImage:
+    """One image of one blob."""
+
+    bootstrap: bytes
+    blob_id: str
+    blob: bytes
+    meta: bytes
+    contents: dict[bytes, bytes]
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    """(offset, stored size) of each piece in the blob."""
+
+
+class MemorySource:
+    """Blobs in memory; records every request."""
+
+    name = "memory"
+
+    def __init__(self, *images: BuiltImage) -> None:
+        self.blobs = {image.blob_id: image.blob for image in images}
+        self.requests: list[tuple[int, int]] = []
+
+    def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+        self.requests.append((offset, size_bytes))
+        return self.blobs[blob_id][offset : offset + size_bytes]
+
+
+@dataclass
+class _Chunk:
+    data: bytes
+    owner: Node
+    number: int
+
+
+def build_image(
+    files: dict[bytes, bytes],
+    *,
+    nodes: dict[bytes, Node] | None = None,
+    chunk_size: int = 4096,
+    pack_size: int = 0,
+    compressor: Compressor = Compressor.ZSTD,
+    digester: Digester = Digester.BLAKE3,
+) -> BuiltImage:
+    """Build an image of *files* (path without a leading slash -> content) and other *nodes*.
+
+    Files shorter than half of *pack_size* are packed together, the rest is cut into chunks.
+    """
+    root = Node(stat.S_IFDIR | 0o755, children={})
+    chunks: list[_Chunk] = []
+    for path, content in files.items():
+        node = Node(stat.S_IFREG | 0o644, size=len(content), mtime=1_700_000_000)
+        _place(root, path, node)
+        parts = range(0, len(content), chunk_size)
+        chunks += [
+            _Chunk(content[start : start + chunk_size], node, number)
+            for number, start in enumerate(parts)
+        ]
+    for path, node in (nodes or {}).items():
+        _place(root, path, node)
+    packed = [chunk for chunk in chunks if len(chunk.data) < pack_size // 2]
+    plain = [chunk for chunk in chunks if len(chunk.data) >= pack_size // 2]
+    groups = [[chunk] for chunk in plain] + _packs(packed, pack_size)
+    options = BlobOptions(chunk_size, compressor, digester)
+    return _assemble(root, groups, options, files)
+
+
+def _packs(chunks: list[_Chunk], pack_size: int) -> list[list[_Chunk]]:
+    packs: list[list[_Chunk]] = []
+    filled = pack_size
+    for chunk in chunks:
+        if filled + len(chunk.data) > pack_size:
+            packs.append([])
+            filled = 0
+        packs[-1].append(chunk)
+        filled += len(chunk.data)
+    return packs
+
+
+def _place(root: Node, path: bytes, node: Node) -> None:
+    *parents, name = path.split(b"/")
+    here = root
+    for parent in parents:
+        assert here.children is not None
+        here = here.children.setdefault(parent, Node(stat.S_IFDIR | 0o755, children={}))
+    assert here.children is not None
+    here.children[name] = node
+
+
+def _assemble(
+    root: Node, groups: list[list[_Chunk]], options: BlobOptions, files: dict[bytes, bytes]
+) -> BuiltImage:
+    columns = BlobColumns(array("Q"), array("I"), array("Q"))
+    data = bytearray()
+    digests = bytearray()
+    pieces: list[tuple[int, int]] = []
+    arrays: dict[int, tuple[Node, dict[int, bytes]]] = {}
+    address = 0
+    for group in groups:
+        raw = b"".join(chunk.data for chunk in group)
+        stored = compress(options.compressor, raw) if options.compressor else raw
+        if len(stored) >= len(raw):
+            stored = raw
+        pieces.append((len(data), len(stored)))
+        data += stored
+        columns.piece_counts.append(len(group))
+        columns.piece_sizes.append(len(stored))
+        for chunk in group:
+            index = ChunkIndex(0, len(columns.chunk_sizes), address >> 12)
+            arrays.setdefault(id(chunk.owner), (chunk.owner, {}))[1][chunk.number] = index.pack()
+            columns.chunk_sizes.append(len(chunk.data))
+            digests += digest(options.digester, chunk.data)
+            address += round_up(len(chunk.data), 4096)
+    for node, indexes in arrays.values():
+        node.chunks = b"".join(indexes[number] for number in sorted(indexes))
+    tail = BlobTail(columns, hashlib.sha256(data), options, bytes(digests))
+    own = BootstrapOptions(options.chunk_size, Compressor.ZSTD, options.digester)
+    finished = tail.finish(b"\0" * 4096)
+    entries: list[BlobEntry] = [finished.entry] if finished.entry is not None else []
+    table = encode_chunk_entries(columns, bytes(digests), 0) if entries else b""
+    bootstrap = write_bootstrap(root, entries, table, own)
+    blob = bytes(data) + finished.tail
+    return BuiltImage(bootstrap, finished.blob_id, blob, finished.meta, files, pieces)
+
+
+def push_image(
+    image: BuiltImage, layout: Path, *, tag: str = "latest", with_meta: bool = True
+) -> Descriptor:
+    """Put an image into an OCI layout folder; returns the descriptor of its manifest."""
+    config = encode({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]}})
+    layer = metadata_layer(image, with_meta=with_meta)
+    blob_layer = describe(NYDUS_BLOB, image.blob, {NYDUS_BLOB_MARK: "true"})
+    boot_layer = describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true"})
+    manifest = Manifest(
+        schema_version=2,
+        media_type=OCI_MANIFEST,
+        config=describe(OCI_CONFIG, config),
+        layers=(blob_layer, boot_layer) if image.meta else (boot_layer,),
+    )
+    reference = parse_reference(f"oci:{layout}:{tag}")
+    with open_repository(reference, write=True) as repository:
+        parts = [(manifest.config, config), (boot_layer, layer)]
+        if image.meta:
+            parts.append((blob_layer, image.blob))
+        for descriptor, data in parts:
+            repository.push_blob(descriptor, io.BytesIO(data))
+        return repository.push_manifest(tag, OCI_MANIFEST, encode(manifest))
+
+
+def metadata_layer(
+    image: BuiltImage, *, with_meta: bool = True, name: str = "image/image.boot"
+) -> bytes:
+    """The metadata layer of an image, gzipped."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        members = {name: image.bootstrap}
+        if with_meta and image.meta:
+            members[f"image/{image.blob_id}.blob.meta"] = image.meta
+        for member, data in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return gzip.compress(buffer.getvalue(), 1, mtime=0)
+
+
+def some_bytes(size: int, seed: int) -> bytes:
+    """Bytes that compress a little and differ from one seed to another."""
+    unit = struct.pack("<Q", seed) + hashlib.sha256(str(seed).encode()).digest()
+    return (unit * (size // len(unit) + 1))[:size]
+
+
+def image_files(folder: str | os.PathLike[str], image: BuiltImage) -> Path:
+    """Write an image as ``nydus-image create -B -D`` does: returns the bootstrap's path."""
+    base = Path(folder)
+    (base / "blobs").mkdir(parents=True)
+    (base / "blobs" / image.blob_id).write_bytes(image.blob)
+    (base / "image.boot").write_bytes(image.bootstrap)
+    return base / "image.boot"
