@@ -1,1 +1,52 @@
-"""Lamina: starts containers before their image has arrived, without trusting who delivers it."""
+"""Lamina: starts containers before their image has arrived, without trusting who delivers it.
+
+The door for Python programs::
+
+    import lamina
+
+    with lamina.open("registry.example/app:1") as image:
+        with image.open("/etc/os-release") as file:
+            print(file.read().decode())
+
+Importing this package imports nothing heavy; :func:`open` does when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamina.errors import Error
+from lamina.version import VERSION
+
+if TYPE_CHECKING:
+    import os
+
+    from lamina.image.native import NativeImage
+    from lamina.registry.manifest import Platform
+    from lamina.registry.repository import ClientOptions
+    from lamina.store.node import NodeStore
+
+__all__ = ["Error", "__version__", "open"]
+
+__version__ = VERSION
+
+
+def open(  # noqa: A001
+    reference: str,
+    *,
+    store: NodeStore | str | os.PathLike[str] | None = None,
+    options: ClientOptions | None = None,
+    platform: str | Platform | None = None,
+) -> NativeImage:
+    """Open a native image to walk, stat and read it, with no mount and no root.
+
+    *reference* is written as for skopeo: a bare name means a registry, ``oci:DIR:TAG`` a layout
+    folder.  What is read is fetched, verified and kept in the node store (*store*, its directory;
+    by default ``$LAMINA_STORE``, ``/var/lib/lamina`` for root, ``~/.cache/lamina`` for others).
+    *options* say how to talk to registries; *platform* (``linux/arm64``) chooses from an index.
+
+    Raises :class:`lamina.Error`; see :func:`lamina.image.open.open_image` for its kinds.
+    """
+    from lamina.image.open import open_image
+
+    return open_image(reference, store=store, options=options, platform=platform)

@@ -53,7 +53,7 @@ class Parallel:
         try:
             drain()
         finally:
-            # A helper that did not start in time is not waited for: others may keep the threads busy.
+            # A helper that has not started is not waited for: others may keep the threads busy.
             started = [helper for helper in helpers if not helper.cancel()]
             outcomes = [helper.exception() for helper in started]
         for error in outcomes:

@@ -41,8 +41,8 @@ class RetryPolicy:
     """How often and how long to try again.
 
     The n-th pause is a random time up to ``min(first_pause_s * 2**n, max_pause_s)``, so that many
-    nodes whose registry was away do not come back at the same moment.  No attempt starts after
-    ``deadline_s``.
+    nodes whose registry was away do not come back at the same moment, or what the registry asked
+    for if that is longer.  No attempt starts after ``deadline_s``.
     """
 
     attempts: int = 5
@@ -72,7 +72,7 @@ def with_retry(
         except FetchError as error:
             bound = min(policy.first_pause_s * 2**attempt, policy.max_pause_s)
             # Chance only spreads the load here; it guards nothing.
-            pause = random.uniform(0, bound)  # noqa: S311
+            pause = max(random.uniform(0, bound), getattr(error, "retry_after_s", 0.0))  # noqa: S311
             if attempt + 1 >= policy.attempts or clock() + pause >= give_up:
                 raise
             LOG.debug("attempt %d failed, next in %.2f s: %s", attempt + 1, pause, error)

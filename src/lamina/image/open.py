@@ -42,7 +42,7 @@ MAX_INDEX_DEPTH: Final = 4
 def open_image(
     reference: str | Reference,
     *,
-    store: NodeStore | Path | str | None = None,
+    store: NodeStore | str | os.PathLike[str] | None = None,
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
 ) -> NativeImage:
@@ -89,7 +89,7 @@ def open_bootstrap(
     bootstrap: str | os.PathLike[str],
     source: Source,
     *,
-    store: NodeStore | Path | str | None = None,
+    store: NodeStore | str | os.PathLike[str] | None = None,
 ) -> NativeImage:
     """Open a bootstrap file with its blobs in *source*, as ``nydus-image create -B -D`` made them.
 
@@ -155,7 +155,7 @@ def _metadata_files(
     return files
 
 
-def _node_store(store: NodeStore | Path | str | None) -> NodeStore:
+def _node_store(store: NodeStore | str | os.PathLike[str] | None) -> NodeStore:
     if isinstance(store, NodeStore):
         return store
     return NodeStore(None if store is None else Path(store))
