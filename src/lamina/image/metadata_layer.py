@@ -11,7 +11,7 @@ import json
 import re
 from contextlib import suppress
 from itertools import groupby
-from operator import itemgetter
+from struct import Struct
 from typing import BinaryIO, Final, NamedTuple, Self
 
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
@@ -31,6 +31,11 @@ MAX_BOOTSTRAP_BYTES: Final = 4 << 30
 
 MAX_LAYER_BYTES: Final = MAX_BOOTSTRAP_BYTES + (4 << 30)
 RECORD_VERSION: Final = 1
+PART_BYTES: Final = 80 << 14
+
+# Parts of a chunk table entry (RAFS v6 §1.9): 32 blob_index; 0 digest and 72 index.
+ENTRY_BLOB: Final = Struct("<32xI44x")
+ENTRY_IDENTITY: Final = Struct("<32s40x4s4x")
 
 
 class MetadataFiles(NamedTuple):
@@ -102,13 +107,19 @@ def chunk_sets(bootstrap: Bootstrap) -> dict[str, str]:
     """
     extended = bootstrap.header.extended
     start, size = extended.chunk_table_offset, extended.chunk_table_size
+    table = bootstrap.view[start : start + size]
     hashes = [hashlib.sha256() for _ in bootstrap.blobs]
-    entries = CHUNK_ENTRY.iter_unpack(bootstrap.view[start : start + size])
-    for blob_index, run in groupby(entries, itemgetter(1)):
+    position = 0
+    # Tables are sorted by blob or nearly so: long runs, each hashed by one call.
+    for (blob_index,), run in groupby(ENTRY_BLOB.iter_unpack(table)):
         if blob_index >= len(hashes):
             raise FormatError(f"the chunk table names blob {blob_index}, which is not there")
-        for entry in run:
-            hashes[blob_index].update(entry[0] + entry[8].to_bytes(4, "little"))
+        end = position + CHUNK_ENTRY.size * sum(1 for _ in run)
+        while position < end:
+            part = table[position : min(end, position + PART_BYTES)]
+            fields = ENTRY_IDENTITY.iter_unpack(part)
+            hashes[blob_index].update(b"".join([digest + index for digest, index in fields]))
+            position += len(part)
     pairs = zip(bootstrap.device_ids, hashes, strict=True)
     return {blob_id: digest.hexdigest() for blob_id, digest in pairs}
 

@@ -69,7 +69,6 @@ class NewFile:
         try:
             os.fsync(self._fd)
             os.rename(self._temporary, path)
-            sync_directory(path.parent)
         except OSError as error:
             raise store_error(f"write {path}", error) from error
 
@@ -78,8 +77,8 @@ class NewFile:
 def new_file(directory: Path) -> Iterator[NewFile]:
     """Give a nameless file to write and commit; without a commit it is gone after the block.
 
-    A reader, also after a power cut, sees all of a committed file or the one before.  Raises
-    StoreError.
+    A reader, also after a power cut, sees all of a committed file or the one before (the data is
+    on disk before the name; the name itself may be lost again).  Raises StoreError.
     """
     temporary = directory / f".new.{os.getpid()}.{os.urandom(8).hex()}"
     try:
@@ -98,12 +97,3 @@ def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
     with new_file(path.parent) as file:
         file.write(data)
         file.commit(path)
-
-
-def sync_directory(path: Path) -> None:
-    """Make names created in *path* survive a power cut.  Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
