@@ -1,120 +1,259 @@
-"""Copy an image from one repository to another as it is: blobs first, then manifests, the tag last.
+"""Copy images between repositories byte for byte: whole indexes, single platforms, native images,
+any artifact.
 
-Manifests keep their bytes, so no digest changes.  Nothing gets a valid name before all it needs is
-there: a copy that fails leaves unreferenced blobs at most.
+Blobs go before the manifests that name them, and the tag is set last, so that a copy that breaks
+off leaves nothing under a name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import io
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
-from lamina.errors import FormatError, UsageError
-from lamina.registry.manifest import Descriptor, Index, Manifest, parse_manifest
-from lamina.registry.platform import select_platform
-from lamina.registry.repository import Progress, Repository
+import msgspec
 
-MAX_INDEX_DEPTH: Final = 4
-PARALLEL_BLOBS: Final = 4
+from lamina.errors import FetchError, FormatError, NotFoundError
+from lamina.registry.manifest import (
+    Descriptor,
+    Index,
+    describe,
+    encode,
+    parse_manifest,
+)
+from lamina.registry.platform import (
+    host_platform,
+    normalise,
+    parse_platform,
+    platforms_of,
+    select_platform,
+)
+from lamina.registry.repository import Repository
 
-Watch = Callable[[str, int | None], Progress]
-"""Called with a label and the bytes of a blob that begins to move; returns who is told of them."""
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_MAX_DEPTH: Final = 4
+_MAX_MANIFESTS: Final = 2000
+_JOBS: Final = 4
+
+CopyProgress = Callable[[Descriptor, int], None]
+"""Told, from several threads, how many bytes of a blob are in place since the last call."""
 
 
 @dataclass(frozen=True, slots=True)
-class CopyReport:
-    """What was copied: the descriptor at the target, and numbers and bytes of blobs.
-
-    ``copied_*`` count what the target did not have yet.
+class CopyPlan:
+    """What a copy moves: manifests, parts before the indexes that list them, and the blobs they
+    name.
     """
 
-    descriptor: Descriptor
-    blobs: int
-    total_bytes: int
-    copied_blobs: int
-    copied_bytes: int
+    root: Descriptor
+    manifests: tuple[tuple[Descriptor, bytes], ...]
+    blobs: tuple[Descriptor, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all blobs, those that the destination has included."""
+        return sum(blob.size for blob in self.blobs)
 
 
-class _Copy:
-    def __init__(self, origin: Repository, target: Repository, watch: Watch | None) -> None:
-        self._origin = origin
-        self._target = target
-        self._watch = watch
-        self.blobs: dict[str, Descriptor] = {}
+def copy(
+    source: Repository,
+    destination: Repository,
+    *,
+    tag: str | None = None,
+    platforms: Sequence[str] | None = None,
+    progress: CopyProgress | None = None,
+    jobs: int = _JOBS,
+) -> Descriptor:
+    """Copy what the source's reference names; ``tag`` defaults to the destination's reference's.
+
+    ``platforms`` takes only those of an index (``linux/amd64``); None takes all, but one for a
+    docker archive. Returns the descriptor of what the tag points to.  Raises what the repositories
+    raise.
+    """
+    if platforms is None and destination.reference.transport == "docker-archive":
+        plan = plan_copy(source, only=str(host_platform()))
+    else:
+        plan = plan_copy(source, platforms=platforms)
+    return run_copy(plan, source, destination, tag=tag, progress=progress, jobs=jobs)
+
+
+def plan_copy(
+    source: Repository, *, platforms: Sequence[str] | None = None, only: str | None = None
+) -> CopyPlan:
+    """Read the manifests of a copy.  ``only`` takes the one best manifest of an index for a
+    platform.
+
+    Raises NotFoundError if a platform is not there, FormatError for indexes without end.
+    """
+    root, data = source.manifest()
+    document = parse_manifest(data)
+    if isinstance(document, Index) and only is not None:
+        root, data = source.manifest(select_platform(document, only, prefer="oci"))
+    elif isinstance(document, Index) and platforms is not None:
+        root, data = _filtered(source, root, document, platforms)
+    gathering = _Gathering(source)
+    gathering.add(root, data, 0)
+    return CopyPlan(root, tuple(gathering.manifests), tuple(gathering.blobs.values()))
+
+
+def run_copy(
+    plan: CopyPlan,
+    source: Repository,
+    destination: Repository,
+    *,
+    tag: str | None = None,
+    progress: CopyProgress | None = None,
+    jobs: int = _JOBS,
+) -> Descriptor:
+    """Move the blobs of a plan in parallel, then its manifests, and set the tag."""
+    from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+    stop = threading.Event()
+
+    def move(blob: Descriptor) -> None:
+        _copy_blob(blob, source, destination, progress, stop)
+
+    with ThreadPoolExecutor(jobs, thread_name_prefix="lamina-copy") as pool:
+        try:
+            # The largest first, so that none is left alone at the end.
+            largest_first = sorted(plan.blobs, key=lambda blob: -blob.size)
+            futures = [pool.submit(move, blob) for blob in largest_first]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    name = tag if tag is not None else destination.reference.tag
+    for descriptor, data in plan.manifests:
+        is_root = descriptor.digest == plan.root.digest
+        destination.push_manifest(name if is_root else None, descriptor.media_type, data)
+    return plan.root
+
+
+def _copy_blob(
+    blob: Descriptor,
+    source: Repository,
+    destination: Repository,
+    progress: CopyProgress | None,
+    stop: threading.Event,
+) -> None:
+    if stop.is_set():
+        return
+    if destination.mount_blob(blob, source):
+        if progress:
+            progress(blob, blob.size)
+        return
+    report = None if progress is None else (lambda size_bytes: progress(blob, size_bytes))
+    with _BlobSource(source, blob, stop) as stream:
+        destination.push_blob(blob, cast("BinaryIO", stream), report)
+
+
+def _filtered(
+    source: Repository, root: Descriptor, index: Index, platforms: Sequence[str]
+) -> tuple[Descriptor, bytes]:
+    """The index with the entries of some platforms only, or the one manifest that is left of it."""
+    wanted = [parse_platform(text) for text in platforms]
+    there = {normalise(entry.platform) for entry in index.manifests if entry.platform}
+    for platform in wanted:
+        if platform not in there:
+            names = ", ".join(sorted(platforms_of(index))) or "none"
+            raise NotFoundError(
+                f"{source.reference} has no manifest for {platform}",
+                hint=f"it has these platforms: {names}",
+            )
+    kept = tuple(
+        entry
+        for entry in index.manifests
+        if entry.platform is not None and normalise(entry.platform) in wanted
+    )
+    if len(kept) == 1:
+        return source.manifest(kept[0])
+    data = encode(msgspec.structs.replace(index, manifests=kept))
+    return describe(root.media_type, data), data
+
+
+class _Gathering:
+    """Walks from a root manifest down to all blobs."""
+
+    def __init__(self, source: Repository) -> None:
+        self._source = source
         self.manifests: list[tuple[Descriptor, bytes]] = []
+        self.blobs: dict[str, Descriptor] = {}
+        self._seen: set[str] = set()
 
-    def collect(self, descriptor: Descriptor, data: bytes, depth: int = 0) -> None:
-        """Note all blobs and manifests that a manifest or index needs, the needed ones first."""
+    def add(self, descriptor: Descriptor, data: bytes, depth: int) -> None:
+        self._seen.add(descriptor.digest)
+        if depth > _MAX_DEPTH or len(self._seen) > _MAX_MANIFESTS:
+            raise FormatError(f"{self._source.reference} has indexes in indexes without end")
         document = parse_manifest(data, f"manifest {descriptor.digest}")
-        if isinstance(document, Manifest):
+        if isinstance(document, Index):
+            for entry in document.manifests:
+                if entry.digest not in self._seen:
+                    child, child_data = self._source.manifest(entry)
+                    self.add(child, child_data, depth + 1)
+        else:
             for blob in (document.config, *document.layers):
-                # Layers with URLs are not the registry's to give away (Windows base layers).
+                # A layer with URLs is not in the registry: its licence forbids that.
                 if not blob.urls:
                     self.blobs.setdefault(blob.digest, blob)
-        elif depth == MAX_INDEX_DEPTH:
-            raise FormatError(f"the index {descriptor.digest} is nested deeper than {depth} levels")
-        else:
-            known = {item.digest for item, _ in self.manifests}
-            for entry in document.manifests:
-                if entry.digest not in known:
-                    self.collect(*self._origin.manifest(entry), depth + 1)
         self.manifests.append((descriptor, data))
 
-    def move_blobs(self) -> tuple[int, int]:
-        """Copy the blobs that the target lacks; return their number and bytes."""
-        with ThreadPoolExecutor(PARALLEL_BLOBS, "copy") as pool:
-            moved = list(pool.map(self._move, self.blobs.values()))
-        return sum(size is not None for size in moved), sum(size or 0 for size in moved)
 
-    def _move(self, blob: Descriptor) -> int | None:
-        if self._target.has_blob(blob.digest, blob.size):
-            return None
-        if self._target.mount_blob(blob, self._origin):
-            return None
-        progress = None if self._watch is None else self._watch(blob.hex[:12], blob.size)
-        with self._origin.open_blob(blob) as stream:
-            self._target.push_blob(blob, stream, progress)
-        return blob.size
-
-    def push_manifests(self, tag: str | None) -> Descriptor:
-        """Store the manifests, the one that the tag names last."""
-        *needed, (top, data) = self.manifests
-        for descriptor, bytes_ in needed:
-            self._target.push_manifest(None, descriptor.media_type, bytes_)
-        return self._target.push_manifest(tag, top.media_type, data)
-
-
-def copy_image(
-    origin: Repository,
-    target: Repository,
-    *,
-    platform: str | None = None,
-    everything: bool = False,
-    watch: Watch | None = None,
-) -> CopyReport:
-    """Copy what ``origin``'s reference names to the tag of ``target``'s.
-
-    Of an index one platform is copied (None: this machine's), or with ``everything`` all of it.
-    Raises UsageError if the target names another digest, and what the repositories raise.
+class _BlobSource(io.RawIOBase):
+    """A blob that is only asked for when it is read, can start over, and ends when the copy is
+    stopped.
     """
-    descriptor, data = origin.manifest(None)
-    document = parse_manifest(data, f"manifest of {origin.reference}")
-    for _ in range(MAX_INDEX_DEPTH):
-        if everything or not isinstance(document, Index):
-            break
-        descriptor, data = origin.manifest(select_platform(document, platform))
-        document = parse_manifest(data, f"manifest of {origin.reference}")
-    wanted = target.reference.digest
-    if wanted is not None and wanted != descriptor.digest:
-        raise UsageError(
-            f"the target names the digest {wanted}, but the image has {descriptor.digest}",
-            hint="name the target by a tag",
-        )
-    copy = _Copy(origin, target, watch)
-    copy.collect(descriptor, data)
-    copied_blobs, copied_bytes = copy.move_blobs()
-    pushed = copy.push_manifests(target.reference.tag)
-    total_bytes = sum(blob.size for blob in copy.blobs.values())
-    return CopyReport(pushed, len(copy.blobs), total_bytes, copied_blobs, copied_bytes)
+
+    def __init__(self, repository: Repository, blob: Descriptor, stop: threading.Event) -> None:
+        self._repository = repository
+        self._blob = blob
+        self._stop = stop
+        self._stream: BinaryIO | None = None
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        if offset or whence:
+            raise io.UnsupportedOperation("a blob can only start over")
+        self._drop()
+        self._position = 0
+        return 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        if self._stop.is_set():
+            raise FetchError("the copy was stopped")
+        if self._stream is None:
+            self._stream = self._repository.open_blob(self._blob)
+        data = self._stream.read(size)
+        self._position += len(data)
+        return data
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._drop()
+        super().close()
+
+    def _drop(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()

@@ -12,7 +12,6 @@ from __future__ import annotations
 import binascii
 import os
 import re
-import subprocess
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -162,6 +161,8 @@ def _token_or_pair(username: str, secret: str) -> Credentials:
 
 def _ask_helper(helper: str, host: str) -> Credentials | None:
     """``docker-credential-HELPER get`` with the host on its standard input."""
+    import subprocess
+
     program = f"docker-credential-{helper}"
     if not _HELPER_NAME.fullmatch(helper):
         raise UsageError("the credentials file names a helper with a malformed name")

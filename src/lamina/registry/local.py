@@ -101,7 +101,7 @@ class LocalRepository:
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A stream of a blob; its last read raises IntegrityError if length or digest are wrong."""
-        raw = _open_extent(self._extent(descriptor.digest))
+        raw = open_extent(self._extent(descriptor.digest))
         return verified(raw, descriptor, self._reference.path)
 
     def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
@@ -112,7 +112,7 @@ class LocalRepository:
                 f"{self._reference.path}: blob {digest} has {extent.size_bytes} bytes, "
                 f"none at {offset}+{size_bytes}"
             )
-        data = _read_extent(extent, offset, size_bytes)
+        data = read_extent(extent, offset, size_bytes)
         if len(data) != size_bytes:
             raise FetchError(
                 f"{self._reference.path}: blob {digest} ends in the range {offset}+{size_bytes}"
@@ -183,7 +183,7 @@ class LocalRepository:
                 f"{self._reference.path}: {digest} has {extent.size_bytes} bytes, "
                 f"more than {limit_bytes}"
             )
-        return _read_extent(extent, 0, extent.size_bytes)
+        return read_extent(extent, 0, extent.size_bytes)
 
 
 class _ExtentStream(io.RawIOBase):
@@ -207,7 +207,8 @@ class _ExtentStream(io.RawIOBase):
         super().close()
 
 
-def _open_extent(extent: Extent) -> BinaryIO:
+def open_extent(extent: Extent) -> BinaryIO:
+    """A stream over the bytes of an extent; FetchError if its file cannot be opened."""
     if extent.data is not None:
         return io.BytesIO(extent.data)
     try:
@@ -216,7 +217,8 @@ def _open_extent(extent: Extent) -> BinaryIO:
         raise FetchError(f"cannot open {extent.path}: {error.strerror}") from error
 
 
-def _read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
+def read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
+    """A part of an extent, fewer bytes if its file is shorter; FetchError if it cannot be read."""
     if extent.data is not None:
         return extent.data[offset : offset + size_bytes]
     try:

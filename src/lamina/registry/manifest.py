@@ -226,7 +226,7 @@ def describe(media_type: str, data: bytes, annotations: Annotations | None = Non
     )
 
 
-def encode(document: msgspec.Struct | dict[str, Any]) -> bytes:
+def encode(document: msgspec.Struct | dict[str, Any] | list[dict[str, Any]]) -> bytes:
     """Encode as compact JSON; the same value always gives the same bytes."""
     return msgspec.json.encode(document)
 

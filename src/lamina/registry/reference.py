@@ -16,13 +16,14 @@ from lamina.errors import UsageError
 
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
-TRANSPORTS: Final = ("docker", "oci", "oci-archive", "docker-archive", "dir")
+TRANSPORTS: Final = ("docker", "oci", "oci-archive", "docker-archive")
 
 _MAX_TEXT: Final = 8192
 _MAX_REPOSITORY: Final = 255
 _FOREIGN_TRANSPORTS: Final = (
     "atomic",
     "containers-storage",
+    "dir",
     "docker-daemon",
     "ostree",
     "sif",
@@ -121,14 +122,17 @@ def parse_reference(text: str) -> Reference:
     return _parse_docker(text, text)
 
 
+def full_name(tag: str) -> str:
+    """A docker reference completed: ``node`` is ``docker.io/library/node:latest``."""
+    return str(parse_reference(f"docker://{tag}")).removeprefix("docker://")
+
+
 def _parse_local(transport: str, rest: str, text: str) -> Reference:
     digest = None
     if found := _DIGEST_SUFFIX.search(rest):
         digest = found[1]
         rest = rest[: found.start()]
     path, colon, tag = rest.partition(":")
-    if transport == "dir":
-        path, colon, tag = rest, "", ""
     if not path:
         _reject(text, "has no path", f"write {transport}:PATH or {transport}:PATH:TAG")
     if path.endswith(("@sha256", "@sha512")):

@@ -114,9 +114,5 @@ def open_repository(
             from lamina.registry.docker_archive import open_docker_archive
 
             return open_docker_archive(reference, write=write)
-        case "dir":
-            from lamina.registry.directory import DirectoryRepository
-
-            return DirectoryRepository(reference, write=write)
         case _:
             raise UsageError(f"unknown transport {reference.transport!r}")

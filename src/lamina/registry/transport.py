@@ -56,6 +56,7 @@ class Pool:
         self._closed = False
         self._process = os.getpid()
         self._tls: TlsContexts | None = None
+        self._proxies: dict[Origin, Proxy | None] = {}
 
     def request(
         self,
@@ -72,7 +73,7 @@ class Pool:
         monotonic clock. Raises TransientError for everything that another attempt may cure, else
         FetchError.
         """
-        proxy = proxy_for(url.origin)
+        proxy = self._proxy(url.origin)
         head = self._head(method, url, headers, body, proxy)
         try:
             kept = self._take(url.origin)
@@ -191,6 +192,11 @@ class Pool:
         except BaseException:
             sock.close()
             raise
+
+    def _proxy(self, origin: Origin) -> Proxy | None:
+        if origin not in self._proxies:
+            self._proxies[origin] = proxy_for(origin)
+        return self._proxies[origin]
 
     def _contexts(self) -> TlsContexts:
         if self._tls is None:

@@ -1,0 +1,90 @@
+"""Write a docker archive that ``docker load`` of any age takes: one image, layers decompressed."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final, cast
+
+from lamina.archive.stream import open_layer
+from lamina.errors import FormatError, IntegrityError, UnsupportedError
+from lamina.registry.archive_file import ArchiveFile
+from lamina.registry.manifest import (
+    MAX_CONFIG_BYTES,
+    NYDUS_BLOB,
+    Descriptor,
+    Index,
+    Manifest,
+    encode,
+    parse_config,
+    parse_manifest,
+)
+from lamina.registry.reference import full_name
+from lamina.registry.staged import StagedRepository
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+_HINT: Final = "write an oci-archive: instead, which takes every kind of image"
+
+
+class DockerArchiveWriter(StagedRepository):
+    """A docker archive that is being written."""
+
+    _manifest: Manifest | None = None
+    _tag: str | None = None
+
+    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
+        """Take the one image; UnsupportedError for an index, a second or a native image."""
+        manifest = parse_manifest(data)
+        if isinstance(manifest, Index) or self._manifest is not None:
+            raise UnsupportedError(
+                "a docker archive holds one image of one platform",
+                hint="choose one with --platform, or write an oci-archive:",
+            )
+        if any(layer.media_type == NYDUS_BLOB for layer in manifest.layers):
+            raise UnsupportedError("a docker archive cannot hold a native image", hint=_HINT)
+        self._manifest = manifest
+        self._tag = tag or self._reference.tag
+        return super().push_manifest(tag, media_type, data)
+
+    def _write_archive(self, archive: ArchiveFile) -> None:
+        manifest = self._manifest
+        assert manifest is not None
+        with self.open_blob(manifest.config) as stream:
+            raw = stream.read(MAX_CONFIG_BYTES)
+        diff_ids = parse_config(raw).rootfs.diff_ids
+        if len(diff_ids) != len(manifest.layers):
+            raise FormatError(
+                f"the image has {len(manifest.layers)} layers and {len(diff_ids)} diff_ids"
+            )
+        names = [f"{diff_id.partition(':')[2]}.tar" for diff_id in diff_ids]
+        for position, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
+            if names[position] not in names[:position]:
+                self._add_layer(archive, layer, diff_id, names[position])
+        config_name = f"{manifest.config.hex}.json"
+        archive.add(config_name, raw)
+        tags = [full_name(self._tag)] if self._tag else []
+        item = {"Config": config_name, "RepoTags": tags, "Layers": names}
+        archive.add("manifest.json", encode([item]))
+
+    def _add_layer(self, archive: ArchiveFile, layer: Descriptor, diff_id: str, name: str) -> None:
+        with self.open_blob(layer) as blob, open_layer(blob, layer.media_type) as stream:
+            hashing = _Hashing(cast("BinaryIO", stream))
+            archive.add_stream(name, cast("BinaryIO", hashing))
+            # What follows the tar's end in the blob is part of its digest.
+            while blob.read(1 << 20):
+                pass
+        if f"sha256:{hashing.hexdigest()}" != diff_id:
+            raise IntegrityError(f"the layer {layer.digest} does not have the diff_id {diff_id}")
+
+
+class _Hashing:
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._hash = hashlib.sha256()
+        self.hexdigest = self._hash.hexdigest
+
+    def read(self, size_bytes: int) -> bytes:
+        data = self._source.read(size_bytes)
+        self._hash.update(data)
+        return data
