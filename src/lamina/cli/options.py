@@ -15,6 +15,10 @@ OUTPUT_TITLE: Final = "Output options"
 DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
 REGISTRY_TITLE: Final = "Registry options"
 
+_CREDENTIALS_HELP: Final = (
+    "credentials for the registry; without a password it is asked for, or read from standard "
+    "input if that is no terminal"
+)
 STORE_ENVIRONMENT: Final = (
     "LAMINA_STORE",
     "folder of the node store when --store is not given (/var/lib/lamina for root)",
@@ -74,7 +78,7 @@ def add_device_option(parser: Parser) -> None:
 
 
 def add_registry_options(parser: Parser) -> None:
-    """How to reach and trust registries; for every verb that takes a reference."""
+    """How to reach and trust registries; for every verb that reads an image."""
     group = parser.add_argument_group(REGISTRY_TITLE)
     group.add_argument(
         "--platform",
@@ -82,14 +86,36 @@ def add_registry_options(parser: Parser) -> None:
         type=platform_name,
         help="which platform of a multi-platform image, as linux/arm/v7 (this machine's)",
     )
+    group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
+    _add_client_options(group)
+    add_store_option(group)
+
+
+def add_pair_options(parser: Parser, *, many_platforms: bool) -> None:
+    """The same for verbs that read one image and write another."""
+    group = parser.add_argument_group(REGISTRY_TITLE)
     group.add_argument(
-        "--authfile", metavar="FILE", help="credentials in the form of docker's config.json"
+        "--platform",
+        metavar="OS/ARCH",
+        type=platform_name,
+        action="append" if many_platforms else "store",
+        default=[] if many_platforms else None,
+        help="which platform of a multi-platform image, as linux/arm/v7"
+        + ("; may be repeated (all)" if many_platforms else " (this machine's)"),
+    )
+    group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
+    group.add_argument(
+        "--src-creds", metavar="USER[:PASSWORD]", help="credentials for SRC alone, as --creds"
     )
     group.add_argument(
-        "--creds",
-        metavar="USER[:PASSWORD]",
-        help="credentials for the registry; without a password it is asked for, or read from "
-        "standard input if that is no terminal",
+        "--dst-creds", metavar="USER[:PASSWORD]", help="credentials for DST alone, as --creds"
+    )
+    _add_client_options(group)
+
+
+def _add_client_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--authfile", metavar="FILE", help="credentials in the form of docker's config.json"
     )
     group.add_argument(
         "--ca-file", metavar="FILE", help="PEM file of certificate authorities to trust"
@@ -105,7 +131,6 @@ def add_registry_options(parser: Parser) -> None:
         action="store_false",
         help="accept any certificate; image digests are verified all the same",
     )
-    add_store_option(group)
 
 
 def platform_name(text: str) -> str:
@@ -152,3 +177,19 @@ def client_options(args: argparse.Namespace, creds: str | None = None) -> Client
         username=username,
         password=password,
     )
+
+
+def pair_options(args: argparse.Namespace) -> tuple[ClientOptions, ClientOptions]:
+    """The registry client's options for SRC and for DST."""
+    return client_options(args, args.src_creds), client_options(args, args.dst_creds)
+
+
+def byte_size(text: str) -> int:
+    """``128K``, ``1M``, ``65536``: binary units."""
+    units = {"K": 10, "M": 20, "G": 30}
+    number, shift = text.upper().removesuffix("IB"), 0
+    if number[-1:] in units:
+        number, shift = number[:-1], units[number[-1]]
+    if not (number.isascii() and number.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 128K or 1M")
+    return int(number) << shift

@@ -64,3 +64,11 @@ def human_size(size_bytes: int) -> str:
         size /= 1000
     digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
     return f"{size:.{digits}f} {unit}"
+
+
+def binary_size(size_bytes: int) -> str:
+    """A size that is a power of two, or nearly: ``128 KiB``."""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if size_bytes >= 1 << shift:
+            return f"{size_bytes / (1 << shift):g} {unit}"
+    return f"{size_bytes} B"

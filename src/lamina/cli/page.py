@@ -167,7 +167,7 @@ def render_markdown(body: Iterable[Section], level: int) -> Iterator[str]:
         if section.rows:
             yield from ("| | |", "|---|---|")
             for spelling, meaning in section.rows:
-                yield f"| `{_cell_code(spelling)}` | {_cell(meaning)} |"
+                yield f"| `{_cell_code(spelling)}` | {markdown_cell(meaning)} |"
             yield ""
         for command, meaning in section.examples:
             yield from (f"{_markdown_text(meaning)}", "", "```console", f"$ {command}", "```", "")
@@ -177,7 +177,8 @@ def _cell_code(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def _cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """Text as a cell of a Markdown table."""
     return _markdown_text(text).replace("|", "\\|")
 
 

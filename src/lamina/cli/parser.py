@@ -29,10 +29,11 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, allow_abbrev=False, add_help=False)
         self.summary = summary
         self.page = page
+        self._synopsis: str | None = None
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError instead of printing the usage and leaving the process."""
-        raise UsageError(message, hint=f"usage: {synopsis(self)}; `{self.prog} --help` explains")
+        raise UsageError(message, hint=f"usage: {self.usage_line}; `{self.prog} --help` explains")
 
     def format_help(self) -> str:
         """The whole page for a terminal."""
@@ -41,7 +42,12 @@ class Parser(argparse.ArgumentParser):
             *paragraphs(self.page.description),
         )
         body = page_sections(self.page, self)
-        return render_text(f"Usage: {synopsis(self)}", lines, body, terminal_width())
+        return render_text(f"Usage: {self.usage_line}", lines, body, terminal_width())
+
+    @property
+    def usage_line(self) -> str:
+        """The command with its arguments."""
+        return self._synopsis or synopsis(self)
 
     @property
     def option_names(self) -> set[str]:
@@ -55,6 +61,8 @@ class Parser(argparse.ArgumentParser):
         that is not an option belongs to the command, whatever it looks like.  Elsewhere options and
         arguments mix freely.
         """
+        # argparse hides the arguments while it looks for options among them.
+        self._synopsis = synopsis(self)
         tail = next((item for item in positionals(self) if item.nargs == argparse.REMAINDER), None)
         if tail is None:
             return self.parse_intermixed_args(list(arguments))

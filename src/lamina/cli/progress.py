@@ -13,6 +13,7 @@ from lamina.cli import story
 from lamina.cli.output import human_size
 
 LINE_INTERVAL_S: Final = 5.0
+REFRESH_INTERVAL_S: Final = 0.1
 
 Advance = Callable[[int], None]
 """Told the bytes that moved since the last call; may be called from any thread."""
@@ -95,12 +96,22 @@ class RichMeter:
             progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
+            # Without a thread of its own: a conversion forks.
+            auto_refresh=False,
         )
+        self._next_refresh_s = 0.0
 
     def add(self, label: str, total_bytes: int | None = None) -> Advance:
         """Start a bar; without a total it only pulses."""
         task = self._bars.add_task(label, total=total_bytes)
-        return lambda moved: self._bars.update(task, advance=moved)
+
+        def advance(moved: int) -> None:
+            self._bars.update(task, advance=moved)
+            if time.monotonic() >= self._next_refresh_s:
+                self._next_refresh_s = time.monotonic() + REFRESH_INTERVAL_S
+                self._bars.refresh()
+
+        return advance
 
     def __enter__(self) -> Self:
         self._bars.start()

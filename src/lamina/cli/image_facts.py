@@ -1,0 +1,191 @@
+"""What ``lamina inspect`` finds out about a reference, as JSON-able values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from lamina.cli.output import binary_size
+from lamina.errors import FormatError
+
+if TYPE_CHECKING:
+    from lamina.image.native import NativeImage
+    from lamina.registry.manifest import Descriptor, Index, Manifest
+    from lamina.registry.repository import Repository
+
+FACT_KEYS: Final = (
+    ("reference", "as given"),
+    ("kind", "native or oci"),
+    ("digest, media_type", "of the manifest; of the index if there is one, in index_digest"),
+    ("platform", "of the image, as linux/amd64"),
+    ("platforms", "of a multi-platform image: list of platform, kind and digest"),
+    ("created", "time from the configuration"),
+    ("size", "bytes of all layers as stored"),
+    ("layers", "list of digest, media_type and size, lowest first"),
+    ("annotations", "of the manifest"),
+    ("config", "what to run: user, env, entrypoint, cmd, working_dir, labels, …"),
+    (
+        "tree",
+        "of a native image: bytes, inodes, chunk_size, compressor, digester, prefetch (inodes)",
+    ),
+    (
+        "blobs",
+        (
+            "of a native image: list of id, stored_bytes, plain_bytes, chunks, pieces, packed, "
+            "and ready_chunks, which are in the node store"
+        ),
+    ),
+)
+
+
+def manifest_facts(repository: Repository, platform: str | None) -> dict[str, Any]:
+    """What manifest and configuration say; nothing else is fetched."""
+    from lamina.registry.manifest import Index, Manifest, parse_manifest
+
+    descriptor, data = repository.manifest(None)
+    document = parse_manifest(data)
+    facts: dict[str, Any] = {}
+    if isinstance(document, Index):
+        facts = {"index_digest": descriptor.digest, "platforms": _platforms(document)}
+        descriptor, document = _selected(repository, document, platform)
+    assert isinstance(document, Manifest)
+    return {
+        "kind": "native" if document.is_nydus else "oci",
+        "digest": descriptor.digest,
+        "media_type": descriptor.media_type,
+        **_config_facts(repository, document),
+        **facts,
+        "size": sum(layer.size for layer in document.layers),
+        "layers": [
+            {"digest": layer.digest, "media_type": layer.media_type, "size": layer.size}
+            for layer in document.layers
+        ],
+        "annotations": dict(document.annotations),
+    }
+
+
+def _selected(
+    repository: Repository, index: Index, platform: str | None
+) -> tuple[Descriptor, Manifest]:
+    from lamina.registry.manifest import parse_image_manifest
+    from lamina.registry.platform import select_platform
+
+    chosen = select_platform(index, platform)
+    descriptor, data = repository.manifest(chosen)
+    return descriptor, parse_image_manifest(data)
+
+
+def _platforms(index: Index) -> list[dict[str, Any]]:
+    from lamina.registry.platform import is_nydus
+
+    return [
+        {
+            "platform": str(entry.platform) if entry.platform else None,
+            "kind": "native" if is_nydus(entry) else "oci",
+            "digest": entry.digest,
+        }
+        for entry in index.manifests
+    ]
+
+
+def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
+    import msgspec
+
+    from lamina.registry.manifest import MAX_CONFIG_BYTES, parse_config
+
+    if manifest.config.size > MAX_CONFIG_BYTES:
+        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
+    with repository.open_blob(manifest.config) as stream:
+        config = parse_config(stream.read())
+    runtime = msgspec.to_builtins(config.config)
+    return {
+        "platform": str(config.platform) if config.architecture else None,
+        "created": config.created or None,
+        "config": {_snake(name): value for name, value in runtime.items()},
+    }
+
+
+def _snake(name: str) -> str:
+    """``WorkingDir`` → ``working_dir``"""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+
+
+def native_facts(image: NativeImage) -> dict[str, Any]:
+    """What the metadata layer of a native image says."""
+    from lamina.erofs.layout import BlobFeature
+
+    bootstrap = image.bootstrap
+    blobs = [
+        {
+            "id": entry.blob_id,
+            "stored_bytes": entry.compressed_size,
+            "plain_bytes": entry.uncompressed_size,
+            "chunks": entry.chunk_count,
+            "pieces": blob.table.piece_count,
+            "packed": bool(entry.features & BlobFeature.BATCH),
+            "ready_chunks": blob.cache.ready_count,
+        }
+        for entry, blob in zip(bootstrap.blobs, image.blobs, strict=True)
+    ]
+    tree = {
+        "bytes": bootstrap.size_bytes,
+        "inodes": bootstrap.inode_count,
+        "chunk_size": bootstrap.chunk_size,
+        "compressor": bootstrap.compressor.name.lower(),
+        "digester": bootstrap.digester.name.lower(),
+        "prefetch": len(bootstrap.prefetch_nids),
+    }
+    return {"tree": tree, "blobs": blobs}
+
+
+Lines = Callable[[str], None]
+
+
+def print_facts(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) -> None:
+    """The facts for people."""
+    line(f"{facts['reference']}")
+    line(f"  kind       {facts['kind']}")
+    line(f"  digest     {facts['digest']}")
+    if "index_digest" in facts:
+        line(f"  index      {facts['index_digest']}")
+        for entry in facts["platforms"]:
+            line(f"             {entry['platform'] or 'no platform'} ({entry['kind']})")
+    line(f"  platform   {facts['platform'] or 'not said'}")
+    line(f"  created    {facts['created'] or 'not said'}")
+    _print_config(facts["config"], line)
+    line(f"  layers     {len(facts['layers'])}, {size(facts['size'])}")
+    for layer in facts["layers"]:
+        line(f"             {layer['digest']} {size(layer['size'])}")
+    if "tree" in facts:
+        _print_tree(facts, line, size)
+
+
+def _print_config(config: dict[str, Any], line: Lines) -> None:
+    command = [*config.get("entrypoint", ()), *config.get("cmd", ())]
+    line(f"  command    {' '.join(_word(word) for word in command) or 'none'}")
+    for label, key in (("user", "user"), ("folder", "working_dir"), ("stop", "stop_signal")):
+        if config.get(key):
+            line(f"  {label:<10} {config[key]}")
+    for number, variable in enumerate(config.get("env", ())):
+        line(f"  {'' if number else 'env':<10} {variable}")
+
+
+def _word(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _print_tree(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) -> None:
+    tree = facts["tree"]
+    line(f"  tree       {tree['inodes']} inodes in {size(tree['bytes'])}")
+    kind = f"{tree['compressor']}, {tree['digester']}, {tree['prefetch']} inodes to prefetch"
+    line(f"  chunks     {binary_size(tree['chunk_size'])}, {kind}")
+    for number, blob in enumerate(facts["blobs"]):
+        packed = " (packed)" if blob["packed"] else ""
+        ready = 100 * blob["ready_chunks"] / max(blob["chunks"], 1)
+        line(f"  blob {number:<6}{blob['id']}")
+        line(
+            f"             {size(blob['stored_bytes'])} for {size(blob['plain_bytes'])}, "
+            f"{blob['chunks']} chunks in {blob['pieces']} pieces{packed}, {ready:.0f} % here"
+        )

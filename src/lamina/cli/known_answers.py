@@ -1,0 +1,202 @@
+"""Known answers: does this installation compute what it must, from a digest to a whole image?"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lamina.errors import Error, IntegrityError
+
+_TEXT: Final = b"lamina lamina lamina lamina lamina lamina lamina lamina\n"
+_PACKED: Final = {
+    "NONE": _TEXT.hex(),
+    "LZ4_BLOCK": "7f6c616d696e6120070019506d696e610a",
+    "GZIP": "1f8b0800000000000003cb49cccdcc4b54c82191e202005bd6b40738000000",
+    "ZSTD": "28b52ffd2038750000406c616d696e61200a0100292a46",
+}
+_DIGESTS: Final = {
+    "BLAKE3": "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85",
+    "SHA256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+}
+
+
+class Answer(NamedTuple):
+    """One question, whether the answer was right, and what was wrong with it."""
+
+    name: str
+    ok: bool
+    detail: str = ""
+
+
+def ask_all() -> Iterator[Answer]:
+    """Ask every question, one after the other; none raises."""
+    questions: list[tuple[str, Callable[[], None]]] = [
+        ("digests", _digests),
+        ("checksum", _checksum),
+        ("codecs", _codecs),
+        ("image round trip", _round_trip),
+        ("damaged image is refused", _refusal),
+    ]
+    for name, question in questions:
+        yield _asked(name, question)
+
+
+def _asked(name: str, question: Callable[[], None]) -> Answer:
+    try:
+        question()
+    except Exception as error:  # noqa: BLE001 - a broken installation raises anything
+        return Answer(name, False, f"{type(error).__name__}: {error}")
+    return Answer(name, True)
+
+
+def _same(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        raise IntegrityError(f"{what} is {found!r}, not {expected!r}")
+
+
+def _digests() -> None:
+    from lamina.codec.digest import Digester, digest
+
+    for name, expected in _DIGESTS.items():
+        _same(name, digest(Digester[name], b"abc").hex(), expected)
+
+
+def _checksum() -> None:
+    from lamina.codec.crc32c import crc32c
+
+    _same("CRC-32C", crc32c(b"123456789"), 0xE3069283)
+
+
+def _codecs() -> None:
+    from lamina.codec.compress import Compressor, compress, decompress
+
+    sample = bytes(range(256)) * 64 + _TEXT * 100
+    for name, packed in _PACKED.items():
+        kind = Compressor[name]
+        _same(name, decompress(kind, bytes.fromhex(packed), len(_TEXT)), _TEXT)
+        _same(name, decompress(kind, compress(kind, sample), len(sample)), sample)
+
+
+def tiny_layout(folder: Path) -> dict[str, bytes]:
+    """Write an OCI layout of one image with one layer; return the regular files in it."""
+    files = {"etc/hello": _TEXT, "big": hashlib.sha256(b"big").digest() * 20000, "empty": b""}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        directory = tarfile.TarInfo("etc")
+        directory.type, directory.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(directory)
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            archive.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "etc/hello"
+        archive.addfile(link)
+    plain = buffer.getvalue()
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Cmd": ["/hello"]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]},
+    }
+    media = "application/vnd.oci.image"
+    layer = _blob(folder, f"{media}.layer.v1.tar+gzip", gzip.compress(plain, 1, mtime=0))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{media}.manifest.v1+json",
+        "config": _blob(folder, f"{media}.config.v1+json", json.dumps(config).encode()),
+        "layers": [layer],
+    }
+    entry = _blob(folder, f"{media}.manifest.v1+json", json.dumps(manifest).encode())
+    entry["annotations"] = {"org.opencontainers.image.ref.name": "tiny"}
+    (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
+    (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    return files
+
+
+def _blob(folder: Path, media_type: str, data: bytes) -> dict[str, object]:
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(data).hexdigest()
+    (blobs / name).write_bytes(data)
+    return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data)}
+
+
+@contextlib.contextmanager
+def _converted() -> Iterator[tuple[Path, dict[str, bytes]]]:
+    """A folder with a tiny image, converted to ``native:tiny``, and its files."""
+    from lamina.build.convert import convert
+    from lamina.build.options import ConvertOptions
+    from lamina.registry.reference import parse_reference
+
+    with tempfile.TemporaryDirectory(prefix="lamina-self-test-") as name:
+        folder = Path(name)
+        files = tiny_layout(folder / "source")
+        source = parse_reference(f"oci:{folder}/source:tiny")
+        target = parse_reference(f"oci:{folder}/native:tiny")
+        convert(source, target, ConvertOptions(jobs=1))
+        yield folder, files
+
+
+def _round_trip() -> None:
+    from lamina.erofs.check import check_bootstrap
+    from lamina.image.open import open_image
+
+    with (
+        _converted() as (folder, files),
+        open_image(f"oci:{folder}/native:tiny", store=folder / "store") as image,
+    ):
+        check_bootstrap(image.bootstrap.view)
+        _same("the link", image.readlink("/link"), b"etc/hello")
+        found = {
+            stat.path[1:].decode(): image.pread(stat, 0, stat.size)
+            for _, stat in image.walk()
+            if stat.is_file
+        }
+        _same("the tree", {name: len(data) for name, data in found.items()},
+              {name: len(data) for name, data in files.items()})  # fmt: skip
+        _same("the content", found == files, True)
+
+
+def _refusal() -> None:
+    """A flipped byte in a data blob must end in an error, never in other bytes."""
+    from lamina.image.open import open_image
+
+    with _converted() as (folder, _):
+        path = max(
+            (folder / "native" / "blobs" / "sha256").iterdir(), key=lambda f: f.stat().st_size
+        )
+        data = bytearray(path.read_bytes())
+        data[16] ^= 0x01
+        path.chmod(0o644)
+        path.write_bytes(data)
+        reference, store = f"oci:{folder}/native:tiny", folder / "store"
+        with (
+            suppressed_log(),
+            contextlib.suppress(Error),
+            open_image(reference, store=store) as image,
+        ):
+            for _, stat in image.walk():
+                if stat.is_file:
+                    image.pread(stat, 0, stat.size)
+            raise AssertionError("an image with a flipped byte was read without an error")
+
+
+@contextlib.contextmanager
+def suppressed_log() -> Iterator[None]:
+    """No log lines about damage that was done on purpose."""
+    import logging
+
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,88 @@
+"""What this machine offers for running images: kernel features, programs, rights."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+from lamina.errors import Error
+
+_RELEASES: Final = {
+    "file-backed EROFS mounts": ((6, 12), "the devices fanotify and fuse-blob"),
+    "FUSE passthrough": ((6, 9), "reads of complete blobs without Lamina, device fuse"),
+}
+
+
+class Feature(NamedTuple):
+    """A feature, whether it is here, and what it is for or why it is missing."""
+
+    name: str
+    available: bool
+    detail: str
+
+
+def features() -> Iterator[Feature]:
+    """Look at every feature; nothing is mounted or changed."""
+    release = kernel_release()
+    root = os.geteuid() == 0
+    yield Feature("root", root, "needed by run, and by mount with fanotify or fuse-blob")
+    yield _filesystem("erofs", "kernel mounts of the file tree")
+    for name, (needed, use) in _RELEASES.items():
+        text = f"{use}; since Linux {needed[0]}.{needed[1]}"
+        yield Feature(name, release >= needed, text)
+    yield _probed("fanotify pre-content events", "device fanotify", _fanotify)
+    yield Feature(
+        "/dev/fuse", os.access("/dev/fuse", os.R_OK | os.W_OK), "devices fuse-blob and fuse"
+    )
+    yield _filesystem("overlay", "the writable layer of lamina run")
+    for program, use in (
+        ("runc", "lamina run"),
+        ("crun", "lamina run, instead of runc"),
+        ("fusermount3", "device fuse without root"),
+    ):
+        yield _program(program, use)
+
+
+def kernel_release() -> tuple[int, int]:
+    """(6, 18) of ``6.18.44-generic``; (0, 0) if it has another form."""
+    parts = os.uname().release.split(".")
+    numbers = ["".join(c for c in part if c.isdigit()) or "0" for part in (*parts, "0")]
+    return int(numbers[0]), int(numbers[1])
+
+
+def _filesystem(name: str, use: str) -> Feature:
+    from lamina.linux.mount import filesystem_known
+
+    try:
+        return Feature(name, filesystem_known(name), use)
+    except (Error, OSError) as error:
+        return Feature(name, False, str(error))
+
+
+def _fanotify() -> None:
+    from lamina.linux.fanotify import create_group
+
+    os.close(create_group())
+    if kernel_release() < (6, 14):
+        raise OSError("since Linux 6.14")
+
+
+def _probed(name: str, use: str, probe: Callable[[], None]) -> Feature:
+    try:
+        probe()
+    except (Error, OSError) as error:
+        return Feature(name, False, str(error))
+    return Feature(name, True, use)
+
+
+def _program(name: str, use: str) -> Feature:
+    import shutil
+
+    from lamina.serve.runtime import ADMIN_PATH
+
+    found = None
+    with contextlib.suppress(OSError):
+        found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:{ADMIN_PATH}")
+    return Feature(name, found is not None, found or f"not installed; for {use}")

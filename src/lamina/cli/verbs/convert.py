@@ -1,0 +1,201 @@
+"""``lamina convert``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from lamina.cli.options import (
+    REGISTRY_ENVIRONMENT,
+    add_output_options,
+    add_pair_options,
+    byte_size,
+    pair_options,
+)
+from lamina.cli.output import human_size, print_json, print_line, print_table
+from lamina.cli.page import Page
+from lamina.cli.parser import Parser
+from lamina.cli.progress import Advance, Meter, open_meter
+
+if TYPE_CHECKING:
+    from lamina.build.options import ConvertOptions, ConvertProgress, ConvertReport
+
+PAGE: Final = Page(
+    """
+    Reads an OCI or Docker image and writes a native image of it: one chunked data blob for every
+    layer and one layer with the merged file tree, which the kernel mounts as it is. Any registry
+    keeps it, and Nydus tools read it. The same source and options always give the same digests.
+
+    Chunks that a lower layer or an earlier file has are not stored again. Files smaller than a
+    chunk are packed together up to --pack and compressed and fetched as one piece.
+
+    Of a multi-platform image all platforms are converted, or those given with --platform.
+    """,
+    examples=(
+        ("lamina convert node:20 localhost:5000/node:20", "From one registry to another."),
+        ("lamina convert oci:images:debian oci:native:debian", "Between OCI layout folders."),
+        (
+            "lamina convert docker-archive:app.tar registry.example/app --prefetch /usr/bin/app",
+            "From `docker save`, with a program that is fetched first.",
+        ),
+        (
+            "lamina convert --pack none --compressor lz4 SRC DST",
+            "For readers that know no packed chunks (Nydus before 2.3), fast to decompress.",
+        ),
+    ),
+    json_keys=(
+        ("digest", "digest of the manifest or index that was written"),
+        ("reference", "where it was written"),
+        ("media_type", "its media type"),
+        ("elapsed_s", "seconds of the conversion"),
+        ("phases_s", "seconds by phase"),
+        (
+            "images",
+            (
+                "list, one a platform: platform, source_digest, manifest_digest, image_bytes, "
+                "bootstrap_bytes, bootstrap_layer_bytes and layers: source_digest, source_bytes, "
+                "blob_digest, blob_bytes, entries, plain_bytes, new_bytes, chunks, pieces"
+            ),
+        ),
+    ),
+    environment=(
+        *REGISTRY_ENVIRONMENT,
+        ("TMPDIR", "where temporary files go, as large as the image (/var/tmp)"),
+    ),
+    see_also=("check", "unpack", "run"),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options and arguments."""
+    parser.add_argument("source", metavar="SRC", help="reference of an OCI or Docker image")
+    parser.add_argument("destination", metavar="DST", help="where the native image goes")
+    group = parser.add_argument_group("Conversion options")
+    add = group.add_argument
+    add("--chunk-size", metavar="SIZE", type=byte_size,
+        help="largest chunk, a power of two from 4K to 16M (128K)")  # fmt: skip
+    add("--pack", metavar="SIZE", type=pack_size,
+        help="most bytes of small chunks in a pack, or none for no packs (128K)")  # fmt: skip
+    add("--compressor", choices=("zstd", "lz4", "none"), metavar="zstd|lz4|none",
+        help="how pieces are compressed (zstd)")  # fmt: skip
+    add("--level", metavar="N", type=int, help="level of the compressor (3 for zstd)")
+    add("--digester", choices=("blake3", "sha256"), metavar="blake3|sha256",
+        help="digest of the chunks (blake3)")  # fmt: skip
+    add("--prefetch", metavar="PATH", action="append", default=[],
+        help="absolute path of a file that is read at the start; may be repeated")  # fmt: skip
+    add("--jobs", metavar="N", type=int, help="processes to use (one a processor)")
+    add("--work-dir", metavar="DIR", help="where temporary files go")
+    add_pair_options(parser, many_platforms=True)
+    add_output_options(parser)
+
+
+def pack_size(text: str) -> int:
+    """A size, or ``none``."""
+    return 0 if text == "none" else byte_size(text)
+
+
+def run(args: Namespace) -> int:
+    """Convert, and tell what became of it."""
+    from lamina.build.convert import convert
+    from lamina.registry.reference import parse_reference
+
+    source, destination = parse_reference(args.source), parse_reference(args.destination)
+    source_client, destination_client = pair_options(args)
+    with open_meter() as meter:
+        report = convert(
+            source,
+            destination,
+            convert_options(args, progress_bars(meter)),
+            source_client=source_client,
+            destination_client=destination_client,
+        )
+    if args.json:
+        print_json(report_object(report, args.destination))
+    else:
+        _print_text(report)
+    return 0
+
+
+def convert_options(
+    args: Namespace, progress: Callable[[ConvertProgress], None] | None = None
+) -> ConvertOptions:
+    """The options that were given; the rest keeps its defaults.  Raises UsageError."""
+    import os
+
+    from lamina.build.options import ConvertOptions
+    from lamina.codec.compress import Compressor
+    from lamina.codec.digest import Digester
+
+    compressors = {"zstd": Compressor.ZSTD, "lz4": Compressor.LZ4_BLOCK, "none": Compressor.NONE}
+    digesters = {"blake3": Digester.BLAKE3, "sha256": Digester.SHA256}
+    given: dict[str, Any] = {
+        "chunk_size": args.chunk_size,
+        "pack_size": args.pack,
+        "compressor": compressors.get(args.compressor),
+        "level": args.level,
+        "digester": digesters.get(args.digester),
+        "jobs": args.jobs,
+        "work_dir": args.work_dir,
+        "progress": progress,
+    }
+    if args.pack is None and args.chunk_size is not None:
+        # A pack is never larger than a chunk.
+        given["pack_size"] = min(args.chunk_size, ConvertOptions().pack_size)
+    given["prefetch"] = tuple(os.fsencode(path) for path in args.prefetch)
+    given["platforms"] = tuple(args.platform)
+    options = ConvertOptions(**{name: value for name, value in given.items() if value is not None})
+    options.check()
+    return options
+
+
+def progress_bars(meter: Meter) -> Callable[[ConvertProgress], None]:
+    """Turn totals into steps of three bars, which start when there is something to show."""
+    shown: dict[str, tuple[Advance, int]] = {}
+
+    def update(progress: ConvertProgress) -> None:
+        rows = (
+            ("read", progress.read_bytes, progress.total_read_bytes),
+            ("pack", progress.packed_bytes, progress.total_packed_bytes),
+            ("push", progress.pushed_bytes, None),
+        )
+        for label, done, total in rows:
+            if done and label not in shown:
+                shown[label] = meter.add(label, total), 0
+            if label in shown:
+                advance, before = shown[label]
+                advance(done - before)
+                shown[label] = advance, done
+
+    return update
+
+
+def report_object(report: ConvertReport, reference: str) -> dict[str, Any]:
+    """The report as JSON; keys as documented."""
+    from dataclasses import asdict
+
+    document: dict[str, Any] = {"reference": reference, **asdict(report)}
+    for image, source in zip(document["images"], report.images, strict=True):
+        image["image_bytes"] = source.image_bytes
+    return document
+
+
+def _print_text(report: ConvertReport) -> None:
+    for image in report.images:
+        print_line(f"{image.platform or 'image'} {image.manifest_digest}")
+        rows = [("", "source", "blob", "of it new", "chunks", "pieces")]
+        for number, layer in enumerate(image.layers):
+            rows.append(
+                (
+                    f"  layer {number}",
+                    human_size(layer.source_bytes),
+                    human_size(layer.blob_bytes),
+                    human_size(layer.new_bytes),
+                    str(layer.chunks),
+                    str(layer.pieces),
+                )
+            )
+        print_table(rows, right=frozenset(range(1, 6)))
+        tree = human_size(image.bootstrap_bytes)
+        print_line(f"  file tree {tree}, image as pushed {human_size(image.image_bytes)}")
+    print_line(f"{report.digest} in {report.elapsed_s:.1f} s")

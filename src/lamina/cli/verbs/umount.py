@@ -1,0 +1,36 @@
+"""``lamina umount``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Final
+
+from lamina.cli.options import add_output_options
+from lamina.cli.page import Page
+from lamina.cli.parser import Parser
+
+PAGE: Final = Page(
+    """
+    Unmounts images that `lamina mount` mounted, and ends their servers. What was fetched stays in
+    the node store. While a program uses the mount it is busy; with --lazy it leaves the tree of
+    folders at once, and its server ends when the last program has closed its files.
+    """,
+    examples=(
+        ("lamina umount /mnt", "One mount."),
+        ("lamina umount --lazy /mnt /srv/node", "Two mounts, whoever uses them."),
+        ("lamina umount --all", "All of this user's mounts."),
+    ),
+    json_note="One object a line for every mount.",
+    json_keys=(("mountpoint", "what was unmounted"),),
+    see_also=("mount", "mounts"),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options and arguments."""
+    parser.add_argument(
+        "folders", metavar="MOUNTPOINT", nargs="*", help="folders that images are mounted on"
+    )
+    parser.add_argument("-l", "--lazy", action="store_true", help="do not wait for its users")
+    parser.add_argument("-a", "--all", action="store_true", help="unmount all")
+    add_output_options(parser)
