@@ -115,9 +115,9 @@ def _timed(link: SlowLink, *arguments: str) -> tuple[float, int]:
 
 def _lamina(*arguments: str) -> None:
     print(f"\n$ lamina {' '.join(arguments)}", flush=True)
-    subprocess.run(
-        [sys.executable, "-m", "lamina", *arguments], stdin=subprocess.DEVNULL, check=True
-    )
+    done = subprocess.run(["lamina", *arguments], stdin=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 def _line(what: str, seconds: float, received_bytes: int) -> None:

@@ -29,7 +29,7 @@ def parse_variant(text: str) -> Variant:
         return Variant(text)
     chunk, pack, device, *_ = [*text.split(":"), "", ""]
     convert: tuple[str, ...] = ("--chunk-size", chunk) if chunk else ()
-    convert += ("--pack", pack) if pack else ()
+    convert += ("--pack", pack or chunk) if chunk else ()
     return Variant(text, convert, ("--device", device) if device else ())
 
 
