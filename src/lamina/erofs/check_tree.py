@@ -49,7 +49,6 @@ class TreeCheck:
             children = self._check_directory(directory, parent_nid)
             pending.extend((child, directory.nid) for child in children)
         for nid, nlink in self._nlinks.items():
-            # Nydus duplicates links of anything but files; Lamina keeps them.
             if nlink != self.names[nid]:
                 raise FormatError(
                     f"Inode {nid}: nlink is {nlink}, but it has {self.names[nid]} names."
@@ -94,6 +93,9 @@ class TreeCheck:
             raise FormatError(f"Directory {directory.nid}: wrong type of inode {nid}.")
         self.names[nid] = 1
         self._types[nid] = file_type
+        special = file_type not in (FileType.REGULAR, FileType.DIRECTORY, FileType.SYMLINK)
+        if special and (inode.size or inode.layout != Layout.FLAT_PLAIN):
+            raise FormatError(f"Inode {nid}: a special file has data.")
         self._claim_inode(inode)
         if file_type == FileType.DIRECTORY:
             return inode
@@ -102,8 +104,6 @@ class TreeCheck:
             self._check_chunks(inode)
         elif file_type == FileType.SYMLINK:
             self._bootstrap.readlink(inode)
-        elif inode.size or inode.layout != Layout.FLAT_PLAIN:
-            raise FormatError(f"Inode {nid}: a special file has data.")
         return None
 
     def _claim_inode(self, inode: Inode) -> None:

@@ -48,6 +48,11 @@ class ChunkEntries:
         """Release the buffer."""
         self._view.release()
 
+    @property
+    def is_indexed(self) -> bool:
+        """Whether some chunk was not where a sorted table has it, so that all had to be indexed."""
+        return self._index is not None
+
     def __iter__(self) -> Iterator[ChunkEntry]:
         """Yield all entries in the order of the table."""
         return map(ChunkEntry._make, CHUNK_ENTRY.iter_unpack(self._view))
