@@ -1,7 +1,8 @@
 """A forward-only cursor over a byte stream that hands out its own buffers instead of copies.
 
-A tar walker needs three moves: take a few contiguous bytes (a header), look at a long run of data piece by piece, and
-skip.  :class:`BlockReader` offers exactly these over blocks of any size, so file data is never copied here.
+A tar walker needs three moves: take a few contiguous bytes (a header), look at a long run of data
+piece by piece, and skip.  :class:`BlockReader` offers exactly these over blocks of any size, so
+file data is never copied here.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import BinaryIO
 from lamina.errors import FormatError
 
 BLOCK_BYTES = 1 << 20
-"""How much is asked of a stream at a time: large enough to amortise the call, small enough to stay in the cache."""
+"""How much is asked of a stream at a time: large enough to amortise the call, small enough to stay
+in the cache.
+"""
 
 
 class BlockReader:
     """Cursor over the blocks that ``read_block`` returns; an empty block is the end.
 
-    ``offset`` is the position in the stream.  Views from :meth:`pieces` stay valid: blocks are immutable.
+    ``offset`` is the position in the stream.  Views from :meth:`pieces` stay valid: blocks are
+    immutable.
     """
 
     def __init__(self, read_block: Callable[[], bytes | memoryview]) -> None:

@@ -1,7 +1,8 @@
 """Pax extended headers: the records that replace or extend fields of a tar header.
 
-Each record is ``LENGTH SP KEYWORD = VALUE LF`` with the decimal length of the whole record (POSIX.1-2017, pax,
-"pax Extended Header").  Values are kept as bytes: paths and extended attributes need not be UTF-8.
+Each record is ``LENGTH SP KEYWORD = VALUE LF`` with the decimal length of the whole record
+(POSIX.1-2017, pax, "pax Extended Header").  Values are kept as bytes: paths and extended attributes
+need not be UTF-8.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def parse_number(records: dict[bytes, bytes], keyword: bytes) -> int | None:
 
 
 def parse_time(text: bytes) -> tuple[int, int]:
-    """Return (seconds, nanoseconds) of a decimal time, rounded down; nanoseconds are never negative."""
+    """Return (seconds, nanoseconds) of a decimal time, rounded down; nanoseconds are never
+    negative.
+    """
     whole, _, fraction = text.partition(b".")
     negative = whole.startswith(b"-")
     digits = whole.removeprefix(b"-")
@@ -72,7 +75,9 @@ def parse_time(text: bytes) -> tuple[int, int]:
 
 
 def parse_xattrs(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the extended attributes among the records; star's raw form wins over libarchive's base64."""
+    """Return the extended attributes among the records; star's raw form wins over libarchive's
+    base64.
+    """
     xattrs: dict[bytes, bytes] = {}
     for keyword, value in records.items():
         if keyword.startswith(LIBARCHIVE_XATTR):
@@ -88,7 +93,7 @@ def parse_xattrs(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
 
 
 def refuse_sparse(records: dict[bytes, bytes], path: bytes) -> None:
-    """Raise UnsupportedError if the records describe a sparse file in any of GNU tar's pax forms."""
+    """Raise UnsupportedError if the records describe a sparse file in any of GNU's pax forms."""
     for keyword in records:
         if keyword.startswith(GNU_SPARSE):
             raise sparse_error(path)
@@ -97,7 +102,8 @@ def refuse_sparse(records: dict[bytes, bytes], path: bytes) -> None:
 def sparse_error(path: bytes) -> UnsupportedError:
     """Return the error for a sparse file, whatever form it is stored in."""
     return UnsupportedError(
-        f"{path.decode('utf-8', 'replace')} is stored as a GNU sparse file, which container layers do not use.",
+        f"{path.decode('utf-8', 'replace')} is stored as a GNU sparse file, "
+        "which container layers do not use.",
         hint="Make the layer again without tar's --sparse option.",
     )
 

@@ -1,14 +1,18 @@
-"""A layer's bytes as the tar stream inside: gzip of any number of members, zstd of any frames, or plain tar.
+"""A layer's bytes as the tar stream inside: gzip of any number of members, zstd of any frames, or
+plain tar.
 
-What is inside is told by its first bytes, not by the media type, which registries often get wrong.  Output is bounded
-in every call, so a small file that claims to be huge costs no memory; ``max_bytes`` bounds the sum.
+What is inside is told by its first bytes, not by the media type, which registries often get wrong.
+Output is bounded in every call, so a small file that claims to be huge costs no memory;
+``max_bytes`` bounds the sum.
 Sources: RFC 1952 (gzip), RFC 8878 (zstd).
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from lamina.archive import zstd_frames
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 INPUT_BYTES = 128 << 10
 READ_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
+GZIP_WINDOW_BITS = 31
 MAX_ZSTD_WINDOW_BYTES = 1 << 27
 """What ``zstd --long`` uses; larger windows would let one layer take gigabytes of memory."""
 DEFAULT_MAX_BYTES = 1 << 40
@@ -42,7 +47,9 @@ class _Input:
         self.ended = False
 
     def peek(self, size_bytes: int) -> bytes:
-        """Return at least ``size_bytes`` of what comes next (fewer at the end) without consuming it."""
+        """Return at least ``size_bytes`` of what comes next (fewer at the end) without consuming
+        it.
+        """
         while len(self.pending) < size_bytes and self.refill():
             pass
         return self.pending[:size_bytes]
@@ -78,7 +85,7 @@ class _PlainDecoder:
 
 
 class _GzipDecoder:
-    """Members one after the other; zeros after the last one are padding, anything else is an error."""
+    """Members one after the other; zeros after the last one are padding, all else is an error."""
 
     def __init__(self, source: _Input) -> None:
         self._source = source
@@ -121,13 +128,14 @@ class _GzipDecoder:
         return True
 
 
-def _gzip_engine() -> tuple[Any, type[Exception]]:
+def _gzip_engine() -> tuple[Callable[[], Any], type[Exception]]:
     """Return (maker of decompressors for one member, its error); isal is twice as fast as zlib."""
-    try:
+    engine: Any = zlib
+    with contextlib.suppress(ImportError):
         from isal import isal_zlib
-    except ImportError:
-        return lambda: zlib.decompressobj(31), zlib.error
-    return lambda: isal_zlib.decompressobj(31), isal_zlib.error
+
+        engine = isal_zlib
+    return lambda: engine.decompressobj(GZIP_WINDOW_BITS), engine.error
 
 
 class _ZstdDecoder:
@@ -220,7 +228,9 @@ def _truncated(what: str) -> FormatError:
 
 
 class LayerStream(io.RawIOBase):
-    """The decompressed layer.  ``compression`` is "gzip", "zstd" or "none"; closing it leaves the source open."""
+    """The decompressed layer.  ``compression`` is "gzip", "zstd" or "none"; closing it leaves the
+    source open.
+    """
 
     def __init__(self, raw: BinaryIO, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         source = _Input(raw)
@@ -235,7 +245,8 @@ class LayerStream(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         """Return up to ``size`` bytes (all that is left if negative); b"" only at the end.
 
-        Raises FormatError for damaged or truncated data, and where the stream grows past ``max_bytes``.
+        Raises FormatError for damaged or truncated data, and where the stream grows past
+        ``max_bytes``.
         """
         if size < 0:
             return b"".join(iter(lambda: self.read(READ_BYTES), b""))
@@ -244,7 +255,7 @@ class LayerStream(io.RawIOBase):
         if self._total > self._max_bytes:
             raise FormatError(
                 f"The layer decompresses to more than the allowed {self._max_bytes} bytes.",
-                hint="If it really is that large, raise the limit; else it is a decompression bomb.",
+                hint="If it is really that large, raise the limit; else it is a decompression bomb.",
             )
         return data
 

@@ -1,15 +1,16 @@
 """Walk a tar archive: ustar, pax and GNU headers, every entry that a container layer may hold.
 
-What: :func:`walk` yields one :class:`Entry` an entry with extended headers already applied; the caller may consume the
-file data from the reader before it asks for the next entry.  What not: sparse files and multi-volume archives, which
-raise UnsupportedError.  Names and targets are bytes; a path is normalised to components joined by ``/`` without a
-leading or trailing one, and ``..`` in it is an error.
+What: :func:`walk` yields one :class:`Entry` an entry with extended headers already applied; the
+caller may consume the file data from the reader before it asks for the next entry.  What not:
+sparse files and multi-volume archives, which raise UnsupportedError.  Names and targets are bytes;
+a path is normalised to components joined by ``/`` without a leading or trailing one, and ``..`` in
+it is an error.
 
 Sources: POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format"; tar(5).  Header, 512 bytes::
 
-    0 name 100 | 100 mode 8 | 108 uid 8 | 116 gid 8 | 124 size 12 | 136 mtime 12 | 148 chksum 8 | 156 typeflag 1
-    157 linkname 100 | 257 magic 6 | 263 version 2 | 265 uname 32 | 297 gname 32 | 329 devmajor 8 | 337 devminor 8
-    345 prefix 155 | 500 padding 12
+    0 name 100 | 100 mode 8 | 108 uid 8 | 116 gid 8 | 124 size 12 | 136 mtime 12 | 148 chksum 8
+    156 typeflag 1 | 157 linkname 100 | 257 magic 6 | 263 version 2 | 265 uname 32 | 297 gname 32
+    329 devmajor 8 | 337 devminor 8 | 345 prefix 155 | 500 padding 12
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ HEADER = Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
 ZERO_BLOCK = bytes(BLOCK)
 
 MAX_EXTENSION_BYTES = 1 << 20
-"""Longest pax header or GNU long name; Linux allows 64 KiB of extended attributes and 4 KiB of path."""
+"""Longest pax header or GNU long name; Linux allows 64 KiB of extended attributes and 4 KiB of
+path.
+"""
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 MAX_TARGET_BYTES = 4095
@@ -49,10 +52,11 @@ NO_RECORDS: dict[bytes, bytes] = {}
 
 
 class Entry(NamedTuple):
-    """One entry.  ``kind`` is the type flag's byte (:data:`REGULAR` ...); ``size`` and ``data_offset`` are bytes.
+    """One entry.  ``kind`` is the type flag's byte (:data:`REGULAR` ...); ``size`` and
+    ``data_offset`` are bytes.
 
-    ``path`` is empty for the root.  ``link`` is the target of a symbolic link, or the normalised path that a hard link
-    names.  ``mode`` holds the permission bits only (0o7777).
+    ``path`` is empty for the root.  ``link`` is the target of a symbolic link, or the normalised
+    path that a hard link names.  ``mode`` holds the permission bits only (0o7777).
     """
 
     path: bytes
@@ -96,8 +100,9 @@ class _Extensions:
 def walk(reader: BlockReader) -> Iterator[Entry]:
     """Yield the entries of an archive in order.
 
-    After each, ``reader`` stands at the entry's data; what the caller leaves of it is skipped.  The walk ends at the
-    end mark (two zero blocks) or where the stream ends between two entries; what follows is left in the reader.
+    After each, ``reader`` stands at the entry's data; what the caller leaves of it is skipped.  The
+    walk ends at the end mark (two zero blocks) or where the stream ends between two entries; what
+    follows is left in the reader.
 
     Raises:
         FormatError: a damaged header, a path that leaves the tree, a truncated archive.
@@ -255,8 +260,8 @@ def _kind(flag: bytes, path: bytes, offset: int) -> int:
     if flag == b"S":
         raise pax.sparse_error(path)
     raise UnsupportedError(
-        f"The tar entry {path.decode('utf-8', 'replace')!r} at offset {offset} is of type {flag!r}, "
-        "which container layers do not have."
+        f"The tar entry {path.decode('utf-8', 'replace')!r} at offset {offset} is of type "
+        f"{flag!r}, which container layers do not have."
     )
 
 
@@ -269,7 +274,7 @@ def _normalise(path: bytes) -> bytes:
     parts = [part for part in trimmed.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
         raise FormatError(
-            f"The path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards ('..').",
+            f"The path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards.",
             hint="No well-made layer has such paths; do not trust this one.",
         )
     return b"/".join(parts)
@@ -324,5 +329,6 @@ def _check_texts(entry: Entry, shown: str) -> None:
             or b"\0" in name
         ):
             raise FormatError(
-                f"The entry {shown!r} in the archive has an impossible extended attribute, {name[:80]!r}."
+                f"The entry {shown!r} in the archive has an impossible extended attribute, "
+                f"{name[:80]!r}."
             )

@@ -1,7 +1,10 @@
-"""Write tar archives that depend on nothing but their content: pax headers only where ustar has no room.
+"""Write tar archives that depend on nothing but their content: pax headers only where ustar has no
+room.
 
-The order of records, the names of extended headers and every unused field are fixed, so equal entries give equal bytes.
-Sources: POSIX.1-2017 pax; extended attributes as ``SCHILY.xattr.`` records, as every container tool reads them.
+The order of records, the names of extended headers and every unused field are fixed, so equal
+entries give equal bytes.
+Sources: POSIX.1-2017 pax; extended attributes as ``SCHILY.xattr.`` records, as every container tool
+reads them.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from struct import Struct
 
 from lamina.archive.tar import BLOCK, BLOCK_DEVICE, CHARACTER, DIRECTORY, REGULAR, Entry
 
-# 0 name, 100 mode, 108 uid, 116 gid, 124 size, 136 mtime, 148 chksum, 156 typeflag, 157 linkname, 257 magic and
-# version, 265 uname and gname, 329 devmajor, 337 devminor, 345 prefix
+# 0 name, 100 mode, 108 uid, 116 gid, 124 size, 136 mtime, 148 chksum, 156 typeflag, 157 linkname,
+# 257 magic and version, 265 uname and gname, 329 devmajor, 337 devminor, 345 prefix
 _HEADER = Struct("100s8s8s8s12s12s8sc100s8s64x8s8s155s12x")
 _MAGIC = b"ustar\x0000"
 _MAX_SMALL = 0o7777777
@@ -21,7 +24,9 @@ END_MARK = bytes(2 * BLOCK)
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Return the header blocks of an entry; ``data_offset`` is ignored.  The data, then :func:`padding`, follow."""
+    """Return the header blocks of an entry; ``data_offset`` is ignored.  The data, then
+    :func:`padding`, follow.
+    """
     name = entry.path or b"."
     if entry.kind == DIRECTORY:
         name += b"/"

@@ -1,7 +1,9 @@
-"""Cut a zstd stream at block boundaries, so that it can be decoded with bounded output and its end is known.
+"""Cut a zstd stream at block boundaries, so that it can be decoded with bounded output and its end
+is known.
 
-A decoder that is fed arbitrary slices may return any amount for a few bytes, and a truncated stream looks like one that
-waits for more.  Both end here: every block decodes to at most 128 KiB, and the last one of a frame says so.
+A decoder that is fed arbitrary slices may return any amount for a few bytes, and a truncated stream
+looks like one that waits for more.  Both end here: every block decodes to at most 128 KiB, and the
+last one of a frame says so.
 
 Source: RFC 8878 §3.1 (frames, blocks, skippable frames).
 """
@@ -27,7 +29,9 @@ def is_skippable(magic: bytes) -> bool:
 
 
 def frame_header_size(data: bytes | memoryview) -> tuple[int, bool]:
-    """Return (length of the frame header at the start of ``data``, whether a checksum follows the last block)."""
+    """Return (length of the frame header at the start of ``data``, whether a checksum follows the
+    last block).
+    """
     descriptor = data[4]
     single_segment = descriptor >> 5 & 1
     size_flag = descriptor >> 6
@@ -37,7 +41,8 @@ def frame_header_size(data: bytes | memoryview) -> tuple[int, bool]:
 
 
 class FrameCursor:
-    """Follows the blocks of one frame over pieces of input: how many of the next bytes may be decoded now.
+    """Follows the blocks of one frame over pieces of input: how many of the next bytes may be
+    decoded now.
 
     ``finished`` says that the frame, with its checksum, has been handed out completely.
     """
@@ -49,7 +54,8 @@ class FrameCursor:
         self.finished = False
 
     def advance(self, data: bytes | memoryview, max_output_bytes: int) -> int:
-        """Return the length of a prefix of ``data`` that decodes to at most ``max_output_bytes`` (≥ 128 KiB).
+        """Return the length of a prefix of ``data`` that decodes to at most ``max_output_bytes`` (≥
+        128 KiB).
 
         0 means that more input is needed.  Call again with what follows that prefix.
         Raises FormatError for a block type that does not exist.

@@ -1,7 +1,8 @@
 """Bootstraps that are laid out before the blobs they describe are finished.
 
-Laying out a tree takes long, compared to the rest, and needs only the number of blobs and chunks.  So it is done while
-the chunks are still being compressed; what only the finished blobs can tell is filled in afterwards.
+Laying out a tree takes long, compared to the rest, and needs only the number of blobs and chunks.
+So it is done while the chunks are still being compressed; what only the finished blobs can tell is
+filled in afterwards.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from lamina.erofs.writer import BootstrapOptions, write_bootstrap
 def lay_out(
     root: Node, plans: Sequence[LayerPlan], chunk_count: int, options: ConvertOptions
 ) -> bytes:
-    """Return the bootstrap of a tree over the blobs of ``plans``, with room for ``chunk_count`` chunk entries."""
+    """Return the bootstrap of a tree over the blobs of ``plans``, with room for ``chunk_count``
+    chunk entries.
+    """
     blobs = [_unfinished(plan, options) for plan in plans]
     wanted = BootstrapOptions(
         chunk_size=options.chunk_size,
@@ -41,7 +44,9 @@ def lay_out(
 
 
 def fill_in(bootstrap: bytes, blobs: Sequence[BlobEntry], chunk_table: bytes) -> bytes:
-    """Return a laid-out bootstrap with the finished blobs, in the same order, and their chunk table in it."""
+    """Return a laid-out bootstrap with the finished blobs, in the same order, and their chunk table
+    in it.
+    """
     image = bytearray(bootstrap)
     fields = EXTENDED_SUPERBLOCK.unpack_from(image, EXTENDED_SUPERBLOCK_OFFSET)
     extended = ExtendedSuperblock._make(fields)

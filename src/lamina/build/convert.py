@@ -1,8 +1,8 @@
 """Convert an OCI or Docker image into a native one: ``lamina convert``.
 
-What: every manifest that is wanted of the source becomes a manifest of data blobs and a bootstrap layer that Nydus
-tools read (RAFS v6 §6); an index becomes an index.  Blobs go to the destination as they get ready, manifests last, so
-whatever stops a conversion leaves nothing under a name.
+What: every manifest that is wanted of the source becomes a manifest of data blobs and a bootstrap
+layer that Nydus tools read (RAFS v6 §6); an index becomes an index.  Blobs go to the destination as
+they get ready, manifests last, so whatever stops a conversion leaves nothing under a name.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
 from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
 from lamina.errors import NotFoundError, UnsupportedError, UsageError
 from lamina.registry.manifest import (
+    MAX_CONFIG_BYTES,
     NYDUS_MANIFEST_ARTIFACT,
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
-    MAX_CONFIG_BYTES,
     Descriptor,
     Index,
     Manifest,
@@ -48,7 +48,8 @@ def convert(
 
     Raises:
         UsageError: impossible options, or a source that is native already.
-        FormatError, IntegrityError, UnsupportedError: the source is damaged or has something that no image can hold.
+        FormatError, IntegrityError, UnsupportedError: the source is damaged or has something that
+        no image can hold.
         FetchError, NotFoundError, StoreError: source, destination or temporary files fail.
     """
     options = options or ConvertOptions()
@@ -138,7 +139,9 @@ class _Conversion:
         return pushed, reports
 
     def _choose(self, index: Index) -> list[Descriptor]:
-        """Return the manifests of the wanted platforms; attestations and Nydus images are passed over."""
+        """Return the manifests of the wanted platforms; attestations and Nydus images are passed
+        over.
+        """
         chosen = []
         for entry in index.manifests:
             known = entry.platform is None or entry.platform.os != "unknown"

@@ -1,8 +1,10 @@
-"""Build one native image: all layers of one manifest, from the source's blobs to a manifest in the destination.
+"""Build one native image: all layers of one manifest, from the source's blobs to a manifest in the
+destination.
 
-The order of work is what makes it fast.  Workers scan layers and pack segments; meanwhile this process plans, merges
-and lays out the trees, and a few threads hash and push what is packed.  Every byte of the result depends on the source
-and the options alone, never on the order in which things finish.
+The order of work is what makes it fast.  Workers scan layers and pack segments; meanwhile this
+process plans, merges and lays out the trees, and a few threads hash and push what is packed.  Every
+byte of the result depends on the source and the options alone, never on the order in which things
+finish.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
@@ -28,7 +30,7 @@ from lamina.build.layer_blob import (
 )
 from lamina.build.layer_tree import apply_layer, devices_of, renumber
 from lamina.build.merge import MergedTree
-from lamina.build.options import ConvertOptions, ConvertProgress, LayerReport
+from lamina.build.options import ConvertOptions, ConvertProgress, LayerReport, work_folder
 from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer, segments
 from lamina.build.workers import Workers
 from lamina.erofs.layout import MAX_BLOBS
@@ -40,7 +42,6 @@ T = TypeVar("T")
 
 FINISHERS = 4
 PROGRESS_INTERVAL_S = 0.2
-DEFAULT_WORK_DIR = "/var/tmp"  # noqa: S108 - files there have no name
 
 
 class Phases:
@@ -65,7 +66,9 @@ class Phases:
 
 @dataclass(slots=True)
 class BuiltImage:
-    """The finished parts of a native image: layers as pushed, the merged bootstrap, and (blob id, blob.meta)."""
+    """The finished parts of a native image: layers as pushed, the merged bootstrap, and (blob id,
+    blob.meta).
+    """
 
     layers: list[LayerReport] = field(default_factory=list)
     descriptors: list[Descriptor] = field(default_factory=list)
@@ -89,8 +92,7 @@ class ImageBuild:
         self._sources = layers
         self._options = options
         self._phases = phases
-        work_dir = options.work_dir or os.environ.get("TMPDIR") or DEFAULT_WORK_DIR
-        files = [tasks.LayerFiles(work_dir) for _ in layers]
+        files = [tasks.LayerFiles(work_folder(options.work_dir)) for _ in layers]
         self._job = tasks.Job(source, client, layers, files, options)
         self._plans: list[LayerPlan] = []
         self._device_layers: list[int] = []
@@ -104,7 +106,7 @@ class ImageBuild:
         """Build and push the layers; the caller pushes bootstrap, configuration and manifest."""
         jobs = self._options.jobs or len(os.sched_getaffinity(0))
         try:
-            # The workers must be forked before the first thread starts, and end before the threads are waited for.
+            # Workers must be forked before the first thread starts, and end before the threads.
             with (
                 ThreadPoolExecutor(FINISHERS, "lamina-finish") as finishers,
                 Workers(jobs, tasks.set_up, self._job) as workers,
@@ -144,8 +146,7 @@ class ImageBuild:
                 )
         for segment in segments(layer.plan, layer.scan):
             future = workers.submit(tasks.pack, layer.number, segment)
-            plain_bytes = sum(segment.chunk_sizes)
-            future.add_done_callback(lambda _, size=plain_bytes: self._count(packed=size))
+            future.add_done_callback(self._counter_of(sum(segment.chunk_sizes)))
             layer.packed.append((segment, future))
 
     def _apply(self, layer: LayerBuild) -> None:
@@ -193,7 +194,9 @@ class ImageBuild:
         return built
 
     def _used_layers(self) -> list[int]:
-        """Return the layers that the merged tree takes data from, renumbering its blobs if some are not used."""
+        """Return the layers that the merged tree takes data from, renumbering its blobs if some are
+        not used.
+        """
         found: set[int] = set()
         files = {id(node): node for _, node in self._tree.root.walk() if node.chunks}
         for node in files.values():
@@ -224,6 +227,9 @@ class ImageBuild:
         new_bytes = sum(plan.new_bytes for plan in self._plans)
         read = self._job.read_bytes.total()
         return ConvertProgress(read, total, self._packed_bytes, new_bytes, self._pushed_bytes)
+
+    def _counter_of(self, plain_bytes: int) -> Callable[[object], None]:
+        return lambda _: self._count(packed=plain_bytes)
 
     def _count(self, packed: int = 0, pushed: int = 0) -> None:
         if pushed and self._cancelled.is_set():

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import BinaryIO, cast
 
 from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail, FinishedBlob
@@ -31,7 +31,9 @@ BLOB_INDEX_WORD = 8
 
 
 class OwnBlobs:
-    """The numbering of blobs in a layer's own bootstrap: its own first, then those of lower layers as needed."""
+    """The numbering of blobs in a layer's own bootstrap: its own first, then those of lower layers
+    as needed.
+    """
 
     def __init__(self, plan: LayerPlan, device_layers: Sequence[int]) -> None:
         """``device_layers`` are the layers behind the device numbers of the merged tree, from 1 on."""
@@ -39,7 +41,8 @@ class OwnBlobs:
         self._layers += plan.lower_layers
         self._device_layers = device_layers
         self.borrowed: set[tuple[int, int]] = set()
-        """(layer, chunk number) of chunks of lower blobs that hard links to lower files bring in."""
+        """(layer, chunk number) of chunks of lower blobs that hard links to lower files bring in.
+        """
 
     @property
     def layers(self) -> Sequence[int]:
@@ -73,9 +76,11 @@ class OwnBlobs:
 
 @dataclass(slots=True)
 class LayerBuild:
-    """One layer on its way.  ``own_bootstrap`` is laid out but not filled in; ``entries`` are its chunk entries.
+    """One layer on its way.  ``own_bootstrap`` is laid out but not filled in; ``entries`` are its
+    chunk entries.
 
-    ``borrowed`` are the (layer, chunk number) of chunks of lower blobs that the own bootstrap refers to.
+    ``borrowed`` are the (layer, chunk number) of chunks of lower blobs that the own bootstrap
+    refers to.
     """
 
     number: int
@@ -124,7 +129,8 @@ def finish_layer(
 ) -> LayerBuild:
     """Wait for the packed segments and make the rest of the blob.
 
-    ``lower`` are the lower layers on their way, which are waited for if chunks were borrowed from them.
+    ``lower`` are the lower layers on their way, which are waited for if chunks were borrowed from
+    them.
     """
     sha256 = hashlib.sha256()
     piece_sizes = array("I")
@@ -166,7 +172,7 @@ def push_layer(layer: LayerBuild, destination: Repository, progress: Callable[[i
         progress(descriptor.size)
         return
     with layer.open() as source:
-        destination.push_blob(descriptor, _as_binary(source), progress)
+        destination.push_blob(descriptor, cast("BinaryIO", source), progress)
 
 
 def with_blob_index(entries: bytes, blob_index: int) -> bytes:
@@ -190,8 +196,3 @@ def _hash(source: RegionFile, update: Callable[[memoryview], object]) -> None:
     buffer = memoryview(bytearray(HASH_BYTES))
     while got := source.readinto(buffer):
         update(buffer[:got])
-
-
-def _as_binary(source: RegionFile) -> Any:
-    # io.RawIOBase has every method of BinaryIO that readers use, but does not say so.
-    return source

@@ -1,7 +1,7 @@
 """Turn the entries of one layer into nodes: in the merged tree, and in the layer's own tree.
 
-The own tree is what the bootstrap inside the layer's blob describes: only what the layer brings, whiteouts verbatim
-(RAFS v6 §1.16, §6.1).  Files are one node in both; a directory has one in each.
+The own tree is what the bootstrap inside the layer's blob describes: only what the layer brings,
+whiteouts verbatim (RAFS v6 §1.16, §6.1).  Files are one node in both; a directory has one in each.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lamina.archive import tar
-from lamina.build.merge import MergedTree, Place, is_marker, new_directory
+from lamina.build.merge import MergedTree, Place, copy_metadata, is_marker, new_directory
 from lamina.build.scan import NO_XATTRS, LayerScan, ScannedEntry
 from lamina.erofs.tree import Node
 from lamina.erofs.xattr import is_storable
@@ -30,7 +30,9 @@ class OwnTree:
         self._directories: dict[bytes, Node] = {b"": self.root}
 
     def insert(self, directory: bytes, name: bytes, node: Node) -> None:
-        """Put a node into a directory, made with its parents if the layer has no entry for it (yet)."""
+        """Put a node into a directory, made with its parents if the layer has no entry for it
+        (yet).
+        """
         children = self._directory(directory).children
         assert children is not None
         there = children.get(name)
@@ -71,7 +73,9 @@ class OwnTree:
 
 @dataclass(slots=True)
 class AppliedLayer:
-    """What one layer became.  ``files`` are (node, first chunk, number of chunks) of its regular files."""
+    """What one layer became.  ``files`` are (node, first chunk, number of chunks) of its regular
+    files.
+    """
 
     own: OwnTree
     files: list[tuple[Node, int, int]] = field(default_factory=list)
@@ -87,8 +91,8 @@ def apply_layer(
 ) -> AppliedLayer:
     """Apply a scanned layer to the merged tree and return its own tree.
 
-    ``indexes`` has the 8-byte EROFS chunk index of each chunk of the scan.  ``adopt`` makes a node for the own tree of
-    one from a lower layer, which a hard link names.
+    ``indexes`` has the 8-byte EROFS chunk index of each chunk of the scan.  ``adopt`` makes a node
+    for the own tree of one from a lower layer, which a hard link names.
 
     Raises FormatError where an entry cannot be placed.
     """
@@ -110,7 +114,7 @@ def apply_layer(
             continue
         first, count = entry.first_chunk, entry.chunk_count
         node = _node(entry, indexes[first * INDEX_BYTES : (first + count) * INDEX_BYTES])
-        tree.insert(entry, place, name, node)
+        tree.insert(place, name, node)
         if count:
             applied.files.append((node, first, count))
         own.insert(place.path, name, node if node.children is None else _twin(node))
@@ -126,14 +130,8 @@ def _apply_link(
     adopt: Callable[[Node], Node],
 ) -> None:
     target, path = tree.link_target(entry)
-    tree.insert(entry, place, name, target)
+    tree.insert(place, name, target)
     own.insert(place.path, name, own.find(path) or adopt(target))
-
-
-def copy_metadata(source: Node, target: Node) -> None:
-    """Give a node the mode, owner, times and extended attributes of another."""
-    target.mode, target.uid, target.gid = source.mode, source.uid, source.gid
-    target.mtime, target.mtime_ns, target.xattrs = source.mtime, source.mtime_ns, source.xattrs
 
 
 def _node(entry: ScannedEntry, chunks: bytes) -> Node:
@@ -161,7 +159,9 @@ def _marker(entry: ScannedEntry) -> Node:
 
 
 def _storable_xattrs(entry: ScannedEntry) -> dict[bytes, bytes]:
-    """Return the attributes that EROFS can hold; those of other systems (``com.apple...``) are left out, with a note."""
+    """Return the attributes that EROFS can hold; those of other systems (``com.apple...``) are left
+    out, with a note.
+    """
     kept = {name: value for name, value in entry.xattrs.items() if is_storable(name)}
     for name in entry.xattrs.keys() - kept.keys():
         path, shown = (text.decode("utf-8", "replace") for text in (entry.path, name))

@@ -1,10 +1,13 @@
-"""Apply the layers of an image one after the other to one virtual tree, as unpacking them to a folder would.
+"""Apply the layers of an image one after the other to one virtual tree, as unpacking them to a
+folder would.
 
-Entries take effect in the order of the archive.  The parent of a path is resolved inside the tree, symbolic links
-included, with the root as the ceiling, so nothing can be placed outside; what is missing on the way is made.  Whiteouts
-hide what lower layers have and never what their own layer has brought, wherever in it they stand.
+Entries take effect in the order of the archive.  The parent of a path is resolved inside the tree,
+symbolic links included, with the root as the ceiling, so nothing can be placed outside; what is
+missing on the way is made.  Whiteouts hide what lower layers have and never what their own layer
+has brought, wherever in it they stand.
 
-Sources: OCI image specification 1.1, "Image Layer Filesystem Changeset"; behaviour of umoci 0.4 (``unpack``).
+Sources: OCI image specification 1.1, "Image Layer Filesystem Changeset"; behaviour of umoci 0.4
+(``unpack``).
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ from __future__ import annotations
 import stat
 from typing import NamedTuple
 
-from lamina.archive import tar
 from lamina.build.scan import NO_XATTRS, ScannedEntry
 from lamina.erofs.tree import Node
 from lamina.errors import FormatError
@@ -36,8 +38,16 @@ class Place(NamedTuple):
 
 
 def new_directory(mode: int = IMPLIED_DIRECTORY_MODE) -> Node:
-    """Return an empty directory; by default as one that no entry describes: root's, 0755, from 1970."""
+    """Return an empty directory; by default as one that no entry describes: root's, 0755, from
+    1970.
+    """
     return Node(mode, xattrs=NO_XATTRS, children={})
+
+
+def copy_metadata(source: Node, target: Node) -> None:
+    """Give a node the mode, owner, times and extended attributes of another."""
+    target.mode, target.uid, target.gid = source.mode, source.uid, source.gid
+    target.mtime, target.mtime_ns, target.xattrs = source.mtime, source.mtime_ns, source.xattrs
 
 
 class MergedTree:
@@ -63,25 +73,18 @@ class MergedTree:
             self._places[head] = place
         return place, name
 
-    def insert(self, entry: ScannedEntry, place: Place, name: bytes, node: Node) -> Node:
-        """Put an entry's node into the tree and return the node that now stands for it.
-
-        A directory over a directory keeps what is in it, and the node that is there.
-        """
+    def insert(self, place: Place, name: bytes, node: Node) -> None:
+        """Put a node into the tree; a directory over a directory only gives it its metadata."""
         children = place.node.children
         assert children is not None
         there = children.get(name)
         self._touched.add((id(place.node), name))
         if there is not None and there is not node:
             if there.children is not None and node.children is not None:
-                there.mode, there.uid, there.gid = node.mode, node.uid, node.gid
-                there.mtime, there.mtime_ns, there.xattrs = node.mtime, node.mtime_ns, node.xattrs
-                return there
+                copy_metadata(node, there)
+                return
             self._forget(there)
         children[name] = node
-        if entry.kind == tar.DIRECTORY and _depth(place.path) >= MAX_DEPTH:
-            raise FormatError("A directory in the layers is deeper than any Linux path can be.")
-        return node
 
     def link_target(self, entry: ScannedEntry) -> tuple[Node, bytes]:
         """Return what a hard link names, and its path without symbolic links in the directories.
@@ -102,7 +105,9 @@ class MergedTree:
         return node, _join(place.path, name)
 
     def hide(self, entry: ScannedEntry) -> bytes:
-        """Apply a whiteout or opaque marker; return the path of its directory, resolved as far as it is there."""
+        """Apply a whiteout or opaque marker; return the path of its directory, resolved as far as
+        it is there.
+        """
         head, _, name = entry.path.rpartition(b"/")
         place = self._places.get(head) or self._resolve(head, create=False)
         if place is None:
@@ -146,7 +151,8 @@ class MergedTree:
     def _resolve(self, path: bytes, *, create: bool) -> Place | None:
         """Resolve a directory path inside the tree, as securejoin does; None if it is not there.
 
-        With ``create`` missing directories are made, and all on the way count as touched by the layer.
+        With ``create`` missing directories are made, and all on the way count as touched by the
+        layer.
         """
         stack: list[tuple[bytes, Node]] = [(b"", self.root)]
         todo = path.split(b"/")[::-1] if path else []
@@ -154,61 +160,52 @@ class MergedTree:
         while todo:
             part = todo.pop()
             steps += 1
-            if steps > MAX_STEPS:
+            if steps > MAX_STEPS or hops > MAX_LINK_HOPS:
                 raise FormatError(
-                    f"The path {_shown(path)} in a layer goes through too many names."
+                    f"The path {_shown(path)} in a layer goes through too many links."
                 )
-            if part in (b"", b"."):
-                continue
             if part == b"..":
-                if len(stack) > 1:
-                    stack.pop()
+                del stack[max(1, len(stack) - 1) :]
+            if part in (b"", b".", b".."):
                 continue
-            here = stack[-1][1]
-            child = self._step(here, part, path, create=create)
+            child = self._step(stack[-1][1], part, path, create=create)
             if child is None:
                 return None
             if child.target:
                 hops += 1
-                if hops > MAX_LINK_HOPS:
-                    raise FormatError(
-                        f"The path {_shown(path)} in a layer goes through too many links."
-                    )
                 if child.target.startswith(b"/"):
                     del stack[1:]
                 todo += child.target.split(b"/")[::-1]
                 continue
-            if child.children is None:
-                if create:
-                    raise FormatError(f"The path {_shown(path)} in a layer goes through a file.")
-                return None
-            if create:
-                self._touched.add((id(here), part))
             if len(stack) > MAX_DEPTH:
-                raise FormatError("A directory in the layers is deeper than any Linux path can be.")
+                raise FormatError(f"The path {_shown(path)} in a layer is deeper than any can be.")
             stack.append((part, child))
         return Place(stack[-1][1], b"/".join([name for name, _ in stack[1:]]))
 
-    @staticmethod
-    def _step(here: Node, part: bytes, path: bytes, *, create: bool) -> Node | None:
+    def _step(self, here: Node, part: bytes, path: bytes, *, create: bool) -> Node | None:
+        """Return the directory or symbolic link of a name, None if there is none."""
         assert here.children is not None
         child = here.children.get(part)
         if child is None and create:
             if part.startswith(WHITEOUT_PREFIX):
                 raise FormatError(
-                    f"The path {_shown(path)} in a layer has a whiteout as a directory."
+                    f"The path {_shown(path)} in a layer has a whiteout as directory."
                 )
             child = here.children[part] = new_directory()
+        if child is None or child.target:
+            return child
+        if child.children is None:
+            if create:
+                raise FormatError(f"The path {_shown(path)} in a layer goes through a file.")
+            return None
+        if create:
+            self._touched.add((id(here), part))
         return child
 
 
 def is_marker(path: bytes) -> bool:
     """Whether an entry is a whiteout, an opaque marker or another marker of AUFS, by its name."""
     return path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX)
-
-
-def _depth(path: bytes) -> int:
-    return path.count(b"/") + 2 if path else 1
 
 
 def _join(directory: bytes, name: bytes) -> bytes:

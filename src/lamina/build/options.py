@@ -5,6 +5,7 @@ The defaults of the image format live here and nowhere else.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,12 @@ DEFAULT_DIGESTER = Digester.BLAKE3
 MIN_CHUNK_SIZE = 4 << 10
 MAX_CHUNK_SIZE = 16 << 20
 MAX_LAYER_BYTES = 1 << 40
+DEFAULT_WORK_DIR = "/var/tmp"  # noqa: S108 - files there get no name
+
+
+def work_folder(work_dir: str | None) -> str:
+    """Return the directory for temporary files, which may become as large as an image."""
+    return work_dir or os.environ.get("TMPDIR") or DEFAULT_WORK_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +45,12 @@ class ConvertProgress:
 class ConvertOptions:
     """How an image is converted.
 
-    ``chunk_size`` is a power of two from 4 KiB to 16 MiB.  ``pack_size`` is the most plaintext that small chunks are
-    compressed together in, at most ``chunk_size``; 0 packs nothing, which readers before Nydus 2.3 need.
-    ``prefetch`` are absolute paths.  ``platforms`` are ``os/architecture[/variant]``; empty means all of an index.
-    ``jobs`` is the number of processes, 0 one a processor.  ``max_layer_bytes`` bounds one decompressed layer.
-    ``work_dir`` takes the temporary files, which are as large as the decompressed image; None means ``$TMPDIR``, or
+    ``chunk_size`` is a power of two from 4 KiB to 16 MiB.  ``pack_size`` is the most plaintext that
+    small chunks are compressed together in, at most ``chunk_size``; 0 packs nothing, which readers
+    before Nydus 2.3 need. ``prefetch`` are absolute paths.  ``platforms`` are
+    ``os/architecture[/variant]``; empty means all of an index. ``jobs`` is the number of processes,
+    0 one a processor.  ``max_layer_bytes`` bounds one decompressed layer. ``work_dir`` takes the
+    temporary files, which are as large as the decompressed image; None means ``$TMPDIR``, or
     ``/var/tmp``.  ``progress`` is called from the converting thread a few times a second.
     """
 
@@ -81,7 +89,8 @@ class ConvertOptions:
 class LayerReport:
     """One layer: where it came from, what became of it; sizes in bytes.
 
-    ``plain_bytes`` is all file data in it; ``new_bytes`` what of it no lower layer and no earlier file has.
+    ``plain_bytes`` is all file data in it; ``new_bytes`` what of it no lower layer and no earlier
+    file has.
     """
 
     source_digest: str
@@ -116,7 +125,8 @@ class ImageReport:
 class ConvertReport:
     """The result of a conversion: the digest to run, and what it consists of.
 
-    ``phases_s`` maps the name of a phase to the seconds of wall time that the converting thread spent in it.
+    ``phases_s`` maps the name of a phase to the seconds of wall time that the converting thread
+    spent in it.
     """
 
     digest: str

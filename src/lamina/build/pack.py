@@ -1,4 +1,6 @@
-"""Third phase of a conversion: compress the pieces of a segment from the spool into the layer's packed file."""
+"""Third phase of a conversion: compress the pieces of a segment from the spool into the layer's
+packed file.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class SpoolWindow:
         self._start = self._filled = 0
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
-        """Return ``size_bytes`` at ``offset``; members of a pack may lie before the window and are read alone."""
+        """Return ``size_bytes`` at ``offset``; members of a pack may lie before the window and are
+        read alone.
+        """
         if offset < self._start or size_bytes > WINDOW_BYTES:
             return memoryview(_pread(self._fd, offset, size_bytes))
         if offset + size_bytes > self._start + self._filled:
@@ -41,9 +45,11 @@ class SpoolWindow:
 def pack_segment(
     segment: Segment, spool_fd: int, packed_fd: int, compressor: Compressor, level: int | None
 ) -> array[int]:
-    """Compress the pieces of a segment, write them one after the other, and return their stored sizes in bytes.
+    """Compress the pieces of a segment, write them one after the other, and return their stored
+    sizes in bytes.
 
-    A piece whose size did not shrink is stored as it is.  Raises StoreError if the temporary files fail.
+    A piece whose size did not shrink is stored as it is.  Raises StoreError if the temporary files
+    fail.
     """
     offsets, sizes = segment.chunk_offsets, segment.chunk_sizes
     end = max(map(int.__add__, offsets, sizes))

@@ -29,7 +29,8 @@ from lamina.registry.manifest import (
 from lamina.version import VERSION
 
 FS_VERSION = "6"
-GZIP_LEVEL = 6
+GZIP_LEVEL = 4
+"""Of the bootstrap layer: level 6 is 3 % smaller and takes twice as long."""
 BOOTSTRAP_PATH = b"image/image.boot"
 HISTORY = {"created_by": "lamina convert", "comment": "Nydus Bootstrap Layer"}
 
@@ -74,7 +75,9 @@ def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
 
 
 def converted_config(source: bytes, blobs: Sequence[Descriptor], diff_id: str) -> bytes:
-    """Return the source's configuration with the layers of the native image; all else stays as it is."""
+    """Return the source's configuration with the layers of the native image; all else stays as it
+    is.
+    """
     document = parse_document(source, "image configuration")
     rootfs = document.get("rootfs")
     history = document.get("history")

@@ -1,8 +1,10 @@
-"""Second phase of a conversion: find duplicate chunks, and give every new one its place before it is compressed.
+"""Second phase of a conversion: find duplicate chunks, and give every new one its place before it
+is compressed.
 
-A chunk that an earlier file or a lower layer has is a reference to it.  The others become pieces of the layer's blob:
-a full chunk alone, small files and tails of files together in packs.  A pack stays open across full chunks, so that
-the small files around a large one still share it; its members get consecutive numbers when it is closed.
+A chunk that an earlier file or a lower layer has is a reference to it.  The others become pieces of
+the layer's blob: a full chunk alone, small files and tails of files together in packs.  A pack
+stays open across full chunks, so that the small files around a large one still share it; its
+members get consecutive numbers when it is closed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from lamina.erofs.layout import (
 from lamina.errors import FormatError
 
 SEGMENT_BYTES = 8 << 20
-"""Plaintext of one packing task: small enough that the last one does not keep the other processors waiting."""
+"""Plaintext of one packing task: small enough that the last one does not keep the other processors
+waiting.
+"""
 
 LAYER_SHIFT = 32
 SLOT_MASK = (1 << LAYER_SHIFT) - 1
@@ -38,9 +42,11 @@ class KnownChunks:
         self._found: dict[bytes, int] = {}
 
     def resolve(self, layer: int, digests: bytes) -> tuple[array[int], array[int]]:
-        """Return (a reference per chunk, the numbers of the chunks that are new), adding the new ones.
+        """Return (a reference per chunk, the numbers of the chunks that are new), adding the new
+        ones.
 
-        A reference is ``layer << 32 | slot``; slots count the new chunks of a layer in archive order.
+        A reference is ``layer << 32 | slot``; slots count the new chunks of a layer in archive
+        order.
         """
         references = array("Q")
         fresh = array("I")
@@ -58,9 +64,9 @@ class KnownChunks:
 class Segment(NamedTuple):
     """Neighbouring pieces that one task compresses; offsets and sizes in bytes.
 
-    ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the tar stream, ``piece_counts`` how many
-    of them make each piece.  The stored pieces go to ``packed_offset`` of the layer's packed file, where as much room
-    is left as they have plaintext.
+    ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the tar stream,
+    ``piece_counts`` how many of them make each piece.  The stored pieces go to ``packed_offset`` of
+    the layer's packed file, where as much room is left as they have plaintext.
     """
 
     packed_offset: int
@@ -73,9 +79,10 @@ class Segment(NamedTuple):
 class LayerPlan:
     """The new chunks of a layer in storage order, which is their numbering in the blob.
 
-    ``references`` has one ``layer << 32 | slot`` for each chunk of each file; ``encoded`` maps a slot to its EROFS chunk
-    index without the device (RAFS v6 §1.11).  ``chunks`` maps a chunk number to its number in the scan, and
-    ``addresses`` to its place in the blob's uncompressed space.  ``piece_counts`` is the number of chunks a piece.
+    ``references`` has one ``layer << 32 | slot`` for each chunk of each file; ``encoded`` maps a
+    slot to its EROFS chunk index without the device (RAFS v6 §1.11).  ``chunks`` maps a chunk
+    number to its number in the scan, and ``addresses`` to its place in the blob's uncompressed
+    space.  ``piece_counts`` is the number of chunks a piece.
     """
 
     layer: int
@@ -136,7 +143,9 @@ def plan_layer(layer: int, scan: LayerScan, known: KnownChunks, pack_size: int) 
 def _storage_order(
     sizes: array[int], chunk_size: int, pack_size: int, piece_counts: array[int]
 ) -> list[int]:
-    """Return the slots in storage order, appending the number of chunks of each piece to ``piece_counts``."""
+    """Return the slots in storage order, appending the number of chunks of each piece to
+    ``piece_counts``.
+    """
     order: list[int] = []
     pack: list[int] = []
     pack_bytes = 0
@@ -180,7 +189,9 @@ def segments(plan: LayerPlan, scan: LayerScan) -> Iterator[Segment]:
 def encode_references(
     references: array[int], plans: Sequence[LayerPlan], blob_indexes: Mapping[int, int]
 ) -> bytes:
-    """Return the 8-byte EROFS chunk indexes of references, the layers' blobs being numbered by ``blob_indexes``."""
+    """Return the 8-byte EROFS chunk indexes of references, the layers' blobs being numbered by
+    ``blob_indexes``.
+    """
     devices = {layer: (index + 1) << 16 for layer, index in blob_indexes.items()}
     tables = [plan.encoded for plan in plans]
     words = array(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 
 class RegionFile(io.RawIOBase):
-    """Reads ``regions`` of the file ``fd``, each (offset, size) in bytes, and then ``tail``; seekable.
+    """Reads ``regions`` of the file ``fd``, each (offset, size) in bytes, and then ``tail``;
+    seekable.
 
     The file stays the caller's to close.
     """

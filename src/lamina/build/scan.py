@@ -1,8 +1,9 @@
-"""First phase of a conversion: read a layer once, and keep its headers, its chunk digests and its plaintext.
+"""First phase of a conversion: read a layer once, and keep its headers, its chunk digests and its
+plaintext.
 
-The tar stream goes to a spool file as it is inflated and hashed, while its bytes are still in the processor's cache;
-later phases read chunks back by their offset.  The result travels between processes, so it is made of a few flat
-buffers instead of an object per file or chunk.
+The tar stream goes to a spool file as it is inflated and hashed, while its bytes are still in the
+processor's cache; later phases read chunks back by their offset.  The result travels between
+processes, so it is made of a few flat buffers instead of an object per file or chunk.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ NO_XATTRS: dict[bytes, bytes] = {}
 
 
 class ScannedEntry(NamedTuple):
-    """One entry of a layer; ``mode`` is the whole ``st_mode`` (0 in the format bits for a hard link).
+    """One entry of a layer; ``mode`` is the whole ``st_mode`` (0 in the format bits for a hard
+    link).
 
-    ``rdev`` is in the kernel's "new" encoding.  The chunks of a regular file are ``chunk_count`` from ``first_chunk``.
+    ``rdev`` is in the kernel's "new" encoding.  The chunks of a regular file are ``chunk_count``
+    from ``first_chunk``.
     """
 
     path: bytes
@@ -59,8 +62,8 @@ class ScannedEntry(NamedTuple):
 class LayerScan:
     """A scanned layer: entries in columns, chunks in the order of the archive.
 
-    ``digests`` holds 32 bytes a chunk, ``chunk_sizes`` its length and ``chunk_offsets`` its place in the tar stream,
-    in bytes.  ``tar_bytes`` is the length of that stream.
+    ``digests`` holds 32 bytes a chunk, ``chunk_sizes`` its length and ``chunk_offsets`` its place
+    in the tar stream, in bytes.  ``tar_bytes`` is the length of that stream.
     """
 
     chunk_size: int
@@ -85,19 +88,21 @@ class LayerScan:
             return
         chunk_size, xattrs = self.chunk_size, self.xattrs
         first = 0
+        make = ScannedEntry._make
         rows = zip(*[iter(self.numbers)] * COLUMNS, strict=True)
         texts = zip(self.paths.split(b"\0"), self.links.split(b"\0"), rows, strict=True)
         for number, (path, link, row) in enumerate(texts):
             count = -(-row[6] // chunk_size)
             extra = xattrs.get(number, NO_XATTRS) if xattrs else NO_XATTRS
-            yield ScannedEntry(path, link, *row, extra, first, count)
+            yield make((path, link, *row, extra, first, count))
             first += count
 
 
 def scan_layer(
     stream: LayerStream, spool: BinaryIO | None, chunk_size: int, digester: Digester
 ) -> LayerScan:
-    """Scan a decompressed layer to its end, copying it to ``spool`` (unbuffered, at its beginning) if one is given.
+    """Scan a decompressed layer to its end, copying it to ``spool`` (unbuffered, at its beginning)
+    if one is given.
 
     Raises:
         FormatError, UnsupportedError: what :func:`lamina.archive.tar.walk` says of the archive.

@@ -10,7 +10,7 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from lamina.archive.stream import open_layer
 from lamina.build.options import ConvertOptions
@@ -47,7 +47,8 @@ class LayerFiles:
 class Job:
     """The layers of one image, as the workers inherit them.
 
-    A registry is opened anew in each worker, because connections cannot be shared; anything else is used as it is.
+    A registry is opened anew in each worker, because connections cannot be shared; anything else is
+    used as it is.
     """
 
     source: Repository
@@ -124,15 +125,18 @@ def set_up(job: Job) -> None:
 
 
 def scan(layer: int) -> tuple[LayerScan, float]:
-    """Scan a layer into its spool; return (scan, seconds of CPU time).  Its compressed digest is verified."""
+    """Scan a layer into its spool; return (scan, seconds of CPU time).  Its compressed digest is
+    verified.
+    """
     start = time.process_time()
     descriptor = _job.layers[layer]
     options = _job.options
     with _job.source.open_blob(descriptor) as raw, _Counted(raw, _job.read_bytes, layer) as counted:
-        stream = open_layer(counted, descriptor.media_type, options.max_layer_bytes)
+        source = cast("BinaryIO", counted)
+        stream = open_layer(source, descriptor.media_type, options.max_layer_bytes)
         spool = _job.files[layer].spool
         found = scan_layer(stream, spool, options.chunk_size, options.digester)
-        # The digest of a source is verified by its last read, which may lie behind the end of the archive.
+        # The last read verifies the digest, and may lie behind the end of the archive.
         while counted.read(1 << 20):
             pass
     return found, time.process_time() - start

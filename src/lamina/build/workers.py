@@ -1,8 +1,9 @@
-"""Processes that scan and pack layers: a pool forked from the converter, which inherits what they work on.
+"""Processes that scan and pack layers: a pool forked from the converter, which inherits what they
+work on.
 
-Fork keeps start-up to milliseconds and hands over open files and the repository without pickling; so the pool must be
-made before the converter starts threads of its own.  A worker never outlives the converter: the kernel kills it when
-the thread that forked it ends.
+Fork keeps start-up to milliseconds and hands over open files and the repository without pickling;
+so the pool must be made before the converter starts threads of its own.  A worker never outlives
+the converter: the kernel kills it when the thread that forked it ends.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 from lamina.errors import Error, StoreError
 from lamina.linux.process import set_parent_death_signal
@@ -39,7 +40,8 @@ class _ForkContext(multiprocessing.context.ForkContext):
 
 
 class Workers:
-    """``jobs`` forked processes.  ``setup(state)`` runs first in each; ``state`` is inherited, not copied.
+    """``jobs`` forked processes.  ``setup(state)`` runs first in each; ``state`` is inherited, not
+    copied.
 
     Leaving the context waits for the workers; leaving it by an exception ends them at once.
     """
@@ -52,7 +54,7 @@ class Workers:
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a task; tasks start in the order in which they come."""
-        return self._pool.submit(_run, task, *args, **kwargs)
+        return self._pool.submit(_Guarded(task), *args, **kwargs)
 
     def __enter__(self) -> Self:
         return self
@@ -84,8 +86,17 @@ def _start(parent: int, setup: Callable[[T], None], state: T) -> None:
     setup(state)
 
 
+class _Guarded(Generic[P, T]):
+    """A task whose errors reach the converter: as errors of ours that can be pickled."""
+
+    def __init__(self, task: Callable[P, T]) -> None:
+        self._task = task
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _run(self._task, *args, **kwargs)
+
+
 def _run(task: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Run a task so that whatever it raises reaches the converter as an error that can be pickled."""
     try:
         return task(*args, **kwargs)
     except OSError as error:

@@ -1,0 +1,166 @@
+"""An unconverted OCI or Docker image as an :class:`~lamina.image.base.Image`: what unpacking it would give.
+
+Opening reads every layer once, into temporary files without a name; the tree is merged exactly as a conversion merges
+it, and file contents are read from the tar streams.  So it takes as long as unpacking does, and as much space.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from array import array
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import BinaryIO
+
+from lamina.archive.stream import open_layer
+from lamina.build.layer_tree import apply_layer
+from lamina.build.merge import MergedTree
+from lamina.build.options import MAX_LAYER_BYTES, work_folder
+from lamina.build.scan import scan_layer
+from lamina.codec.digest import Digester
+from lamina.erofs.tree import Node
+from lamina.errors import FormatError, UsageError
+from lamina.image.base import ImageBase, Stat, Where, below, shown
+from lamina.image.errors import FileKindError, NotDirectoryError
+from lamina.image.file import require_file
+from lamina.registry.manifest import Descriptor, Manifest, Platform, parse_manifest
+from lamina.registry.platform import select_platform
+from lamina.registry.reference import Reference, parse_reference
+from lamina.registry.repository import ClientOptions, Repository, open_repository
+
+CHUNK_SIZE = 16 << 20
+LAYER_SHIFT = 48
+OFFSET_MASK = (1 << LAYER_SHIFT) - 1
+MAX_INDEX_DEPTH = 4
+
+
+def open_source_image(
+    reference: str | Reference,
+    *,
+    options: ClientOptions | None = None,
+    platform: str | Platform | None = None,
+    work_dir: str | None = None,
+    max_layer_bytes: int = MAX_LAYER_BYTES,
+) -> SourceImage:
+    """Open an OCI or Docker image that was not converted; all of its layers are read.
+
+    ``platform`` chooses from an index, this machine's by default.  Raises what reading the image and its layers
+    raises, and UsageError for a native image.
+    """
+    where = parse_reference(reference) if isinstance(reference, str) else reference
+    with open_repository(where, options=options) as repository:
+        manifest = _find_manifest(repository, platform)
+        if manifest.is_nydus:
+            raise UsageError(f"{where} is a native image, not an ordinary one.")
+        with ExitStack() as stack:
+            tree = MergedTree()
+            spools = []
+            for number, layer in enumerate(manifest.layers):
+                spool = stack.enter_context(
+                    tempfile.TemporaryFile(buffering=0, dir=work_folder(work_dir))
+                )
+                _apply(tree, number, layer, repository, spool, max_layer_bytes)
+                spools.append(spool.fileno())
+            return SourceImage(tree.root, spools, stack.pop_all())
+
+
+def _find_manifest(repository: Repository, platform: str | Platform | None) -> Manifest:
+    descriptor, data = repository.manifest()
+    for _ in range(MAX_INDEX_DEPTH):
+        document = parse_manifest(data, f"manifest {descriptor.digest}")
+        if isinstance(document, Manifest):
+            return document
+        descriptor, data = repository.manifest(select_platform(document, platform, prefer="oci"))
+    raise FormatError(f"{repository.reference}: its indexes are nested too deeply.")
+
+
+def _apply(
+    tree: MergedTree,
+    number: int,
+    layer: Descriptor,
+    repository: Repository,
+    spool: BinaryIO,
+    max_layer_bytes: int,
+) -> None:
+    with repository.open_blob(layer) as raw:
+        stream = open_layer(raw, layer.media_type, max_layer_bytes)
+        scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3)
+        while raw.read(1 << 20):
+            pass
+    # In place of chunk indexes the nodes get the layer and the place in its tar stream.
+    places = array("Q", [number << LAYER_SHIFT | offset for offset in scan.chunk_offsets])
+    apply_layer(tree, scan, places.tobytes(), lambda node: node)
+
+
+class SourceImage(ImageBase):
+    """The merged tree of an ordinary image, with the tar streams of its layers in temporary files."""
+
+    def __init__(self, root: Node, spools: list[int], resources: ExitStack) -> None:
+        """``spools`` are file descriptors of the tar streams; ``resources`` are closed with the image."""
+        self._spools = spools
+        self._resources = resources
+        self._nodes: list[Node] = []
+        self._numbers: dict[int, int] = {}
+        self._names: dict[int, int] = {}
+        for _, node in root.walk():
+            key = id(node)
+            if key not in self._numbers:
+                self._numbers[key] = len(self._nodes)
+                self._nodes.append(node)
+            self._names[key] = self._names.get(key, 0) + 1
+
+    @property
+    def root(self) -> Stat:
+        """The root directory."""
+        return self._stat(b"/", self._nodes[0])
+
+    def child(self, directory: Stat, name: bytes) -> Stat | None:
+        """Return the entry ``name`` of a directory, or None."""
+        node = (self._nodes[directory.ino].children or {}).get(name)
+        return None if node is None else self._stat(below(directory, name), node)
+
+    def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
+        """Yield (name, Stat) of a directory in byte order."""
+        here = self.find(where)
+        children = self._nodes[here.ino].children
+        if children is None:
+            raise NotDirectoryError(f"{shown(here.path)} is not a directory")
+        for name in sorted(children):
+            yield name, self._stat(below(here, name), children[name])
+
+    def readlink(self, where: Where) -> bytes:
+        """Return the target of a symbolic link; raises FileKindError if it is none."""
+        here = self.find(where, follow_symlinks=False)
+        if not here.is_symlink:
+            raise FileKindError(f"{shown(here.path)} is not a symbolic link")
+        return self._nodes[here.ino].target
+
+    def xattrs(self, where: Where) -> dict[bytes, bytes]:
+        """Return the extended attributes, by full name."""
+        return dict(self._nodes[self.find(where, follow_symlinks=False).ino].xattrs)
+
+    def pread(self, stat: Stat, offset: int, size: int) -> bytes:
+        """Read ``size`` bytes of a regular file at ``offset``; fewer only at the end of the file."""
+        require_file(stat)
+        wanted = min(size, stat.size - offset)
+        if offset < 0 or wanted <= 0:
+            return b""
+        place = array("Q", self._nodes[stat.ino].chunks[:8])[0]
+        start = (place & OFFSET_MASK) + offset
+        return os.pread(self._spools[place >> LAYER_SHIFT], wanted, start)
+
+    def close(self) -> None:
+        """Free the temporary files; may be called again."""
+        self._resources.close()
+
+    def _stat(self, path: bytes, node: Node) -> Stat:
+        nlink = self._names[id(node)]
+        if node.children is not None:
+            nlink = 2 + sum(child.children is not None for child in node.children.values())
+        rdev = node.rdev if stat.S_IFMT(node.mode) in (stat.S_IFCHR, stat.S_IFBLK) else 0
+        # fmt: off
+        return Stat(path, self._numbers[id(node)], node.mode, nlink, node.uid, node.gid, node.size,
+                    node.mtime, node.mtime_ns, rdev)
+        # fmt: on
