@@ -11,6 +11,10 @@ RUN_VARIABLE = "LAMINA_TEST_RUN"
 """Set to the id of the pytest process; every process started by a test inherits it."""
 
 
+RESOURCE_TRACKER = "from multiprocessing.resource_tracker import main"
+"""A helper of Python's multiprocessing, which ends with the pytest process."""
+
+
 def mounts_below(folder: Path) -> list[str]:
     """Mount points inside a folder, deepest first."""
     prefix = f"{folder}/"
@@ -39,7 +43,7 @@ def processes_of_run(run: str) -> list[tuple[int, str]]:
                 )
             except OSError:
                 continue
-            if wanted in environment:
+            if wanted in environment and RESOURCE_TRACKER not in command:
                 found.append((int(entry.name), command))
     return found
 
