@@ -9,10 +9,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from lamina.cli import main
 from tests.support.installed import ROOT, copy_of_repository, empty_environment
 from tests.support.registry_server import RegistryServer
 from tests.support.tools import require_root, require_tool
@@ -61,6 +63,20 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path, registry: RegistrySe
             pattern = body.strip().replace("[", "[[]").replace("...", "*")
             assert fnmatch.fnmatchcase(output.strip(), pattern), f"{output!r} is not {body!r}"
     assert ran >= 4
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/python.md"])
+def test_python_examples_run(page: str, tmp_path: Path, oci_image: Callable[[str], Path]) -> None:
+    pytest.importorskip("fsspec")
+    native = f"oci:{tmp_path}/native:latest"
+    assert main(["convert", "--quiet", f"oci:{oci_image('minbase')}:latest", native]) == 0
+    program = "".join(blocks(ROOT / page, "python"))
+    assert "docker://registry.example.com/app" in program
+    program = program.replace("docker://registry.example.com/app", native)
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ID=debian" in done.stdout
 
 
 def test_the_quick_start_is_the_tutorial() -> None:
