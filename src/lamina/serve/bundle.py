@@ -190,6 +190,8 @@ def _process(
     capabilities = capability_set(options.capabilities_added, options.capabilities_dropped)
     # Other users get the bounding set only, which is what execve(2) would leave them.
     own = capabilities if user.uid == 0 else []
+    # The own group too, or dropping it would lift what a file denies to it (CVE-2022-36109).
+    groups = [user.gid, *(gid for gid in user.groups if gid != user.gid)]
     limits = {"RLIMIT_NOFILE": _open_files()}
     limits |= {name: (soft, hard) for name, soft, hard in options.rlimits}
     return {
@@ -197,7 +199,7 @@ def _process(
         "user": {
             "uid": user.uid,
             "gid": user.gid,
-            "additionalGids": list(user.groups),
+            "additionalGids": groups,
             "umask": 0o022,
         },
         "args": process_arguments(config, options),

@@ -122,6 +122,8 @@ def run_container(request: RunRequest) -> RunResult:
         finally:
             unmount_quietly(folders.rootfs)
             server.stop()
+            # A server that was killed left it.
+            unmount_quietly(folders.image)
         kept = kept and in_store and has_changes(folders.upper)
     finally:
         folders.remove(keep_changes=kept)
@@ -143,15 +145,19 @@ def _run_served(
     throwaway = not request.keep_changes or request.options.read_only
     in_store = mount_overlay(folders.image, folders.changes, folders.rootfs, throwaway=throwaway)
     interactive = request.options.interactive or request.options.terminal
-    outcome = run_foreground(
-        runtime,
-        folders.bundle,
-        folders.container_id,
-        interactive=interactive,
-        server_pid=server.pid,
-    )
-    if outcome.failure:
-        remove_container(runtime, folders.bundle, folders.container_id)
+    ended = False
+    try:
+        outcome = run_foreground(
+            runtime,
+            folders.bundle,
+            folders.container_id,
+            interactive=interactive,
+            server_pid=server.pid,
+        )
+        ended = not outcome.failure
+    finally:
+        if not ended:
+            remove_container(runtime, folders.bundle, folders.container_id)
     prune_mount_points(folders.upper, targets, folders.image)
     return outcome, in_store
 

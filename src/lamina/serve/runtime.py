@@ -14,7 +14,7 @@ import shutil
 import signal
 from typing import Final, NamedTuple
 
-from lamina.errors import UnsupportedError
+from lamina.errors import KernelError, UnsupportedError
 
 RUNTIMES: Final = ("runc", "crun")
 ADMIN_PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -85,7 +85,8 @@ def run_foreground(
     ended.
 
     Without ``interactive`` the container's standard input is empty.  The process ``server_pid``
-    serves the container's files: should it end first, the runtime is killed.  This process must
+    serves the container's files: should it end first, the runtime is killed
+    and KernelError raised.  This process must
     have one thread.
     """
     log = os.path.join(bundle, "runtime.log")
@@ -98,7 +99,10 @@ def run_foreground(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
     if status is None:
-        return Outcome(RUNTIME_FAILED, "the server of the image ended while the container ran")
+        raise KernelError(
+            "the server of the image ended while the container ran, so the container was killed",
+            hint="look for the out-of-memory killer in the kernel's log",
+        )
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
     return _understood(code, log) if code else Outcome(0)

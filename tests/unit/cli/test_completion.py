@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.tools import require_tool
 
 from lamina.cli import main
 from lamina.cli.completion.bash import bash_script
@@ -16,7 +17,6 @@ from lamina.cli.completion.fish import fish_script
 from lamina.cli.completion.words import all_words, top_words
 from lamina.cli.completion.zsh import zsh_script
 from lamina.cli.verbs import VERBS
-from tests.support.tools import require_tool
 
 NAMES = [verb.name for verb in VERBS]
 

@@ -21,6 +21,7 @@ from lamina.cli.parser import Parser, count_leading_options
 from lamina.cli.verbs import VERBS, find_verb
 
 SOURCE = Path(__file__).parents[3] / "src"
+PLAIN_PAGE = Page("Words.")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -38,7 +39,7 @@ def plain_story() -> None:
 def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Namespace], int]], None]:
     """Makes `lamina version` do what the test wants."""
 
-    def install(run: Callable[[Namespace], int], page: Page = Page("Words.")) -> None:
+    def install(run: Callable[[Namespace], int], page: Page = PLAIN_PAGE) -> None:
         def add_arguments(parser: Parser) -> None:
             parser.add_argument("words", nargs="*")
             add_store_option(parser)
@@ -53,7 +54,8 @@ def fake_verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Namespace]
 def modules_of(*arguments: str) -> set[str]:
     """The modules that a command imports beyond those of bare Python."""
     code = (
-        "import sys; bare = set(sys.modules); from lamina.cli import main; code = main(sys.argv[1:]);"
+        "import sys; bare = set(sys.modules);"
+        "from lamina.cli import main; code = main(sys.argv[1:]);"
         "print(*(set(sys.modules) - bare), sep='\\n', file=sys.stderr); sys.exit(code)"
     )
     command = [sys.executable, "-c", code, *arguments]

@@ -153,7 +153,8 @@ def test_root_gets_capabilities_and_others_only_the_bound() -> None:
 def test_process_of_a_user() -> None:
     user = ContainerUser(33, 34, (4, 5), "/var/www")
     process = made(user=user, command=("id",), terminal=True)["process"]
-    assert process["user"] == {"uid": 33, "gid": 34, "additionalGids": [4, 5], "umask": 0o022}
+    assert process["user"] == {"uid": 33, "gid": 34, "additionalGids": [34, 4, 5], "umask": 0o022}
+    assert made()["process"]["user"]["additionalGids"] == [0]
     assert process["args"] == ["id"]
     assert "HOME=/var/www" in process["env"]
     assert process["terminal"] is True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
+from lamina.cli import story
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     add_output_options,
@@ -34,8 +35,8 @@ PAGE: Final = Page(
         ("digest", "digest of the manifest or index that was copied"),
         ("media_type", "its media type"),
         ("reference", "where it was written"),
-        ("blobs, bytes", "number and size of the blobs of the image"),
-        ("copied_blobs, copied_bytes", "those of them that were not there yet"),
+        ("manifests", "number of manifests and indexes"),
+        ("blobs, bytes", "number and size of their blobs, those that were there already included"),
     ),
     environment=REGISTRY_ENVIRONMENT,
     see_also=("convert", "inspect"),
@@ -55,7 +56,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Copy, and tell the digest."""
-    from lamina.registry.copy import copy_image
+    from lamina.registry.copy import plan_copy, run_copy
+    from lamina.registry.platform import host_platform
     from lamina.registry.reference import parse_reference
     from lamina.registry.repository import open_repository
 
@@ -67,27 +69,22 @@ def run(args: Namespace) -> int:
         open_repository(destination, write=True, options=destination_options) as target,
         open_meter() as meter,
     ):
-        report = copy_image(
-            origin, target, platform=args.platform, everything=args.all, watch=meter.add
-        )
+        only = None if args.all else args.platform or str(host_platform())
+        plan = plan_copy(origin, only=only)
+        advance = meter.add("copy", plan.size_bytes)
+        root = run_copy(plan, origin, target, progress=lambda _, moved: advance(moved))
     if args.json:
         print_json(
             {
-                "digest": report.descriptor.digest,
-                "media_type": report.descriptor.media_type,
+                "digest": root.digest,
+                "media_type": root.media_type,
                 "reference": args.destination,
-                "blobs": report.blobs,
-                "bytes": report.total_bytes,
-                "copied_blobs": report.copied_blobs,
-                "copied_bytes": report.copied_bytes,
+                "manifests": len(plan.manifests),
+                "blobs": len(plan.blobs),
+                "bytes": plan.size_bytes,
             }
         )
-    else:
-        print_line(report.descriptor.digest)
-        moved = f"{report.copied_blobs} of {report.blobs} blobs"
-        from lamina.cli import story
-
-        story.tell(
-            f"copied {moved}, {human_size(report.copied_bytes)} of {human_size(report.total_bytes)}"
-        )
+        return 0
+    print_line(root.digest)
+    story.tell(f"{len(plan.blobs)} blobs, {human_size(plan.size_bytes)}")
     return 0
