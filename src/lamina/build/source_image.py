@@ -1,7 +1,9 @@
-"""An unconverted OCI or Docker image as an :class:`~lamina.image.base.Image`: what unpacking it would give.
+"""An unconverted OCI or Docker image as an :class:`~lamina.image.base.Image`: what unpacking it
+would give.
 
-Opening reads every layer once, into temporary files without a name; the tree is merged exactly as a conversion merges
-it, and file contents are read from the tar streams.  So it takes as long as unpacking does, and as much space.
+Opening reads every layer once, into temporary files without a name; the tree is merged exactly as a
+conversion merges it, and file contents are read from the tar streams.  So it takes as long as
+unpacking does, and as much space.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ def open_source_image(
 ) -> SourceImage:
     """Open an OCI or Docker image that was not converted; all of its layers are read.
 
-    ``platform`` chooses from an index, this machine's by default.  Raises what reading the image and its layers
-    raises, and UsageError for a native image.
+    ``platform`` chooses from an index, this machine's by default.  Raises what reading the image
+    and its layers raises, and UsageError for a native image.
     """
     where = parse_reference(reference) if isinstance(reference, str) else reference
     with open_repository(where, options=options) as repository:
@@ -98,7 +100,9 @@ class SourceImage(ImageBase):
     """The merged tree of an ordinary image, with the tar streams of its layers in temporary files."""
 
     def __init__(self, root: Node, spools: list[int], resources: ExitStack) -> None:
-        """``spools`` are file descriptors of the tar streams; ``resources`` are closed with the image."""
+        """``spools`` are file descriptors of the tar streams; ``resources`` are closed with the
+        image.
+        """
         self._spools = spools
         self._resources = resources
         self._nodes: list[Node] = []
