@@ -10,6 +10,7 @@ from tests.support.rafs import Image, make_image
 
 from lamina.blob.check import check_blob, check_data
 from lamina.blob.decode import decode_piece
+from lamina.blob.layout import tar_header
 from lamina.blob.table import ChunkTable
 from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
@@ -196,8 +197,9 @@ def test_check_names_what_is_wrong_with_a_blob() -> None:
     with pytest.raises(FormatError, match="not where it is said"):
         check(image.blob, entry._replace(ci_offset=entry.ci_offset + 1))
     with pytest.raises(FormatError, match="does not follow the data"):
-        shifted = image.blob[: entry.ci_offset - 512]
-        check(shifted[4096:], entry._replace(features=entry.features))
+        start = entry.ci_offset
+        between = image.blob[:start] + tar_header("other", 0) + image.blob[start:]
+        check(between, entry._replace(ci_offset=start + 512))
     with pytest.raises(FormatError, match="behind the end"):
         check(b"", entry._replace(features=0x40000085))
 
