@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lamina.store import readiness
+from lamina.store.readiness import (
+    CLEAN_OFFSET,
+    HEADER_SIZE,
+    Header,
+    create_map,
+    decode_header,
+    encode_header,
+    open_map,
+)
+
+BOOT = bytes(range(16))
+HEADER = Header(10, 40960, 77, b"i" * 32, BOOT)
+
+
+def test_header_has_the_documented_layout() -> None:
+    encoded = encode_header(HEADER)
+    assert len(encoded) == 112 == CLEAN_OFFSET
+    assert encoded[:8] == b"LAMREADY"
+    assert int.from_bytes(encoded[8:12], "little") == 1
+    assert int.from_bytes(encoded[16:24], "little") == 10
+    assert int.from_bytes(encoded[24:32], "little") == 40960
+    assert int.from_bytes(encoded[32:40], "little") == 77
+    assert encoded[40:72] == b"i" * 32
+    assert encoded[72:88] == BOOT
+    assert encoded[88:] == bytes(24)
+    assert decode_header(encoded.ljust(HEADER_SIZE, b"\0")) == HEADER
+
+
+@given(st.integers(0, 111), st.integers(1, 255))
+def test_a_changed_byte_of_the_header_is_noticed(position: int, change: int) -> None:
+    damaged = bytearray(encode_header(HEADER).ljust(HEADER_SIZE, b"\0"))
+    damaged[position] ^= change
+    assert decode_header(bytes(damaged)) != HEADER
+
+
+@given(st.binary(max_size=HEADER_SIZE + 10))
+def test_any_bytes_decode_without_an_exception(data: bytes) -> None:
+    decode_header(data)
+
+
+def test_marks_are_shared_by_all_who_map_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    create_map(path, HEADER)
+    first, second = open_map(path, HEADER), open_map(path, HEADER)
+    assert first is not None
+    assert second is not None
+    first.mark(3)
+    first.mark(5, 2)
+    assert [second.is_ready(chunk) for chunk in range(10)] == [
+        chunk in (3, 5, 6) for chunk in range(10)
+    ]
+    assert second.ready_count == 3
+    assert second.first_missing(3, 4) == -1
+    assert second.first_missing(3, 10) == 4
+    assert second.first_missing(5, 7) == -1
+    assert not second.complete
+    first.close()
+    second.close()
+    second.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chunk_count": 11},
+        {"size_bytes": 4096},
+        {"inode": 78},
+        {"identity": b"j" * 32},
+        {"boot_id": bytes(16)},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_map_of_something_else_is_not_believed(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "map"
+    create_map(path, HEADER)
+    assert open_map(path, HEADER._replace(**change)) is None
+
+
+def test_a_truncated_map_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    create_map(path, HEADER)
+    os.truncate(path, HEADER_SIZE + 9)
+    assert open_map(path, HEADER) is None
+
+
+def test_there_may_be_no_map(tmp_path: Path) -> None:
+    assert open_map(tmp_path / "map", HEADER) is None
+
+
+def test_only_a_clean_and_complete_map_outlives_a_boot(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    create_map(path, HEADER)
+    found = open_map(path, HEADER)
+    assert found is not None
+    found.mark(0, 9)
+    found.set_clean()
+    found.close()
+    next_boot = HEADER._replace(boot_id=bytes(16))
+    assert open_map(path, next_boot) is None, "clean but not complete"
+
+    create_map(path, HEADER)
+    found = open_map(path, HEADER)
+    assert found is not None
+    found.mark(0, 10)
+    found.close()
+    assert open_map(path, next_boot) is None, "complete but not clean"
+
+    found = open_map(path, HEADER)
+    assert found is not None
+    found.set_clean()
+    found.close()
+    found = open_map(path, next_boot)
+    assert found is not None
+    assert found.complete
+    found.close()
+    assert open_map(path, HEADER._replace(boot_id=b"x" * 16)) is not None
+
+
+def test_a_new_map_does_not_disturb_who_has_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    create_map(path, HEADER)
+    old = open_map(path, HEADER)
+    assert old is not None
+    create_map(path, HEADER)
+    new = open_map(path, HEADER)
+    assert new is not None
+    old.mark(1)
+    assert not new.is_ready(1)
+    old.close()
+    new.close()
+
+
+def test_the_boot_id_is_the_kernels() -> None:
+    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    assert readiness.current_boot_id().hex() == text.strip().replace("-", "")
+
+
+def test_the_map_is_written_in_full(tmp_path: Path) -> None:
+    # A hole would be a SIGBUS for whoever marks a chunk on a full disk.
+    path = tmp_path / "map"
+    create_map(path, HEADER._replace(chunk_count=1 << 20))
+    assert path.stat().st_blocks * 512 >= 1 << 20

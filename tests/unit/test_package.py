@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import lamina
+from lamina.errors import Error
+from lamina.version import VERSION
+
+
+def test_what_the_package_offers() -> None:
+    assert lamina.__version__ == VERSION
+    assert lamina.Error is Error
+    assert callable(lamina.open)
+    assert set(lamina.__all__) == {"Error", "__version__", "open"}
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    code = "import sys, lamina; print(' '.join(sorted(sys.modules)))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout
+    loaded = {name.split(".")[0] for name in output.split()}
+    assert not loaded & {"msgspec", "zstandard", "fsspec", "urllib3", "blake3", "json", "logging"}
+    assert "lamina.image" not in output.split()
