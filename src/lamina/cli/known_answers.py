@@ -87,7 +87,8 @@ def _codecs() -> None:
 
 def tiny_layout(folder: Path) -> dict[str, bytes]:
     """Write an OCI layout of one image with one layer; return the regular files in it."""
-    files = {"etc/hello": _TEXT, "big": hashlib.sha256(b"big").digest() * 20000, "empty": b""}
+    noise = b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(20000))
+    files = {"etc/hello": _TEXT, "big": noise, "empty": b""}
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         directory = tarfile.TarInfo("etc")
@@ -98,7 +99,7 @@ def tiny_layout(folder: Path) -> dict[str, bytes]:
             info.size, info.mode = len(data), 0o644
             archive.addfile(info, io.BytesIO(data))
         link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.SYMTYPE, "etc/hello"
+        link.type, link.linkname, link.mode = tarfile.SYMTYPE, "etc/hello", 0o777
         archive.addfile(link)
     plain = buffer.getvalue()
     config = {

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Final
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
 
+from lamina.cli import story
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
     add_output_options,
     add_registry_options,
+    client_options,
 )
+from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from lamina.build.layer_tar import UnpackReport
 
 PAGE: Final = Page(
     """
@@ -32,6 +39,7 @@ PAGE: Final = Page(
         ("destination", "as given"),
         ("entries", "files, folders, links and devices that were written"),
         ("bytes", "content of the files"),
+        ("notes", "list of what could not be kept, as owners without root"),
         ("digest", "of an OCI image: the digest of its manifest"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
@@ -45,3 +53,44 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("destination", metavar="DST", help="a folder, or reference of an OCI image")
     add_registry_options(parser)
     add_output_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Unpack, and tell what was written."""
+    from lamina.cli.opening import is_folder, open_native
+
+    digest = None
+    with closing(open_native(args, args.image)) as image:
+        if is_folder(args.destination):
+            from lamina.build.unpack import unpack_to_folder
+
+            report = unpack_to_folder(image, args.destination)
+        else:
+            from lamina.build.unpack import unpack_to_image
+            from lamina.registry.reference import parse_reference
+
+            descriptor, report = unpack_to_image(
+                image,
+                parse_reference(args.destination),
+                client=client_options(args),
+            )
+            digest = descriptor.digest
+    _tell(args, report, digest)
+    return 0
+
+
+def _tell(args: Namespace, report: UnpackReport, digest: str | None) -> None:
+    for note in report.notes:
+        story.warn(note)
+    if args.json:
+        result = {
+            "destination": args.destination,
+            "entries": report.entries,
+            "bytes": report.content_bytes,
+            "notes": report.notes,
+        }
+        print_json(result if digest is None else {**result, "digest": digest})
+        return
+    if digest is not None:
+        print_line(digest)
+    story.tell(f"{report.entries} entries, {human_size(report.content_bytes)} of content")
