@@ -167,10 +167,13 @@ class ChunkTable:
 
     def _chunk_at(self, offset: int) -> int:
         """Return the last chunk that begins at or before ``offset``."""
+        # Every read comes through here, so the bare words are searched; _cover checks the result.
+        words, step = self._words, self._words_per_record
+        mask, wanted = (0xFFFFFFFF, offset >> 12) if self._is_v2 else (V1_OFFSET_MASK, offset)
         low, high = 0, self.chunk_count
         while high - low > 1:
             middle = (low + high) // 2
-            if self.chunk_extent(middle)[0] <= offset:
+            if words[middle * step] & mask <= wanted:
                 low = middle
             else:
                 high = middle
