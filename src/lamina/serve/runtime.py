@@ -32,6 +32,14 @@ _NOT_FORWARDED: Final = (
     # job control of the shell, and noise that runtimes make for themselves
     *("SIGCHLD", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT", "SIGURG", "SIGPROF", "SIGVTALRM"),
 )
+# What runc and crun say of a command that they cannot start.
+_NOT_FOUND_WORDS: Final = ("executable file not found", "no such file or directory")
+_CANNOT_INVOKE_WORDS: Final = (
+    "permission denied",
+    "exec format error",
+    "is a directory",
+    "open executable: operation not permitted",
+)
 _SI_KERNEL: Final = 0x80
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
@@ -169,11 +177,10 @@ def _understood(code: int, log: str) -> Outcome:
     message = _logged_error(log)
     if not message:
         return Outcome(code)
-    if any(word in message for word in ("executable file not found", "no such file or directory")):
+    text = message.lower()
+    if any(words in text for words in _NOT_FOUND_WORDS):
         return Outcome(NOT_FOUND, message)
-    if any(
-        word in message for word in ("permission denied", "exec format error", "is a directory")
-    ):
+    if any(words in text for words in _CANNOT_INVOKE_WORDS):
         return Outcome(CANNOT_INVOKE, message)
     return Outcome(RUNTIME_FAILED, message)
 
