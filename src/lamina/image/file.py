@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from lamina.image.base import Stat, shown
 from lamina.image.errors import FileKindError, IsDirectoryError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+READALL_BYTES: Final = 16 << 20
 
 
 class Readable(Protocol):
@@ -58,6 +61,15 @@ class ImageFile(io.RawIOBase):
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        """Return all from the current position on, fetching over several connections."""
+        self._check_open()
+        parts: list[bytes] = []
+        while part := self._image.pread(self._stat, self._position, READALL_BYTES):
+            parts.append(part)
+            self._position += len(part)
+        return b"".join(parts)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move the position; beyond the end is allowed and reads nothing there."""

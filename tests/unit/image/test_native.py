@@ -239,6 +239,17 @@ def test_file_objects_seek(image: NativeImage) -> None:
         file.raw.tell()
 
 
+def test_reading_the_rest_takes_few_requests(tmp_path: Path) -> None:
+    content = some_bytes(300_000, 5)
+    for image in open_built(build_image({b"f": content}), tmp_path):
+        with image.open("f") as file:
+            assert file.read(10) == content[:10]
+            assert file.read() == content[10:]
+            assert file.read() == b""
+        # A buffer of 128 KiB first, then all that is left.
+        assert image.statistics.requests == 2
+
+
 def test_file_objects_iterate_lines(image: NativeImage) -> None:
     with image.open("dir/sub/deep") as file, io.TextIOWrapper(file) as text:
         assert list(text) == ["deep content"]
