@@ -41,6 +41,7 @@ class RunServer:
 
     pid: int
     channel: socket.socket
+    answered: bool = False
 
     def wait_ready(self) -> dict[str, Any]:
         """Wait until the image is mounted and return what ``start`` returned.
@@ -49,6 +50,7 @@ class RunServer:
         """
         with self.channel.makefile("rb") as stream:
             line = stream.readline()
+        self.answered = True
         if not line:
             raise KernelError("the server of the image ended before the image was mounted")
         message: dict[str, Any] = json.loads(line)
@@ -57,8 +59,14 @@ class RunServer:
         return dict(message["ready"])
 
     def stop(self) -> None:
-        """Say goodbye and wait until everything is unmounted; may be called again."""
+        """Say goodbye and wait until everything is unmounted; may be called again.
+
+        A server that has not answered yet may wait for a registry: it is killed.  What it mounted
+        is in a private namespace, so nothing of it is left.
+        """
         if self.pid:
+            if not self.answered:
+                os.kill(self.pid, signal.SIGKILL)
             with contextlib.suppress(OSError):
                 self.channel.send(_GOODBYE)
             self.channel.close()

@@ -100,3 +100,18 @@ def test_signals_of_the_terminal_do_not_end_it(tmp_path: Path) -> None:
     assert os.waitpid(server.pid, os.WNOHANG) == (0, 0)
     server.stop()
     assert stopped(tmp_path) == "orphaned=False"
+
+
+class Slow(Fake):
+    """Never gets ready."""
+
+    def start(self) -> dict[str, Any]:
+        time.sleep(60)
+        return {}
+
+
+def test_a_server_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    server = start_server(lambda: Slow(tmp_path))
+    start_s = time.monotonic()
+    server.stop()
+    assert time.monotonic() - start_s < 5
