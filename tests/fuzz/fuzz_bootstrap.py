@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import stat
-import struct
 from itertools import islice
 
 from lamina.erofs.check import check_bootstrap
@@ -88,18 +87,9 @@ def seeds() -> list[bytes]:
         b"hard/b": shared,
     }
     many: dict[bytes, Content] = {b"%03d-%s" % (n, b"n" * 90): b"" for n in range(90)}
-    images = [
+    return [
         make_image(kinds, chunk_size=4096, prefetch=[b"/d"]).bootstrap,
         make_image(kinds, pack_size=8192, inlined_digests=True).bootstrap,
         make_image(many).bootstrap,
         make_image({}).bootstrap,
     ]
-    return [*images, *crashers(images)]
-
-
-def crashers(images: list[bytes]) -> list[bytes]:
-    """Inputs like those that once found a defect, made anew from the images."""
-    kinds = images[0]
-    # A blob table entry whose data ends before the blob begins.
-    before = kinds[: 4096 + 112] + struct.pack("<Q", 5) + kinds[4096 + 120 :]
-    return [before]

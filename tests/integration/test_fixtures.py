@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lamina.blob.check import check_blob
+from lamina.blob.check import check_blob, check_table
 from lamina.blob.decode import decode_piece
 from lamina.blob.framing import read_bootstrap, read_sections
 from lamina.blob.layout import CHUNK_COMPRESSED, CHUNK_ZRAN, TAR_BLOCK
@@ -17,6 +19,7 @@ from lamina.codec.digest import Digester, digest
 from lamina.erofs.check import check_bootstrap
 from lamina.erofs.layout import BlobFeature, FileType, Layout
 from lamina.erofs.reader import Bootstrap
+from lamina.errors import UnsupportedError
 from tests.support.rafs import blob_entry
 from tests.support.tools import require_shared
 
@@ -123,6 +126,48 @@ def test_blob_with_an_inlined_bootstrap() -> None:
     # An early builder: the features do not tell of the headers and contents that are there.
     assert (entry.features, entry.chunk_count) == (1, 3)
     assert check_blob(entry, bootstrap.chunk_digests(0), reader(data), len(data)) == 6609
+
+
+REFERRED = {
+    "targz-ref": ("zran", "bgzip.tar.gz", 415, 44, 6),
+    "targz-ref, contents": ("zran", "zran-two-streams.tar.gz", 11, 5, 1),
+    "tar-tarfs": ("tar", "all-entry-type.tar", 10, 0, 0),
+}
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("build", REFERRED)
+def test_images_of_nydus_that_refer_to_a_tar(
+    peer: Callable[[str], Path], tmp_path: Path, build: str
+) -> None:
+    *parts, inodes, chunks, contexts = REFERRED[build]
+    source = fixture(*map(str, parts))
+    arguments = ["create", "--type", build.split(",", maxsplit=1)[0], "--blob-dir", str(tmp_path)]
+    if "contents" in build:
+        arguments += ["--blob-inline-meta", "--features", "blob-toc"]
+    else:
+        arguments += ["--bootstrap", str(tmp_path / "image.boot")]
+    command = [str(peer("nydus-image")), *arguments, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    blobs = [path.read_bytes() for path in tmp_path.iterdir() if "." not in path.name]
+    if "contents" in build:
+        boot = read_bootstrap(reader(blobs[0]), len(blobs[0]))
+        assert boot is not None
+    else:
+        boot = (tmp_path / "image.boot").read_bytes()
+    check_bootstrap(boot)
+    bootstrap = Bootstrap(boot)
+    assert bootstrap.inode_count == inodes
+    (entry,) = bootstrap.blobs
+    if not chunks:
+        with pytest.raises(UnsupportedError, match="plain tar"):
+            ChunkTable.from_stored(b"", entry)
+        return
+    stored = blobs[0][entry.ci_offset :][: entry.ci_compressed_size + 4096]
+    table = ChunkTable.from_stored(stored, entry)
+    check_table(table)
+    assert (table.chunk_count, len(table.zran_contexts)) == (chunks, contexts)
 
 
 def test_table_of_a_gzip_stream() -> None:

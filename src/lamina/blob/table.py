@@ -123,6 +123,12 @@ class ChunkTable:
             payload = decompress(Compressor(entry.ci_compressor), stored, size)
         return cls(payload, header, entry)
 
+    def close(self) -> None:
+        """Release the buffer, which an mmap needs before it can be closed itself."""
+        if isinstance(self._words, memoryview):
+            self._words.release()
+        self._extra.release()
+
     def to_meta(self) -> bytes:
         """Return the form that :meth:`from_meta` reads."""
         payload = _as_bytes(self._words) + bytes(self._extra)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 import time
 import tracemalloc
 from array import array
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -304,3 +306,14 @@ def test_opening_a_large_table_is_cheap() -> None:
     assert time.perf_counter() - started < 0.05
     assert tracemalloc.get_traced_memory()[1] < 64 << 10
     tracemalloc.stop()
+
+
+def test_an_mmap_can_be_closed_after_the_table(tmp_path: Path) -> None:
+    encoded = encode_table(BATCHED, FEATURES, BATCHED.data_size + 512)
+    path = tmp_path / "blob.meta"
+    path.write_bytes(meta_of(encoded))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        table = ChunkTable.from_meta(mapped, entry_of(encoded, BATCHED))
+        assert table.piece_count == 3
+        table.close()
+        table.close()

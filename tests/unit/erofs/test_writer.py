@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import tracemalloc
 
@@ -337,3 +338,24 @@ def test_opening_costs_nothing_per_file() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 64 << 10
+
+
+def test_golden_bytes() -> None:
+    """The same tree gives the same bytes in every version; a change here changes every image."""
+    entries: dict[bytes, Content] = {
+        b"many/%03d" % number: Node(0o100644, uid=number, mtime=number) for number in range(500)
+    }
+    entries |= {
+        b"dir": directory(0o1777, xattrs={b"user.b": b"2", b"user.a": b"1"}),
+        b"dir/link": Node(0o120777, target=b"t" * 4090),
+        b"dir/null": Node(0o020666, rdev=0x103, mtime_ns=5),
+        b"file": b"content",
+        b"large": b"content" * 5000,
+    }
+    root, chunks = make_tree(entries, CHUNK)
+    blob = blob_entry(chunk_count=len(chunks), uncompressed_size=1 << 20)
+    options = BootstrapOptions(CHUNK, prefetch=[b"/dir"])
+    data = write_bootstrap(root, [blob], bytes(80 * len(chunks)), options)
+    assert hashlib.sha256(data).hexdigest() == (
+        "aff5c8bc86e30eceb97d86b4aa5f5c0b83418f8743997b20c55c3503b19c5e30"
+    )
