@@ -21,6 +21,7 @@ from lamina.blob.layout import (
     TAR_BLOCK,
     TOC_NONE,
     TOC_ZSTD,
+    CiHeader,
     TocEntry,
     parse_tar_header,
     tar_header,
@@ -174,7 +175,12 @@ class BlobTail:
             place = self._position, len(digests)
             self._append(SECTION_DIGESTS, digests)
             self._list(SECTION_DIGESTS, digests, place, TOC_NONE)
-        self.entry = BlobEntry(
+        self.entry = self._layer_entry(columns, options, header)
+
+    def _layer_entry(
+        self, columns: BlobColumns, options: BlobOptions, header: CiHeader
+    ) -> BlobEntry:
+        return BlobEntry(
             blob_id=PLACEHOLDER_BLOB_ID,
             index=0,
             chunk_size=options.chunk_size,
