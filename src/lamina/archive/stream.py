@@ -255,7 +255,7 @@ class LayerStream(io.RawIOBase):
         if self._total > self._max_bytes:
             raise FormatError(
                 f"The layer decompresses to more than the allowed {self._max_bytes} bytes.",
-                hint="If it is really that large, raise the limit; else it is a decompression bomb.",
+                hint="If it is really that large, raise the limit; else it is a bomb.",
             )
         return data
 

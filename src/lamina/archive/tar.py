@@ -141,7 +141,7 @@ def _check_end(reader: BlockReader, header: bytes, offset: int) -> None:
 
 
 def _verify_checksum(header: bytes, field: bytes, offset: int) -> None:
-    """Compare modulo 65521 first: adler32's low half is one more than the byte sum, computed in C."""
+    """Compare modulo 65521 first: adler32 has the sum of the bytes, plus one, in its low half."""
     found = _octal(field, "checksum", offset)
     expected = found + sum(field) - 8 * 0x20 + 1
     if expected % 65521 == zlib.adler32(header) & 0xFFFF:
@@ -156,7 +156,7 @@ def _verify_checksum(header: bytes, field: bytes, offset: int) -> None:
 
 
 def _octal(field: bytes, what: str, offset: int) -> int:
-    """Return a number field: octal text, empty (0), or base-256 where the first bit is set (GNU)."""
+    """Return a number field: octal text, empty (0), or base-256 if the first bit is set (GNU)."""
     if field[0] & 0x80:
         bits = 8 * len(field) - 1
         value = int.from_bytes(field, "big") & ((1 << bits) - 1)

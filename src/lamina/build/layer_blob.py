@@ -36,7 +36,7 @@ class OwnBlobs:
     """
 
     def __init__(self, plan: LayerPlan, device_layers: Sequence[int]) -> None:
-        """``device_layers`` are the layers behind the device numbers of the merged tree, from 1 on."""
+        """``device_layers`` are the layers behind the devices of the merged tree, from 1 on."""
         self._layers = [plan.layer] if plan.chunk_count else []
         self._layers += plan.lower_layers
         self._device_layers = device_layers
@@ -114,7 +114,7 @@ class LayerBuild:
 
 
 def borrowed_chunks(plan: LayerPlan, plans: Sequence[LayerPlan]) -> set[tuple[int, int]]:
-    """Return the (layer, chunk number) of the chunks that a layer's files share with lower layers."""
+    """Return the (layer, chunk number) of the chunks that a layer shares with lower ones."""
     found = set()
     for reference in plan.references:
         layer = reference >> LAYER_SHIFT

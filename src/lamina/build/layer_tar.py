@@ -33,7 +33,7 @@ KINDS = {
 
 @dataclass(slots=True)
 class UnpackReport:
-    """What was written: entries, and bytes of file contents; ``notes`` say what could not be kept."""
+    """What was written: entries, bytes of file contents; ``notes`` say what was not kept."""
 
     entries: int = 0
     content_bytes: int = 0

@@ -51,7 +51,7 @@ def copy_metadata(source: Node, target: Node) -> None:
 
 
 class MergedTree:
-    """The tree of all layers applied so far.  Call :meth:`begin_layer` before the entries of each."""
+    """The tree of all layers so far.  Call :meth:`begin_layer` before the entries of each."""
 
     def __init__(self) -> None:
         self.root = new_directory()

@@ -97,7 +97,7 @@ def _apply(
 
 
 class SourceImage(ImageBase):
-    """The merged tree of an ordinary image, with the tar streams of its layers in temporary files."""
+    """The merged tree of an ordinary image; the tar streams of its layers are temporary files."""
 
     def __init__(self, root: Node, spools: list[int], resources: ExitStack) -> None:
         """``spools`` are file descriptors of the tar streams; ``resources`` are closed with the
@@ -146,7 +146,7 @@ class SourceImage(ImageBase):
         return dict(self._nodes[self.find(where, follow_symlinks=False).ino].xattrs)
 
     def pread(self, stat: Stat, offset: int, size: int) -> bytes:
-        """Read ``size`` bytes of a regular file at ``offset``; fewer only at the end of the file."""
+        """Read ``size`` bytes of a regular file at ``offset``; fewer only at its end."""
         require_file(stat)
         wanted = min(size, stat.size - offset)
         if offset < 0 or wanted <= 0:

@@ -17,6 +17,7 @@ from lamina.build.options import ConvertOptions
 from lamina.build.pack import pack_segment
 from lamina.build.plan import Segment
 from lamina.build.scan import LayerScan, scan_layer
+from lamina.errors import StoreError
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
@@ -30,8 +31,14 @@ class LayerFiles:
     """The two temporary files of a layer, without a name: the tar stream, and the packed pieces."""
 
     def __init__(self, work_dir: str) -> None:
-        self.spool = tempfile.TemporaryFile(buffering=0, dir=work_dir)
-        self.packed = tempfile.TemporaryFile(buffering=0, dir=work_dir)
+        try:
+            self.spool = tempfile.TemporaryFile(buffering=0, dir=work_dir)
+            self.packed = tempfile.TemporaryFile(buffering=0, dir=work_dir)
+        except OSError as error:
+            raise StoreError(
+                f"No temporary files can be made in {work_dir}: {error.strerror}.",
+                hint="Set TMPDIR, or name another directory for temporary files.",
+            ) from error
 
     def drop_spool(self) -> None:
         """Free the spool's space; the workers still hold it open, so it is emptied."""

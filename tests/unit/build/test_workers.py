@@ -1,0 +1,74 @@
+"""The worker pool: errors come through, and nobody is left behind."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from lamina.build.workers import Workers
+from lamina.errors import Error, FormatError, KernelError, StoreError
+
+state: dict[str, int] = {}
+
+
+def adopt(given: dict[str, int]) -> None:
+    state.update(given)
+
+
+def answer() -> tuple[int, int]:
+    return state["answer"], os.getpid()
+
+
+def fail(kind: str) -> None:
+    if kind == "format":
+        raise FormatError("broken", hint="fix it")
+    if kind == "kernel":
+        raise Stubborn(1, 2)
+    if kind == "os":
+        raise OSError(28, "No space left on device")
+    os._exit(9)
+
+
+class Stubborn(KernelError):
+    """An error that cannot be pickled back, because its arguments are not its message."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}", hint="none")
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+def test_workers_inherit_the_state() -> None:
+    with Workers(2, adopt, {"answer": 42}) as workers:
+        found, pid = workers.submit(answer).result()
+    assert found == 42
+    assert pid != os.getpid()
+
+
+def test_errors_come_through() -> None:
+    with Workers(1, adopt, {}) as workers:
+        with pytest.raises(FormatError, match="broken") as caught:
+            workers.submit(fail, "format").result()
+        assert caught.value.hint == "fix it"
+        with pytest.raises(Error, match="1 and 2"):
+            workers.submit(fail, "kernel").result()
+        with pytest.raises(StoreError, match="No space left"):
+            workers.submit(fail, "os").result()
+
+
+def test_a_worker_that_dies_is_one_clear_error() -> None:
+    with pytest.raises(Error, match="worker process of the conversion died"):
+        with Workers(2, adopt, {}) as workers:
+            workers.submit(fail, "die").result()
+
+
+def test_an_exception_ends_the_workers_at_once() -> None:
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Workers(2, adopt, {}) as workers:
+        workers.submit(sleep)
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 20
