@@ -1,0 +1,228 @@
+"""Time of a conversion from an OCI layout to a native image in another one, against nydus-image.
+
+Each round runs every case once, one after the other, in processes of its own.  The peer converts
+the layers in parallel and merges them, with blobs and bootstrap as files, which is less than a
+pushed image; its digest of the source and its upload are not counted against it.  Both sides use
+chunks of 1 MiB, zstd level 3, blake3 and no packs where they are compared; a second case shows
+Lamina's defaults.  Needs no root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support import report
+from support.nydus import peer_program
+
+ROOT = Path(__file__).resolve().parents[1]
+PEER = "nydus-image, 1 MiB zstd-3"
+SAME = "lamina, 1 MiB zstd-3, no packs"
+DEFAULTS = "lamina, defaults"
+VARIANTS = {
+    SAME: ("--chunk-size", "1M", "--pack", "none", "--compressor", "zstd", "--level", "3"),
+    DEFAULTS: (),
+}
+
+
+class Sample(NamedTuple):
+    """One conversion: seconds of wall and CPU time, bytes of the result, seconds by phase."""
+
+    wall_s: float
+    cpu_s: float
+    image_bytes: int
+    phases_s: dict[str, float]
+
+
+def main() -> int:
+    """Measure, print the table, write JSON."""
+    options = _parse()
+    layout = _image_layout(options.image)
+    print(report.describe_machine())
+    print(f"image {options.image}, {options.rounds} rounds, cases by turns")
+    with tempfile.TemporaryDirectory(prefix="lamina-bench-", dir=options.work_dir) as folder:
+        cases = _cases(options, layout, Path(folder))
+        samples: dict[str, list[Sample]] = {name: [] for name in cases}
+        for _ in range(options.rounds):
+            for name, run in cases.items():
+                samples[name].append(run())
+                shutil.rmtree(Path(folder) / "out", ignore_errors=True)
+    _print(samples)
+    if options.profile:
+        for name in set(samples) - {PEER}:
+            _print_profile(name, samples[name])
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        report.write_json(options.json, "convert", settings, _as_json(samples))
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="conversions of each case (3)")
+    parser.add_argument(
+        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
+    )
+    parser.add_argument("--jobs", type=int, default=0, help="processes of lamina (0: one a core)")
+    parser.add_argument("--work-dir", help="where results and temporary files go")
+    parser.add_argument("--profile", action="store_true", help="print where our time goes")
+    parser.add_argument("--json", type=Path, help="write results here")
+    return parser.parse_args()
+
+
+def _image_layout(name: str) -> Path:
+    if (Path(name) / "index.json").exists():
+        return Path(name).resolve()
+    build = [sys.executable, "-m", "tests.support.images", name]
+    done = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.split()[-1])
+
+
+def _cases(
+    options: argparse.Namespace, layout: Path, folder: Path
+) -> dict[str, Callable[[], Sample]]:
+    cases: dict[str, Callable[[], Sample]] = {}
+    program = peer_program("nydus-image")
+    if program is None:
+        print("nydus-image: not there, left out (make peers)")
+    else:
+        layers = _layer_files(layout)
+        cases[PEER] = lambda: _run_peer(str(program), layers, folder / "out")
+    for name, arguments in VARIANTS.items():
+        command = [sys.executable, "-m", "lamina", "convert", "--json", *arguments]
+        if options.jobs:
+            command += ["--jobs", str(options.jobs)]
+        command += [f"oci:{layout}:latest", f"oci:{folder}/out:native"]
+        cases[name] = _runner(command)
+    return cases
+
+
+def _runner(command: list[str]) -> Callable[[], Sample]:
+    return lambda: _run_lamina(command)
+
+
+def _layer_files(layout: Path) -> list[Path]:
+    def read(descriptor: dict[str, Any]) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(_blob(layout, descriptor["digest"]).read_bytes())
+        return document
+
+    index = json.loads((layout / "index.json").read_bytes())
+    manifest = read(index["manifests"][0])
+    return [_blob(layout, layer["digest"]) for layer in manifest["layers"]]
+
+
+def _blob(layout: Path, digest: str) -> Path:
+    return layout / "blobs" / digest.replace(":", "/")
+
+
+def _run_lamina(command: list[str]) -> Sample:
+    wall_s, cpu_s, output = _timed([command])
+    result = json.loads(output[0])
+    size = sum(image["image_bytes"] for image in result["images"])
+    return Sample(wall_s, cpu_s, size, result["phases_s"])
+
+
+def _run_peer(program: str, layers: list[Path], out: Path) -> Sample:
+    """All layers at once, then the merge; each bootstrap is named by its blob, as merge wants."""
+    creates = []
+    folders = []
+    for number, layer in enumerate(layers):
+        folder = out / str(number)
+        folder.mkdir(parents=True)
+        folders.append(folder)
+        options = ("--compressor", "zstd", "--chunk-size", "0x100000", "--digester", "blake3")
+        places = ("-B", str(folder / "boot"), "-D", str(folder))
+        creates.append([program, "create", "-t", "targz-rafs", *options, *places, str(layer)])
+    wall_s, cpu_s, _ = _timed(creates)
+    size = 0
+    bootstraps = []
+    for folder in folders:
+        [blob] = [path for path in folder.iterdir() if path.name != "boot"]
+        size += blob.stat().st_size
+        bootstraps.append(str((folder / "boot").rename(out / blob.name)))
+    merged = out / "merged"
+    merge_s, merge_cpu_s, _ = _timed([[program, "merge", "-B", str(merged), *bootstraps]])
+    size += merged.stat().st_size
+    return Sample(wall_s + merge_s, cpu_s + merge_cpu_s, size, {})
+
+
+def _timed(commands: list[list[str]]) -> tuple[float, float, list[bytes]]:
+    """Run commands at once; return (wall time, CPU time, their outputs)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    before = _children_cpu_s()
+    start = time.perf_counter()
+    running = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        for command in commands
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    wall_s = time.perf_counter() - start
+    for process in running:
+        if process.returncode:
+            raise SystemExit(f"{process.args!r} failed with status {process.returncode}")
+    return wall_s, _children_cpu_s() - before, outputs
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _print(samples: dict[str, list[Sample]]) -> None:
+    peer = samples.get(PEER)
+    rows = []
+    for name, found in samples.items():
+        wall_s = [sample.wall_s for sample in found]
+        ratio = ""
+        if peer is not None:
+            ratio = f"{report.median(wall_s) / report.median([s.wall_s for s in peer]):.2f}"
+        cpu_s = report.spread([sample.cpu_s for sample in found], " s")
+        size = f"{found[0].image_bytes / 1e6:.1f} MB"
+        rows.append((name, report.spread(wall_s, " s"), ratio, cpu_s, size))
+    report.print_table(("conversion", "wall time", "of the peer's", "CPU time", "size"), rows)
+
+
+def _print_profile(name: str, samples: list[Sample]) -> None:
+    print(f"\n{name}: seconds of the converting thread, and of the workers' CPU")
+    phases = {phase for sample in samples for phase in sample.phases_s}
+    values = {
+        phase: report.median([sample.phases_s.get(phase, 0.0) for sample in samples])
+        for phase in phases
+    }
+    rows = [(phase, f"{seconds:.3f}") for phase, seconds in values.items()]
+    report.print_table(("phase", "median"), sorted(rows, key=lambda row: row[1], reverse=True))
+
+
+def _as_json(samples: dict[str, list[Sample]]) -> dict[str, Any]:
+    peer = samples.get(PEER)
+    results: dict[str, Any] = {}
+    for name, found in samples.items():
+        wall_s = report.median([sample.wall_s for sample in found])
+        results[name] = {
+            "wall_s": [round(sample.wall_s, 3) for sample in found],
+            "cpu_s": [round(sample.cpu_s, 3) for sample in found],
+            "image_bytes": found[0].image_bytes,
+            "phases_s": found[-1].phases_s,
+        }
+        if peer is not None:
+            peer_s = report.median([sample.wall_s for sample in peer])
+            results[name]["ratio"] = round(wall_s / peer_s, 3)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main())
