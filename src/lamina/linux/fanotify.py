@@ -1,16 +1,18 @@
 """fanotify pre-content events (Linux 6.14): be asked before the kernel reads a range of a file.
 
-fanotify(7) and ``include/uapi/linux/fanotify.h``.  Creating a group needs CAP_SYS_ADMIN; the marked files must be on a
-file system with ``FS_ALLOW_HSM`` (ext4, xfs, btrfs, bcachefs), else the mark is refused with EOPNOTSUPP.
+fanotify(7) and ``include/uapi/linux/fanotify.h``.  Creating a group needs CAP_SYS_ADMIN; the marked
+files must be on a file system with ``FS_ALLOW_HSM`` (ext4, xfs, btrfs, bcachefs), else the mark is
+refused with EOPNOTSUPP.
 
 What a user of this module must know:
 
-* **An unattended group fails open.**  When the last descriptor of a group is closed the kernel lets every waiting and
-  later reader through, and they see whatever the file holds.
-* The number of the event's descriptor is the kernel's only key to the event, in the table of the process that read it.
-  So one process reads a group at a time, though any number of its threads may.
-* The event's descriptor carries no-notify: reading and writing through it raises no event.  Every other
-  access to a marked file does, one's own too, and waits for an answer.
+* **An unattended group fails open.**  When the last descriptor of a group is closed the kernel lets
+  every waiting and later reader through, and they see whatever the file holds.
+* The number of the event's descriptor is the kernel's only key to the event, in the table of the
+  process that read it. So one process reads a group at a time, though any number of its threads
+  may.
+* The event's descriptor carries no-notify: reading and writing through it raises no event.  Every
+  other access to a marked file does, one's own too, and waits for an answer.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ FANOTIFY_METADATA_VERSION = 3
 FAN_EVENT_INFO_TYPE_RANGE = 6
 
 EVENT_BYTES = 48
-"""One pre-content event: 24 bytes of metadata and a range record of 24.  A buffer of this size takes exactly one."""
+"""One pre-content event: 24 bytes of metadata and a range record of 24.  A buffer of this size
+takes exactly one.
+"""
 
 # event_len u32 | vers u8 | reserved u8 | metadata_len u16 | mask u64 | fd s32 | pid s32
 _METADATA = struct.Struct("=IBBHQii")
@@ -57,10 +61,10 @@ _DENIABLE = frozenset((1, 5, 11, 16, 26, 28, 110, 122))
 
 
 class Event(NamedTuple):
-    """A pre-content event: ``size_bytes`` at ``offset`` of the file behind ``fd`` are about to be read.
+    """``size_bytes`` at ``offset`` of the file behind ``fd`` are about to be accessed.
 
-    ``fd`` belongs to the receiver, who answers with :func:`respond` and then closes it.  An event without a
-    range record (an mmap of a file whose size is unknown) has ``size_bytes`` 0.
+    ``fd`` belongs to the receiver, who answers with :func:`respond` and then closes it.  An event
+    without a range record (an mmap of a file whose size is unknown) has ``size_bytes`` 0.
     """
 
     mask: int
@@ -71,7 +75,9 @@ class Event(NamedTuple):
 
 
 def create_group(event_flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
-    """Return the descriptor of a new non-blocking pre-content group; ``event_flags`` open the events' descriptors."""
+    """Return the descriptor of a new non-blocking pre-content group; ``event_flags`` open the
+    events' descriptors.
+    """
     flags = (
         FAN_CLASS_PRE_CONTENT
         | FAN_CLOEXEC
@@ -88,28 +94,30 @@ def create_group(event_flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
     )
 
 
-def add_mark(group: int, path: str) -> None:
-    """Ask for an event before each access to the content of the file at ``path``."""
-    _mark(group, FAN_MARK_ADD, path)
+def add_mark(group: int, fd: int) -> None:
+    """Ask for an event before each access to the content of the file behind ``fd``."""
+    _mark(group, FAN_MARK_ADD, fd)
 
 
-def remove_mark(group: int, path: str) -> None:
-    """Stop asking for events of the file at ``path``; those already queued still want an answer."""
-    _mark(group, FAN_MARK_REMOVE, path)
+def remove_mark(group: int, fd: int) -> None:
+    """Stop asking for events of the file behind ``fd``; those already queued still want an
+    answer.
+    """
+    _mark(group, FAN_MARK_REMOVE, fd)
 
 
-def _mark(group: int, action: int, path: str) -> None:
+def _mark(group: int, action: int, fd: int) -> None:
     result = LIBC.fanotify_mark(
         ctypes.c_int(group),
         ctypes.c_uint(action),
         ctypes.c_uint64(FAN_PRE_ACCESS),
-        ctypes.c_int(-100),
-        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.c_int(fd),
+        None,
     )
     checked(
         result,
         "fanotify_mark",
-        f"cannot watch reads of {path}",
+        "cannot watch reads of a cache file",
         hint="pre-content events need Linux 6.14 and a file on ext4, xfs or btrfs",
     )
 
@@ -147,9 +155,10 @@ def _find_range(records: bytes | memoryview) -> tuple[int, int]:
 
 
 def encode_response(fd: int, code: int = 0) -> bytes:
-    """Return the answer to the event numbered ``fd``: let the reader through, or end its read with errno ``code``.
+    """Return the answer to event ``fd``: go on, or fail with errno ``code`` if that is not 0.
 
-    The kernel passes on EPERM, EIO, EAGAIN, EBUSY, ETXTBSY, ENOSPC, ETIMEDOUT and EDQUOT; others become EIO.
+    The kernel passes on EPERM, EIO, EAGAIN, EBUSY, ETXTBSY, ENOSPC, ETIMEDOUT and EDQUOT; others
+    become EIO.
     """
     if code == 0:
         return _RESPONSE.pack(fd, FAN_ALLOW)

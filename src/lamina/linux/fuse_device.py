@@ -1,31 +1,22 @@
-"""The FUSE device: opening it, mounting it as root or through fusermount3, and its ioctls.
+"""The FUSE device: opening it, mounting it as root or through fusermount3, ending it.
 
-``include/uapi/linux/fuse.h``.  A connection ends when the last descriptor of its device is closed: readers then get
-ENOTCONN or ECONNABORTED, never data.  It ends for the server (reads of the device fail with ENODEV) when the last
-user of the mount is gone.
+``include/uapi/linux/fuse.h``.  A connection ends when the last descriptor of its device is closed:
+readers then get ENOTCONN or ECONNABORTED, never data.  It ends for the server (reads of the device
+fail with ENODEV) when the last user of the mount is gone.
 """
 
 from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
-import fcntl
 import os
 import socket
-import struct
 import subprocess
 from collections.abc import Sequence
 
 from lamina.linux import mount
 from lamina.linux.syscalls import from_os_error
 
-# _IOW(229, 1, struct fuse_backing_map), _IOW(229, 2, u32)
-FUSE_DEV_IOC_BACKING_OPEN = 0x4010E501
-FUSE_DEV_IOC_BACKING_CLOSE = 0x4004E502
-
-# fd s32 | flags u32 | padding u64
-_BACKING_MAP = struct.Struct("=iIQ")
 _FUSERMOUNT = ("fusermount3", "fusermount")
 
 
@@ -42,11 +33,14 @@ def open_device() -> int:
         ) from error
 
 
-def create_fuse_mount(device: int, options: Sequence[tuple[str, str | None]], attributes: int) -> int:
-    """Mount ``device`` as root without a place in the tree; see :func:`lamina.linux.mount.create_mount`.
+def create_fuse_mount(
+    device: int, options: Sequence[tuple[str, str | None]], attributes: int
+) -> int:
+    """Mount ``device`` as root, like :func:`lamina.linux.mount.create_mount` without a place.
 
-    Returns before INIT is answered: the kernel sends it while the mount is made, so a server must be reading
-    ``device`` by the time of the first access.  ``options`` come after fd, rootmode, user_id and group_id.
+    Returns before INIT is answered: the kernel sends it while the mount is made, so a server must
+    be reading ``device`` by the time of the first access.  ``options`` come after fd, rootmode,
+    user_id and group_id.
     """
     base: list[tuple[str, str | None]] = [
         ("fd", str(device)),
@@ -60,8 +54,8 @@ def create_fuse_mount(device: int, options: Sequence[tuple[str, str | None]], at
 def mount_unprivileged(mountpoint: str, options: Sequence[str]) -> int:
     """Mount through the set-uid helper fusermount3 and return the device it sends over a socket.
 
-    Works for any user who may write to ``mountpoint``; the helper adds nosuid and nodev.  Raises SyscallError with the helper's
-    own words.
+    Works for any user who may write to ``mountpoint``; the helper adds nosuid and nodev.  Raises
+    SyscallError with the helper's own words.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
@@ -122,30 +116,11 @@ def _helper() -> str:
     )
 
 
-def open_backing(device: int, fd: int) -> int:
-    """Register ``fd`` for passthrough and return its backing id (Linux 6.9, CAP_SYS_ADMIN).
-
-    The connection must have been given a ``max_stack_depth`` at INIT; files on a stacked file system deeper than that
-    are refused with ELOOP.
-    """
-    try:
-        return fcntl.ioctl(device, FUSE_DEV_IOC_BACKING_OPEN, _BACKING_MAP.pack(fd, 0, 0))
-    except OSError as error:
-        raise from_os_error(error, "ioctl(FUSE_DEV_IOC_BACKING_OPEN)", "no passthrough") from error
-
-
-def close_backing(device: int, backing_id: int) -> None:
-    """Drop a backing id; files opened with it go on."""
-    try:
-        fcntl.ioctl(device, FUSE_DEV_IOC_BACKING_CLOSE, ctypes.c_uint32(backing_id))
-    except OSError as error:
-        raise from_os_error(error, "ioctl(FUSE_DEV_IOC_BACKING_CLOSE)", "no passthrough") from error
-
-
 def abort_connection(device_number: int) -> bool:
-    """End the FUSE connection whose mount has ``st_dev`` ``device_number``: everyone waiting gets ECONNABORTED.
+    """End a FUSE connection, named by the ``st_dev`` of its mount: who waits gets ECONNABORTED.
 
-    Needs root; works on mounts without a place in the tree.  Return False if there is no such connection any more.
+    Needs root; works on mounts without a place in the tree.  Return False if there is no such
+    connection any more.
     """
     control = mount.create_mount("fusectl", None, [])
     try:

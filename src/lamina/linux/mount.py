@@ -1,9 +1,9 @@
 """Mounting by file descriptor (Linux 5.2), unmounting, and reading the mount table.
 
-The ``fsopen`` family is used instead of ``mount(2)``: options are set one by one, so an image with a hundred blobs
-does not meet the one-page limit of mount data, a comma in a path is no problem, the kernel explains a refusal in
-words, and a mount can be used before it has a place in the tree.  All but reading the table needs CAP_SYS_ADMIN in the
-user namespace that owns the mount namespace.
+The ``fsopen`` family is used instead of ``mount(2)``: options are set one by one, so an image with
+a hundred blobs does not meet the one-page limit of mount data, a comma in a path is no problem, the
+kernel explains a refusal in words, and a mount can be used before it has a place in the tree.  All
+but reading the table needs CAP_SYS_ADMIN in the user namespace that owns the mount namespace.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import struct
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lamina.linux.syscalls import LIBC, SyscallError, checked, from_os_error, syscall
@@ -39,12 +40,29 @@ MNT_FORCE = 1
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
-_AT_FDCWD = -100
+ATTRIBUTES = {
+    "ro": MOUNT_ATTR_RDONLY,
+    "nosuid": MOUNT_ATTR_NOSUID,
+    "nodev": MOUNT_ATTR_NODEV,
+    "noexec": MOUNT_ATTR_NOEXEC,
+    "noatime": MOUNT_ATTR_NOATIME,
+}
+"""The options of mount(8) that are attributes of a mount."""
+# linux/fcntl.h
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_STATX_DONT_SYNC = 0x4000
+
+# struct statx is 256 bytes; stx_dev_major u32 is at 136, stx_dev_minor u32 at 140
+_STATX_BYTES = 256
+_STATX_DEVICE = struct.Struct("=136xII112x")
 _LOG_LINE_BYTES = 8192
 
 
 class MountEntry(NamedTuple):
-    """One line of ``/proc/self/mountinfo`` (proc(5)); ``device`` is ``st_dev`` of its files as ``major:minor``."""
+    """One line of ``/proc/self/mountinfo`` (proc(5)); ``device`` is ``st_dev`` of its files as
+    ``major:minor``.
+    """
 
     mount_id: int
     parent_id: int
@@ -65,9 +83,10 @@ def create_mount(
 ) -> int:
     """Create a mount that is not in the tree yet and return a descriptor of its root.
 
-    ``options`` are (key, value) pairs in order, value None for flags; ``attributes`` are ``MOUNT_ATTR_*``.  Files below
-    the descriptor can be opened at once.  Closing it drops the mount unless :func:`attach_mount` gave it a place or
-    open files keep it.  Raises SyscallError with the kernel's own words in ``detail``.
+    ``options`` are (key, value) pairs in order, value None for flags; ``attributes`` are
+    ``MOUNT_ATTR_*``.  Files below the descriptor can be opened at once.  Closing it drops the mount
+    unless :func:`attach_mount` gave it a place or open files keep it.  Raises SyscallError with the
+    kernel's own words in ``detail``.
     """
     what = f"cannot mount {source or filesystem} as {filesystem}"
     context = checked(syscall(SYS_FSOPEN, filesystem.encode(), FSOPEN_CLOEXEC), "fsopen", what)
@@ -88,7 +107,9 @@ def create_mount(
         os.close(context)
 
 
-def _configure(context: int, command: int, key: bytes | None, value: bytes | None, what: str) -> None:
+def _configure(
+    context: int, command: int, key: bytes | None, value: bytes | None, what: str
+) -> None:
     if syscall(SYS_FSCONFIG, context, command, key, value, 0) < 0:
         code = ctypes.get_errno()
         raise SyscallError("fsconfig", code, what, detail=_kernel_log(context))
@@ -103,12 +124,14 @@ def _kernel_log(context: int) -> str:
 
 
 def attach_mount(mount_fd: int, mountpoint: str) -> None:
-    """Give a mount of :func:`create_mount` its place in this mount namespace.  ``mountpoint`` must exist."""
+    """Give a mount of :func:`create_mount` its place in this mount namespace.  ``mountpoint`` must
+    exist.
+    """
     result = syscall(
         SYS_MOVE_MOUNT,
         mount_fd,
         b"",
-        _AT_FDCWD,
+        AT_FDCWD,
         os.fsencode(mountpoint),
         MOVE_MOUNT_F_EMPTY_PATH,
     )
@@ -118,8 +141,8 @@ def attach_mount(mount_fd: int, mountpoint: str) -> None:
 def unmount(mountpoint: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     """Take the topmost mount off ``mountpoint``.
 
-    With ``MNT_DETACH`` it leaves the tree at once and ends when its last user does.  ``MNT_FORCE`` on FUSE ends the
-    connection even where the unmount itself then fails with EBUSY.
+    With ``MNT_DETACH`` it leaves the tree at once and ends when its last user does.  ``MNT_FORCE``
+    on FUSE ends the connection even where the unmount itself then fails with EBUSY.
     """
     result = LIBC.umount2(ctypes.c_char_p(os.fsencode(mountpoint)), ctypes.c_int(flags))
     hint = None
@@ -128,8 +151,19 @@ def unmount(mountpoint: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     checked(result, "umount2", f"cannot unmount {mountpoint}", hint=hint)
 
 
+def device_number(fd: int) -> int:
+    """Return ``st_dev`` of an open file without asking its file system anything
+    (``AT_STATX_DONT_SYNC``).
+    """
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    flags = AT_EMPTY_PATH | AT_STATX_DONT_SYNC
+    result = LIBC.statx(fd, ctypes.c_char_p(b""), flags, ctypes.c_uint(0), buffer)
+    checked(result, "statx", "cannot tell the device of an open file")
+    return os.makedev(*_STATX_DEVICE.unpack(buffer.raw))
+
+
 def filesystem_known(name: str) -> bool:
-    """Return whether this kernel has a file system of that name, loading its module if there is one.
+    """Return whether this kernel has a file system, loading its module if there is one.
 
     Needs CAP_SYS_ADMIN; without it the answer is taken from ``/proc/filesystems``.
     """
@@ -183,7 +217,11 @@ def _unescape(field: bytes) -> str:
     out = bytearray(head)
     for part in rest:
         octal = part[:3]
-        if len(octal) == 3 and all(0x30 <= digit <= 0x37 for digit in octal) and int(octal, 8) < 256:
+        if (
+            len(octal) == 3
+            and all(0x30 <= digit <= 0x37 for digit in octal)
+            and int(octal, 8) < 256
+        ):
             out.append(int(octal, 8))
             out += part[3:]
         else:
@@ -191,55 +229,47 @@ def _unescape(field: bytes) -> str:
     return os.fsdecode(bytes(out))
 
 
-def topmost_mount(mountpoint: str, table: Sequence[MountEntry] | None = None) -> MountEntry | None:
-    """Return the mount that a path lookup of ``mountpoint`` ends in, or None if nothing is mounted there."""
-    path = os.path.realpath(mountpoint) if table is None else mountpoint
+def topmost_mount(mountpoint: str) -> MountEntry | None:
+    """Return the mount that a lookup of an absolute path ends in, or None if none is there.
+
+    Reads the table only: the mount itself may be one that never answers.
+    """
     found = None
-    for entry in read_mount_table() if table is None else table:
-        if entry.mountpoint == path:
+    for entry in read_mount_table():
+        if entry.mountpoint == mountpoint:
             found = entry
     return found
 
 
 class SuperblockWatch:
-    """Tells whether a superblock with an anonymous device number still exists, in whatever mount namespace.
+    """Tells whether a superblock still exists, in whatever mount namespace.
 
-    A mount may be gone from our table while a container holds a copy of it or a program an open file.  Its bdi folder
-    in sysfs lives exactly as long as the superblock.  Device numbers are reused at once, so the inode number
-    of the folder is compared, which sysfs does not reuse.
+    A mount may be gone from our table while a container holds a copy of it or a program an open
+    file.  Its bdi folder in sysfs (``erofs-42``) lives exactly as long as the superblock, and its
+    number is never used again.  Nothing leads from a mount to that name, so the names before and
+    after mounting are compared; what others mounted in between is watched too, which errs on the
+    safe side.
     """
 
-    def __init__(self, device: int, sysfs: str = "/sys/class/bdi") -> None:
-        self._path = f"{sysfs}/{os.major(device)}:{os.minor(device)}"
-        self._identity = self._look()
+    def __init__(self, filesystem: str, sysfs: str = "/sys/class/bdi") -> None:
+        """Take the first look; call before mounting."""
+        self._prefix = f"{filesystem}-"
+        self._sysfs = sysfs
+        self._before = self._look()
+        self.paths: tuple[str, ...] = ()
 
-    def _look(self) -> int | None:
+    def _look(self) -> set[str]:
         try:
-            return os.stat(self._path).st_ino
+            names = os.listdir(self._sysfs)
         except FileNotFoundError:
-            return None
+            return set()
+        return {name for name in names if name.startswith(self._prefix)}
+
+    def mounted(self) -> None:
+        """Take the second look; call when the mount exists."""
+        self.paths = tuple(f"{self._sysfs}/{name}" for name in self._look() - self._before)
 
     @property
     def alive(self) -> bool:
-        """Whether the superblock seen at construction is still there."""
-        return self._identity is not None and self._look() == self._identity
-
-    def set_readahead(self, size_bytes: int) -> bool:
-        """Set how far the kernel reads ahead on this superblock; return whether it agreed (needs root)."""
-        try:
-            with open(f"{self._path}/read_ahead_kb", "w") as file:
-                file.write(str(size_bytes >> 10))
-        except OSError:
-            return False
-        return True
-
-
-def mount_options(text: str, known: Mapping[str, int]) -> int:
-    """Translate a comma-separated list of options such as ``nosuid,nodev`` to ``MOUNT_ATTR_*`` flags.
-
-    Raises KeyError with the first option that ``known`` lacks.
-    """
-    flags = 0
-    for option in filter(None, text.split(",")):
-        flags |= known[option]
-    return flags
+        """Whether the superblock is there; False where there is no sysfs to tell."""
+        return any(os.path.exists(path) for path in self.paths)

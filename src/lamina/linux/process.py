@@ -25,8 +25,8 @@ OOM_SCORE_ADJ_MIN = -1000
 def set_parent_death_signal(number: int = signal.SIGKILL) -> None:
     """Ask for a signal when the thread that created this process ends (``PR_SET_PDEATHSIG``).
 
-    Race: the parent may have died before the call; compare ``os.getppid()`` with the value from before the fork.
-    Note that it is the parent *thread* that counts.
+    Race: the parent may have died before the call; compare ``os.getppid()`` with the value from
+    before the fork. Note that it is the parent *thread* that counts.
     """
     checked(LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl", "cannot ask for a death signal")
 
@@ -49,12 +49,16 @@ def enter_namespace(fd: int, kind: int) -> None:
 
 
 def leave_namespaces(kinds: int) -> None:
-    """Move this process into new namespaces of the given ``CLONE_NEW*`` kinds; needs CAP_SYS_ADMIN."""
+    """Move this process into new namespaces of the given ``CLONE_NEW*`` kinds; needs
+    CAP_SYS_ADMIN.
+    """
     checked(LIBC.unshare(kinds), "unshare", f"cannot create namespaces {kinds:#x}")
 
 
 def set_oom_score(adjustment: int) -> bool:
-    """Set ``/proc/self/oom_score_adj``; lowering it needs CAP_SYS_RESOURCE.  Return whether the kernel agreed."""
+    """Set ``/proc/self/oom_score_adj``; lowering it needs CAP_SYS_RESOURCE.  Return whether the
+    kernel agreed.
+    """
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write(str(adjustment))
@@ -72,7 +76,7 @@ def raise_file_limit() -> int:
 
 
 def open_pidfd(pid: int) -> int:
-    """Return a pidfd of ``pid`` (Linux 5.3): readable once the process has ended, and immune to reuse of the number.
+    """Return a pidfd (Linux 5.3): readable once the process has ended, immune to reuse of pids.
 
     Raises SyscallError with ESRCH if there is no such process.
     """
@@ -83,7 +87,9 @@ def open_pidfd(pid: int) -> int:
 
 
 def start_time_ticks(pid: int) -> int | None:
-    """Return when process ``pid`` started, in clock ticks since boot, or None if it is gone (proc(5), stat field 22).
+    """Return when a process started, in ticks since boot, or None if it is gone.
+
+    This is field 22 of ``/proc/PID/stat`` (proc(5)).
 
     Together with the pid this names one process for the whole uptime of the machine.
     """

@@ -1,4 +1,6 @@
-"""One door to libc: calls that fail raise :class:`SyscallError` with the call, the errno and a hint."""
+"""One door to libc: calls that fail raise :class:`SyscallError` with the call, the errno and a
+hint.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ _HINTS = {
 
 
 class SyscallError(KernelError):
-    """A system call failed: ``syscall`` is its name, ``code`` the errno, ``detail`` what the kernel said beside it."""
+    """A system call failed: ``syscall`` is its name, ``code`` the errno, ``detail`` what the kernel
+    said beside it.
+    """
 
     def __init__(
         self, syscall: str, code: int, what: str, *, hint: str | None = None, detail: str = ""
@@ -38,13 +42,19 @@ class SyscallError(KernelError):
         self.detail = detail
 
 
-def from_os_error(error: OSError, syscall: str, what: str, *, hint: str | None = None) -> SyscallError:
-    """Return the :class:`SyscallError` that says what an ``OSError`` of the standard library says."""
+def from_os_error(
+    error: OSError, syscall: str, what: str, *, hint: str | None = None
+) -> SyscallError:
+    """Return the :class:`SyscallError` that says what an ``OSError`` of the standard library
+    says.
+    """
     return SyscallError(syscall, error.errno or errno.EIO, what, hint=hint)
 
 
 def checked(result: int, syscall: str, what: str, *, hint: str | None = None) -> int:
-    """Return ``result`` of a libc call, or raise :class:`SyscallError` with the thread's errno if it is negative."""
+    """Return ``result`` of a libc call, or raise :class:`SyscallError` with the thread's errno if
+    it is negative.
+    """
     if result < 0:
         raise SyscallError(syscall, ctypes.get_errno(), what, hint=hint)
     return result
@@ -53,7 +63,8 @@ def checked(result: int, syscall: str, what: str, *, hint: str | None = None) ->
 def syscall(number: int, *arguments: int | bytes | None) -> int:
     """Call ``syscall(2)`` and return its raw result; -1 leaves errno in ``ctypes.get_errno()``.
 
-    Integers are passed as C long and bytes as pointers to NUL-terminated text, None as a null pointer.
+    Integers are passed as C long and bytes as pointers to NUL-terminated text, None as a null
+    pointer.
     """
     converted = [
         ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_char_p(argument)

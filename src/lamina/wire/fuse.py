@@ -1,8 +1,9 @@
 """FUSE messages between the kernel and a read-only file system, as bytes and values.
 
-``include/uapi/linux/fuse.h``, protocol 7.31 (Linux 5.4) to 7.45; numbers are in host byte order.  A request is a header of
-40 bytes and a body that depends on its opcode; a reply is a header of 16 bytes and a body.  Only what a read-only
-file system meets is here: every other opcode is answered with ENOSYS, which the kernel understands.
+``include/uapi/linux/fuse.h``, protocol 7.31 (Linux 5.4) to 7.45; numbers are in host byte order.  A
+request is a header of 40 bytes and a body that depends on its opcode; a reply is a header of 16
+bytes and a body.  Only what a read-only file system meets is here: every other opcode is answered
+with ENOSYS, which the kernel understands.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ SMALLEST_READ_BUFFER_BYTES = 8192
 
 
 class Opcode(IntEnum):
-    """What the kernel asks for (``enum fuse_opcode``), as far as a read-only file system meets it."""
+    """What the kernel asks for (``enum fuse_opcode``), as far as a read-only file system meets
+    it.
+    """
 
     LOOKUP = 1
     FORGET = 2
@@ -75,9 +78,6 @@ class InitFlag(IntFlag):
     NO_OPENDIR_SUPPORT = 1 << 24
     EXPLICIT_INVAL_DATA = 1 << 25
     INIT_EXT = 1 << 30
-    DIRECT_IO_ALLOW_MMAP = 1 << 36
-    PASSTHROUGH = 1 << 37
-    HAS_RESEND = 1 << 39
 
 
 class OpenFlag(IntFlag):
@@ -87,7 +87,6 @@ class OpenFlag(IntFlag):
     KEEP_CACHE = 1 << 1
     CACHE_DIR = 1 << 3
     NOFLUSH = 1 << 5
-    PASSTHROUGH = 1 << 7
 
 
 class Request(NamedTuple):
@@ -119,11 +118,12 @@ class InitReply(NamedTuple):
     max_readahead_bytes: int
     max_pages: int
     max_background: int = 64
-    max_stack_depth: int = 0
 
 
 class Attributes(NamedTuple):
-    """``struct fuse_attr``; times are (seconds, nanoseconds), ``rdev`` is in the kernel's new encoding."""
+    """``struct fuse_attr``; times are (seconds, nanoseconds), ``rdev`` is in the kernel's new
+    encoding.
+    """
 
     ino: int
     size: int
@@ -153,7 +153,9 @@ class XattrRequest(NamedTuple):
 
 
 class DirectoryEntry(NamedTuple):
-    """One name of a directory.  ``cookie`` is what a later request passes as offset to go on behind it."""
+    """One name of a directory.  ``cookie`` is what a later request passes as offset to go on behind
+    it.
+    """
 
     ino: int
     cookie: int
@@ -161,14 +163,16 @@ class DirectoryEntry(NamedTuple):
     name: bytes
 
 
-# len u32 | opcode u32 | unique u64 | nodeid u64 | uid u32 | gid u32 | pid u32 | total_extlen u16 | padding u16
+# len u32 | opcode u32 | unique u64 | nodeid u64 | uid u32 | gid u32 | pid u32 | total_extlen u16 |
+# padding u16
 _REQUEST = struct.Struct("=IIQQIIIHH")
 # len u32 | error s32 | unique u64
 _REPLY = struct.Struct("=IiQ")
 # major u32 | minor u32 | max_readahead u32 | flags u32
 _INIT_IN = struct.Struct("=IIII")
-# major u32 | minor u32 | max_readahead u32 | flags u32 | max_background u16 | congestion_threshold u16 |
-# max_write u32 | time_gran u32 | max_pages u16 | map_alignment u16 | flags2 u32 | max_stack_depth u32 | unused 24
+# major u32 | minor u32 | max_readahead u32 | flags u32 | max_background u16 | congestion_threshold
+# u16 | max_write u32 | time_gran u32 | max_pages u16 | map_alignment u16 | flags2 u32 |
+# max_stack_depth u32 | unused 24
 _INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 # fh u64 | offset u64 | size u32 | read_flags u32 | lock_owner u64 | flags u32 | padding u32
 _READ_IN = struct.Struct("=QQIIQII")
@@ -187,11 +191,13 @@ _FORGET_ONE = struct.Struct("=QQ")
 _INTERRUPT_IN = struct.Struct("=Q")
 # fh u64 | offset u64 | whence u32 | padding u32
 _LSEEK_IN = struct.Struct("=QQII")
-# ino size blocks atime mtime ctime u64 | atimensec mtimensec ctimensec mode nlink uid gid rdev blksize flags u32
+# ino size blocks atime mtime ctime u64 | atimensec mtimensec ctimensec mode nlink uid gid rdev
+# blksize flags u32
 _ATTRIBUTES = struct.Struct("=QQQQQQIIIIIIIIII")
 # attr_valid u64 | attr_valid_nsec u32 | dummy u32
 _ATTR_OUT = struct.Struct("=QII")
-# nodeid u64 | generation u64 | entry_valid u64 | attr_valid u64 | entry_valid_nsec u32 | attr_valid_nsec u32
+# nodeid u64 | generation u64 | entry_valid u64 | attr_valid u64 | entry_valid_nsec u32 |
+# attr_valid_nsec u32
 _ENTRY_OUT = struct.Struct("=QQQQII")
 # fh u64 | open_flags u32 | backing_id s32
 _OPEN_OUT = struct.Struct("=QIi")
@@ -207,7 +213,9 @@ _LARGEST_NAME = 4096
 
 
 def parse_request(data: bytes | bytearray | memoryview) -> Request:
-    """Split what ``read(2)`` of a FUSE device returned.  Raises FormatError if header and length disagree."""
+    """Split what ``read(2)`` of a FUSE device returned.  Raises FormatError if header and length
+    disagree.
+    """
     view = memoryview(data)
     if len(view) < REQUEST_HEADER_BYTES:
         raise FormatError(f"a FUSE request of {len(view)} bytes is shorter than its header")
@@ -221,8 +229,8 @@ def parse_request(data: bytes | bytearray | memoryview) -> Request:
 def _unpack(layout: struct.Struct, request: Request) -> tuple[int, ...]:
     if len(request.body) < layout.size:
         raise FormatError(
-            f"FUSE request {request.unique} (opcode {request.opcode}) has a body of {len(request.body)} bytes "
-            f"where at least {layout.size} are needed"
+            f"FUSE request {request.unique} (opcode {request.opcode}) has a body of"
+            f" {len(request.body)} bytes where at least {layout.size} are needed"
         )
     return layout.unpack_from(request.body)
 
@@ -305,7 +313,8 @@ def encode_error(unique: int, code: int) -> bytes:
 def encode_init(reply: InitReply) -> bytes:
     """Return the body of a reply to INIT.
 
-    ``max_write`` is one page: nothing is ever written, and the kernel asks for request buffers that could hold it.
+    ``max_write`` is one page: nothing is ever written, and the kernel asks for request buffers that
+    could hold it.
     """
     flags = int(reply.flags)
     return _INIT_OUT.pack(
@@ -320,7 +329,7 @@ def encode_init(reply: InitReply) -> bytes:
         reply.max_pages,
         0,
         flags >> 32,
-        reply.max_stack_depth,
+        0,
     )
 
 
@@ -359,13 +368,15 @@ def encode_entry(nodeid: int, attributes: Attributes, valid_s: int) -> bytes:
 
 
 def encode_missing_entry(valid_s: int) -> bytes:
-    """Return the body of a reply to LOOKUP that lets the kernel remember that the name is not there."""
+    """Return the body of a reply to LOOKUP that lets the kernel remember that the name is not
+    there.
+    """
     return _ENTRY_OUT.pack(0, 0, valid_s, 0, 0, 0) + bytes(_ATTRIBUTES.size)
 
 
-def encode_open(handle: int, flags: OpenFlag, backing_id: int = 0) -> bytes:
-    """Return the body of a reply to OPEN or OPENDIR."""
-    return _OPEN_OUT.pack(handle, flags, backing_id)
+def encode_open(handle: int, flags: OpenFlag) -> bytes:
+    """Return the body of a reply to OPEN or OPENDIR, without passthrough."""
+    return _OPEN_OUT.pack(handle, flags, 0)
 
 
 def encode_statfs(blocks: int, files: int, block_size: int = 4096) -> bytes:
@@ -383,6 +394,16 @@ def encode_names(names: Iterable[bytes]) -> bytes:
     return b"".join(name + b"\0" for name in names)
 
 
+def dirent_bytes(name: bytes) -> int:
+    """Return how long the ``struct fuse_dirent`` of a name is, with its padding."""
+    return _DIRENT.size + len(name) + 7 & ~7
+
+
+def direntplus_bytes(name: bytes) -> int:
+    """Return how long the ``struct fuse_direntplus`` of a name is, with its padding."""
+    return _ENTRY_OUT.size + _ATTRIBUTES.size + dirent_bytes(name)
+
+
 def encode_dirent(entry: DirectoryEntry) -> bytes:
     """Return ``struct fuse_dirent`` with its padding."""
     record = _DIRENT.pack(entry.ino, entry.cookie, len(entry.name), entry.mode >> 12) + entry.name
@@ -390,5 +411,7 @@ def encode_dirent(entry: DirectoryEntry) -> bytes:
 
 
 def encode_direntplus(entry: DirectoryEntry, entry_body: bytes) -> bytes:
-    """Return ``struct fuse_direntplus``: ``entry_body`` of :func:`encode_entry`, then the dirent."""
+    """Return ``struct fuse_direntplus``: ``entry_body`` of :func:`encode_entry`, then the
+    dirent.
+    """
     return entry_body + encode_dirent(entry)

@@ -1,0 +1,72 @@
+"""Making the kernel EROFS mount of an image over its blob device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from lamina.errors import Error, KernelError
+from lamina.linux.mount import attach_mount, create_mount
+from lamina.serve.device import BlobDevice
+from lamina.serve.reported_error import decode_error, encode_error
+from lamina.serve.state import mounting_lock
+
+_DONE = b"mounted"
+
+
+class ErofsMount(NamedTuple):
+    """What to mount: the metadata file, where, and with which ``MOUNT_ATTR_*``."""
+
+    bootstrap: str
+    mountpoint: str
+    attributes: int
+
+
+def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
+    """Mount ``target`` with the blobs of ``device`` (Linux 6.12 with file-backed mounts, root).
+
+    The kernel opens the blobs while it mounts, and a FUSE blob is opened by asking us.  So a fork
+    mounts: were it a thread of this process, and the process killed at that moment, the kernel
+    would wait for its own answer for ever, with a lock held that stops ``sync`` everywhere.
+
+    Raises SyscallError or KernelError; the caller then closes the device.
+    """
+    with mounting_lock():
+        paths = device.prepare()
+        private = device.private_fds()
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            _mount_and_exit(target, paths, private, write_end)
+        os.close(write_end)
+        device.serve()
+        with open(read_end, "rb") as pipe:
+            report = pipe.read()
+        os.waitpid(pid, 0)
+        if report != _DONE:
+            raise decode_error(report) if report else _killed(target)
+        device.mounted()
+
+
+def _killed(target: ErofsMount) -> KernelError:
+    return KernelError(f"the process that mounts {target.mountpoint} was killed")
+
+
+def _mount_and_exit(
+    target: ErofsMount, paths: Sequence[str], private: Sequence[int], write_end: int
+) -> NoReturn:
+    """Mount, say how it went, and end: as little Python as possible after a fork of threads."""
+    report = b""
+    try:
+        for fd in private:
+            os.close(fd)
+        options: list[tuple[str, str | None]] = [("device", path) for path in paths]
+        mount_fd = create_mount("erofs", target.bootstrap, options, target.attributes)
+        attach_mount(mount_fd, target.mountpoint)
+        report = _DONE
+    except Error as error:
+        report = encode_error(error)
+    finally:
+        os.write(write_end, report)
+        os._exit(0)

@@ -1,0 +1,197 @@
+"""Device ``fanotify``: the kernel reads the cache files themselves and asks before it does.
+
+Fastest where an image becomes complete while it is mounted: a complete blob loses its mark, and no
+process of ours is involved in its reads any more.  What it needs to fail closed is somebody who
+keeps the fanotify group, see :mod:`lamina.serve.holder`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import threading
+from collections.abc import Sequence
+from typing import Final
+
+from lamina.errors import Error, KernelError
+from lamina.image.lazy_blob import LazyBlob
+from lamina.linux import fanotify
+from lamina.linux.mount import SuperblockWatch
+from lamina.serve.device import fd_path
+from lamina.serve.holder import Holder
+
+LOG: Final = logging.getLogger("lamina")
+
+THREADS: Final = 16
+"""How many readers can wait for the network at a time; also bounds the events' descriptors."""
+
+_EIO: Final = 5
+_OWN_EVENT_S: Final = 10
+_PROVOKED_BYTES: Final = 1
+
+
+class FanotifyDevice:
+    """Serves the incomplete ones of ``blobs``, which stay the caller's.
+
+    Needs CAP_SYS_ADMIN, Linux 6.14, and the node store on ext4, xfs or btrfs.
+    """
+
+    name = "fanotify"
+    ended_fd = None
+
+    def __init__(self, blobs: Sequence[LazyBlob]) -> None:
+        self._blobs = blobs
+        self._by_inode: dict[tuple[int, int], LazyBlob] = {}
+        self._marked: set[tuple[int, int]] = set()
+        self._unmarking = threading.Lock()
+        self._group = -1
+        self._stop = -1
+        self._early: list[fanotify.Event] = []
+        self._threads: list[threading.Thread] = []
+        self._holder: Holder | None = None
+        self._watch = SuperblockWatch("erofs")
+
+    def prepare(self) -> Sequence[str]:
+        """Mark the incomplete blobs."""
+        lazy = [blob for blob in self._blobs if not blob.complete]
+        if lazy:
+            self._group = fanotify.create_group()
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC)
+            self._holder = Holder(self._group)
+            for blob in lazy:
+                fanotify.add_mark(self._group, blob.fd)
+                status = os.fstat(blob.fd)
+                self._by_inode[status.st_dev, status.st_ino] = blob
+            self._marked = set(self._by_inode)
+            for key, blob in self._by_inode.items():
+                self._quieten(key, blob)
+            self._watch = SuperblockWatch("erofs")
+        return [fd_path(blob.fd) for blob in self._blobs]
+
+    def _quieten(self, key: tuple[int, int], blob: LazyBlob) -> None:
+        """Put a descriptor that raises no events in the place of the blob's own.
+
+        Only the kernel makes such descriptors, one for each event, so an event is provoked: a read
+        that is then denied.  Without it, every write of ours to the cache would wait for us.
+        """
+        reader = threading.Thread(target=_provoke, args=(blob.fd,), daemon=True)
+        reader.start()
+        while True:
+            event = self._next_own_event()
+            status = os.fstat(event.fd)
+            same_file = (status.st_dev, status.st_ino) == key
+            if same_file and event[2:] == (os.getpid(), 0, _PROVOKED_BYTES):
+                break
+            self._early.append(event)
+        fanotify.respond(self._group, event.fd, _EIO)
+        os.dup2(event.fd, blob.fd, inheritable=False)
+        os.close(event.fd)
+        reader.join()
+
+    def _next_own_event(self) -> fanotify.Event:
+        if not select.select([self._group], [], [], _OWN_EVENT_S)[0]:
+            raise KernelError("fanotify does not report a read of a cache file")
+        data = os.read(self._group, fanotify.EVENT_BYTES)
+        return next(iter(fanotify.parse_events(data)))
+
+    def private_fds(self) -> Sequence[int]:
+        """None: a copy of the group in a fork only makes readers wait a little longer."""
+        return []
+
+    def serve(self) -> None:
+        """Start the threads."""
+        if self._group < 0:
+            return
+        for number in range(THREADS):
+            thread = threading.Thread(target=self._run, name=f"lamina-fan-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def mounted(self) -> None:
+        """Tell the holder what to watch."""
+        self._watch.mounted()
+        if self._holder is not None:
+            self._holder.watch(self._watch.paths)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the superblock lives and some blob still needs us."""
+        return self._group >= 0 and self._watch.alive
+
+    def _run(self) -> None:
+        with select.epoll() as poll:
+            # Exclusive: one event wakes one thread.
+            poll.register(self._group, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            poll.register(self._stop, select.EPOLLIN)
+            while (event := self._next_early()) is not None:
+                self._answer(event)
+            while True:
+                if any(fd == self._stop for fd, _ in poll.poll()):
+                    return
+                with contextlib.suppress(BlockingIOError):
+                    data = os.read(self._group, fanotify.EVENT_BYTES)
+                    for event in fanotify.parse_events(data):
+                        self._answer(event)
+
+    def _next_early(self) -> fanotify.Event | None:
+        try:
+            return self._early.pop()
+        except IndexError:
+            return None
+
+    def _answer(self, event: fanotify.Event) -> None:
+        code = _EIO
+        try:
+            code = self._fill(event)
+        except Error as error:
+            code = error.errno
+        except Exception:
+            # An event without an answer would hang its reader, so even a defect is one.
+            LOG.exception("filling a range of a cache file failed")
+        finally:
+            fanotify.respond(self._group, event.fd, code)
+            os.close(event.fd)
+
+    def _fill(self, event: fanotify.Event) -> int:
+        status = os.fstat(event.fd)
+        key = status.st_dev, status.st_ino
+        blob = self._by_inode.get(key)
+        if blob is None or not event.size_bytes or status.st_size != blob.size_bytes:
+            return _EIO
+        blob.ensure(event.offset, event.size_bytes)
+        if blob.complete:
+            self._unmark(key, blob)
+        return 0
+
+    def _unmark(self, key: tuple[int, int], blob: LazyBlob) -> None:
+        with self._unmarking:
+            if key in self._marked:
+                self._marked.discard(key)
+                fanotify.remove_mark(self._group, blob.fd)
+
+    def abandon(self) -> None:
+        """Leave the group to the holder, which denies all reads until the superblock is gone."""
+        self._end(handed_over=True)
+
+    def close(self) -> None:
+        """Let go of the group; may be called again."""
+        self._end(handed_over=False)
+
+    def _end(self, *, handed_over: bool) -> None:
+        if self._group < 0:
+            return
+        os.eventfd_write(self._stop, 1)
+        for thread in self._threads:
+            thread.join()
+        if self._holder is not None:
+            self._holder.close(handed_over=handed_over)
+        os.close(self._stop)
+        os.close(self._group)
+        self._group = -1
+
+
+def _provoke(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        os.pread(fd, _PROVOKED_BYTES, 0)

@@ -1,0 +1,161 @@
+"""The threads that answer a FUSE connection, whatever file system is behind it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+import threading
+from typing import Final, Protocol, TypeAlias
+
+from lamina.errors import Error, KernelError
+from lamina.wire import fuse
+
+LOG: Final = logging.getLogger("lamina")
+
+THREADS: Final = 16
+"""How many requests can wait for the network at a time; idle threads cost little."""
+
+MAX_READ_BYTES: Final = 128 * 1024
+"""The most that one READ asks for; also how far the kernel may read ahead."""
+
+CACHE_S: Final = 1 << 30
+"""How long the kernel may keep names and attributes: an image never changes."""
+
+Body: TypeAlias = bytes | memoryview
+
+_GONE = frozenset((errno.ENODEV, errno.EBADF, errno.ECONNABORTED))
+_AGAIN = frozenset((errno.EINTR, errno.ENOENT, errno.EAGAIN))
+_PLAIN_FLAGS = fuse.InitFlag.ASYNC_READ | fuse.InitFlag.MAX_PAGES | fuse.InitFlag.INIT_EXT
+
+
+class Filesystem(Protocol):
+    """What a connection serves.  Called from several threads at once."""
+
+    @property
+    def flags(self) -> fuse.InitFlag:
+        """The features that it takes if the kernel offers them."""
+
+    def handle(self, request: fuse.Request, scratch: memoryview, /) -> Body:
+        """Return the body of the reply; ``scratch`` is the thread's, for data.
+
+        Raises lamina.errors.Error or OSError for the errno that the caller gets.
+        """
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """The kernel no longer knows ``nodeid`` from so many lookups."""
+
+
+class FuseServer:
+    """Serves a mounted FUSE device until the file system is unmounted or aborted.
+
+    Owns ``device``.  :meth:`start` comes after mounting: before, the device cannot be read.
+    """
+
+    def __init__(self, device: int, filesystem: Filesystem) -> None:
+        self._device = device
+        self._filesystem = filesystem
+        self._threads: list[threading.Thread] = []
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Readable once the connection is over."""
+
+    def start(self) -> None:
+        """Start answering."""
+        for number in range(THREADS):
+            thread = threading.Thread(target=self._run, name=f"lamina-fuse-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    @property
+    def running(self) -> bool:
+        """Whether the connection is there and answered."""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def close(self) -> None:
+        """Wait for the threads, which end with the connection, and close the device."""
+        for thread in self._threads:
+            thread.join()
+        if self._device >= 0:
+            os.close(self._device)
+            os.close(self.ended_fd)
+            self._device = -1
+
+    def _run(self) -> None:
+        request_buffer = bytearray(fuse.SMALLEST_READ_BUFFER_BYTES)
+        # Anonymous memory, of which only what is used becomes resident.
+        with mmap.mmap(-1, MAX_READ_BYTES) as pages:
+            try:
+                while self._serve_one(request_buffer, pages):
+                    pass
+            finally:
+                os.eventfd_write(self.ended_fd, 1)
+
+    def _serve_one(self, request_buffer: bytearray, pages: mmap.mmap) -> bool:
+        try:
+            count = os.readv(self._device, [request_buffer])
+        except OSError as error:
+            if error.errno in _AGAIN:
+                return True
+            if error.errno not in _GONE:
+                LOG.exception("reading the FUSE device failed")
+            return False
+        with memoryview(request_buffer)[:count] as data, memoryview(pages) as scratch:
+            try:
+                self._answer(fuse.parse_request(data), scratch)
+            except OSError as error:
+                # The caller was killed meanwhile, or the connection is gone.
+                return error.errno == errno.ENOENT
+            except Error:
+                LOG.exception("the kernel sent a FUSE request that makes no sense")
+        return True
+
+    def _answer(self, request: fuse.Request, scratch: memoryview) -> None:
+        if request.opcode in fuse.UNANSWERED:
+            if request.opcode != fuse.Opcode.INTERRUPT:
+                for nodeid, lookups in fuse.decode_forget(request):
+                    self._filesystem.forget(nodeid, lookups)
+            return
+        try:
+            body = self._body(request, scratch)
+        except Error as error:
+            reply = [fuse.encode_error(request.unique, error.errno)]
+        except OSError as error:
+            reply = [fuse.encode_error(request.unique, error.errno or errno.EIO)]
+        except Exception:
+            # A request without an answer would hang its caller, so even a defect is one.
+            LOG.exception("a FUSE request of kind %d failed", request.opcode)
+            reply = [fuse.encode_error(request.unique, errno.EIO)]
+        else:
+            os.writev(self._device, [fuse.encode_reply_header(request.unique, len(body)), body])
+            return
+        os.writev(self._device, reply)
+
+    def _body(self, request: fuse.Request, scratch: memoryview) -> Body:
+        if request.opcode == fuse.Opcode.INIT:
+            return self._init(fuse.decode_init(request))
+        if request.opcode == fuse.Opcode.DESTROY:
+            return b""
+        return self._filesystem.handle(request, scratch)
+
+    def _init(self, offer: fuse.InitRequest) -> bytes:
+        if offer.major != fuse.KERNEL_VERSION or offer.minor < fuse.OLDEST_MINOR_VERSION:
+            raise KernelError(
+                f"the kernel speaks FUSE {offer.major}.{offer.minor}, and 7.31 or later is needed",
+                hint="Linux 5.4 is the oldest that works",
+            )
+        return fuse.encode_init(
+            fuse.InitReply(
+                min(offer.minor, fuse.NEWEST_MINOR_VERSION),
+                (self._filesystem.flags | _PLAIN_FLAGS) & offer.flags,
+                min(offer.max_readahead_bytes, MAX_READ_BYTES),
+                MAX_READ_BYTES // 4096,
+            )
+        )
+
+
+def refuse(request: fuse.Request) -> OSError:
+    """Return the answer to what a read-only file system does not do."""
+    changing = request.opcode in (fuse.Opcode.SETATTR, fuse.Opcode.WRITE)
+    code = errno.EROFS if changing else errno.ENOSYS
+    return OSError(code, os.strerror(code))

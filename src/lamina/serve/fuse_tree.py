@@ -1,0 +1,275 @@
+"""Device ``fuse``: the whole tree of an image over FUSE, for kernels without file-backed EROFS and
+for users who are not root.
+
+An image never changes, so the kernel may keep names, attributes, folders and file contents as long
+as it likes; opening files costs no request at all (``FUSE_NO_OPEN_SUPPORT``).
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import threading
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from lamina.image.base import Image, Stat
+from lamina.linux import fuse_device, mount
+from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
+from lamina.wire import fuse
+
+_KEPT_FOLDERS: Final = 128
+_FIRST_NODE: Final = fuse.ROOT_ID + 1
+
+
+class TreeImage(Image, Protocol):
+    """An image that finds a name in a folder without a walk."""
+
+    def child(self, directory: Stat, name: bytes) -> Stat | None:
+        """Return the entry ``name`` of ``directory``, None if there is none."""
+
+
+class NodeTable:
+    """The inodes that the kernel knows, by its number for them.
+
+    A node's number is the image's inode number moved up by two, so that 1 is left for the root.
+    """
+
+    def __init__(self, root: Stat) -> None:
+        self._root = root
+        self._stats: dict[int, Stat] = {}
+        self._lookups: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def remember(self, stat: Stat) -> int:
+        """Count a lookup of an inode and return its number."""
+        nodeid = stat.ino + _FIRST_NODE
+        with self._lock:
+            self._stats.setdefault(nodeid, stat)
+            self._lookups[nodeid] = self._lookups.get(nodeid, 0) + 1
+        return nodeid
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Undo so many lookups."""
+        with self._lock:
+            left = self._lookups.get(nodeid, 0) - lookups
+            if left > 0:
+                self._lookups[nodeid] = left
+            else:
+                self._lookups.pop(nodeid, None)
+                self._stats.pop(nodeid, None)
+
+    def __getitem__(self, nodeid: int) -> Stat:
+        """Return the inode; raises OSError (ESTALE) for a number that is not given out."""
+        if nodeid == fuse.ROOT_ID:
+            return self._root
+        stat = self._stats.get(nodeid)
+        if stat is None:
+            raise _error(errno.ESTALE)
+        return stat
+
+    def __len__(self) -> int:
+        return len(self._stats)
+
+
+class TreeFilesystem:
+    """Answers FUSE requests from ``image``, which stays the caller's.
+
+    With ``acl`` the kernel checks POSIX ACLs, as it does on EROFS; only root's mounts can.
+    """
+
+    def __init__(self, image: TreeImage, *, acl: bool = False) -> None:
+        self._image = image
+        self._nodes = NodeTable(image.root)
+        self._entries = functools.lru_cache(_KEPT_FOLDERS)(self._read_folder)
+        self._folder_lock = threading.Lock()
+        self.flags = (
+            fuse.InitFlag.DO_READDIRPLUS
+            | fuse.InitFlag.READDIRPLUS_AUTO
+            | fuse.InitFlag.PARALLEL_DIROPS
+            | fuse.InitFlag.CACHE_SYMLINKS
+            | fuse.InitFlag.NO_OPEN_SUPPORT
+            | fuse.InitFlag.NO_OPENDIR_SUPPORT
+            | fuse.InitFlag.EXPLICIT_INVAL_DATA
+        )
+        if acl:
+            self.flags |= fuse.InitFlag.POSIX_ACL
+        self._handlers = {
+            fuse.Opcode.LOOKUP: self._lookup,
+            fuse.Opcode.GETATTR: self._getattr,
+            fuse.Opcode.READLINK: self._readlink,
+            fuse.Opcode.READ: self._read,
+            fuse.Opcode.READDIR: self._readdir,
+            fuse.Opcode.READDIRPLUS: self._readdir,
+            fuse.Opcode.GETXATTR: self._xattr,
+            fuse.Opcode.LISTXATTR: self._xattr,
+            fuse.Opcode.STATFS: self._statfs,
+        }
+
+    def handle(self, request: fuse.Request, _scratch: memoryview, /) -> Body:
+        """Answer a request."""
+        handler = self._handlers.get(request.opcode)  # type: ignore[call-overload]
+        if handler is None:
+            raise refuse(request)
+        body: Body = handler(request)
+        return body
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Drop what the kernel forgot."""
+        self._nodes.forget(nodeid, lookups)
+
+    def _lookup(self, request: fuse.Request) -> bytes:
+        name = fuse.decode_lookup(request)
+        child = self._image.child(self._nodes[request.nodeid], name)
+        if child is None:
+            return fuse.encode_missing_entry(CACHE_S)
+        return self._entry(child)
+
+    def _entry(self, stat: Stat) -> bytes:
+        return fuse.encode_entry(self._nodes.remember(stat), attributes_of(stat), CACHE_S)
+
+    def _getattr(self, request: fuse.Request) -> bytes:
+        return fuse.encode_attr(attributes_of(self._nodes[request.nodeid]), CACHE_S)
+
+    def _readlink(self, request: fuse.Request) -> bytes:
+        return self._image.readlink(self._nodes[request.nodeid])
+
+    def _read(self, request: fuse.Request) -> bytes:
+        read = fuse.decode_read(request)
+        stat = self._nodes[request.nodeid]
+        if not stat.is_file:
+            raise _error(errno.EINVAL)
+        data = self._image.pread(stat, read.offset, read.size_bytes)
+        # The kernel takes a short answer for the end of the file, or for zeros.
+        if len(data) != max(0, min(read.size_bytes, stat.size - read.offset)):
+            raise _error(errno.EIO)
+        return data
+
+    def _readdir(self, request: fuse.Request) -> bytes:
+        read = fuse.decode_read(request)
+        plus = request.opcode == fuse.Opcode.READDIRPLUS
+        with self._folder_lock:
+            entries = self._entries(request.nodeid)
+        out = bytearray()
+        for cookie, (name, stat) in enumerate(entries[read.offset :], read.offset + 1):
+            entry = fuse.DirectoryEntry(stat.ino, cookie, stat.mode, name)
+            size = fuse.direntplus_bytes(name) if plus else fuse.dirent_bytes(name)
+            if len(out) + size > read.size_bytes:
+                break
+            if not plus:
+                out += fuse.encode_dirent(entry)
+            elif name in (b".", b".."):
+                out += fuse.encode_direntplus(entry, fuse.encode_missing_entry(0))
+            else:
+                out += fuse.encode_direntplus(entry, self._entry(stat))
+        return bytes(out)
+
+    def _read_folder(self, nodeid: int) -> Sequence[tuple[bytes, Stat]]:
+        folder = self._nodes[nodeid]
+        return [(b".", folder), (b"..", folder), *self._image.scandir(folder)]
+
+    def _xattr(self, request: fuse.Request) -> bytes:
+        wanted = fuse.decode_xattr(request)
+        xattrs = self._image.xattrs(self._nodes[request.nodeid])
+        if request.opcode == fuse.Opcode.GETXATTR:
+            if wanted.name not in xattrs:
+                raise _error(errno.ENODATA)
+            value = xattrs[wanted.name]
+        else:
+            value = fuse.encode_names(sorted(xattrs))
+        if wanted.size_bytes == 0:
+            return fuse.encode_xattr_size(len(value))
+        if len(value) > wanted.size_bytes:
+            raise _error(errno.ERANGE)
+        return value
+
+    def _statfs(self, _request: fuse.Request) -> bytes:
+        return fuse.encode_statfs(0, 0)
+
+
+def attributes_of(stat: Stat) -> fuse.Attributes:
+    """Return an inode as FUSE describes it."""
+    return fuse.Attributes(
+        stat.ino,
+        stat.size,
+        -(-stat.size // 512),
+        (stat.mtime, stat.mtime_ns),
+        stat.mode,
+        stat.nlink,
+        stat.uid,
+        stat.gid,
+        stat.rdev,
+    )
+
+
+def _error(code: int) -> OSError:
+    return OSError(code, os.strerror(code))
+
+
+class TreeServer:
+    """The server of one ``fuse`` mount, as :class:`lamina.serve.mount.Mount` wants it."""
+
+    name = "fuse"
+
+    def __init__(self, server: FuseServer, number: int | None) -> None:
+        self._server = server
+        self._number = number
+
+    @property
+    def ended_fd(self) -> int | None:
+        """Readable when the connection is over."""
+        return self._server.ended_fd
+
+    @property
+    def in_use(self) -> bool:
+        """Whether the connection lives, which the mount and its users keep."""
+        return self._server.running
+
+    def abandon(self) -> None:
+        """End the connection; only root can, others end it with their process."""
+        if self._number is not None:
+            fuse_device.abort_connection(self._number)
+            self._server.close()
+
+    def close(self) -> None:
+        """Wait for the end of the connection."""
+        self._server.close()
+
+
+def mount_tree(image: TreeImage, mountpoint: str, options: Sequence[str]) -> TreeServer:
+    """Mount the tree of ``image`` on a folder, without root through fusermount3.
+
+    ``options`` are those of :data:`lamina.linux.mount.ATTRIBUTES`.  Root's mounts are for all
+    users, as permissions in the image say; other users' mounts are for themselves.
+    """
+    if os.geteuid() != 0:
+        words = ["ro", "fsname=lamina", "subtype=lamina", "default_permissions", *options]
+        device = fuse_device.mount_unprivileged(mountpoint, words)
+        server = FuseServer(device, TreeFilesystem(image))
+        server.start()
+        return TreeServer(server, None)
+    device = fuse_device.open_device()
+    try:
+        attributes = mount.MOUNT_ATTR_RDONLY
+        for option in options:
+            attributes |= mount.ATTRIBUTES[option]
+        everyone: list[tuple[str, str | None]] = [
+            ("allow_other", None),
+            ("default_permissions", None),
+        ]
+        mount_fd = fuse_device.create_fuse_mount(device, everyone, attributes)
+    except BaseException:
+        os.close(device)
+        raise
+    number = mount.device_number(mount_fd)
+    server = FuseServer(device, TreeFilesystem(image, acl=True))
+    server.start()
+    try:
+        mount.attach_mount(mount_fd, mountpoint)
+    except BaseException:
+        os.close(mount_fd)
+        server.close()
+        raise
+    os.close(mount_fd)
+    return TreeServer(server, number)
