@@ -137,8 +137,11 @@ class Authorizer:
         deadline = time.monotonic() + self._options.deadline_s
         with translated(url.origin):
             response = self._pool.request(method, url, headers, body, deadline)
-            what = f"the answer of the token service {url.origin}"
-            data = response.read_all(MAX_TOKEN_BYTES, what)
+            try:
+                what = f"the answer of the token service {url.origin}"
+                data = response.read_all(MAX_TOKEN_BYTES, what)
+            finally:
+                response.close()
         return self._parse(response.status, data, url, credentials)
 
     def _parse(

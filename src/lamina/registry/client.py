@@ -112,7 +112,7 @@ class RegistryRepository:
             if size_bytes == 0 and offset >= 0:
                 return b""
             raise FetchError(f"{self._reference}: {digest} has no range {offset}+{size_bytes}")
-        deadline = self._session.deadline(size_bytes)
+        deadline = self._session.range_deadline(size_bytes)
         headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
         response, url = self.get_blob(digest, headers, deadline)
         try:

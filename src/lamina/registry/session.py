@@ -54,11 +54,6 @@ class Call(NamedTuple):
     body: bytes | None = None
     limit_bytes: int = _MAX_ERROR_BYTES
 
-    @property
-    def size_bytes(self) -> int:
-        """How much may move, both ways."""
-        return len(self.body or b"") + self.limit_bytes
-
 
 class _ErrorItem(msgspec.Struct):
     code: str = ""
@@ -92,6 +87,12 @@ class Session:
     def deadline(self, size_bytes: int = 0) -> float:
         """When a request that moves so many bytes must have ended, on the monotonic clock."""
         return time.monotonic() + self.options.deadline_s + size_bytes / _SLOWEST_BYTES_PER_S
+
+    def range_deadline(self, size_bytes: int) -> float:
+        """The deadline of a single attempt to read a range: somebody is waiting for it."""
+        options = self.options
+        wait_s = min(options.deadline_s, options.timeout_s) + size_bytes / _SLOWEST_BYTES_PER_S
+        return time.monotonic() + wait_s
 
     def send(
         self,
@@ -131,15 +132,18 @@ class Session:
         Raises NotFoundError for 404, AuthError for 401 and 403, FetchError for other statuses that
         are not expected and for bodies over the limit.
         """
-        deadline = self.deadline(call.size_bytes)
+        deadline = self.deadline(len(call.body or b""))
         return self.retry(lambda: self.once(method, url, call, deadline), deadline)
 
     def once(self, method: str, url: Url, call: Call, deadline: float) -> Answer:
         """One attempt of :meth:`fetch`."""
         response, last = self.send(method, url, call.scope, call.headers, call.body, deadline)
         self.check(response, last, call.expected)
-        with translated(last.origin):
-            data = response.read_all(call.limit_bytes, f"the answer of {last.without_query}")
+        try:
+            with translated(last.origin):
+                data = response.read_all(call.limit_bytes, f"the answer of {last.without_query}")
+        finally:
+            response.close()
         return Answer(response.status, response.headers, data, last)
 
     def retry(self, action: Callable[[], T], deadline: float) -> T:

@@ -80,8 +80,9 @@ class Pool:
             if kept is not None:
                 try:
                     return self._exchange(kept, url.origin, method, head, body, deadline)
-                except (ConnectionError, TimeoutError) as error:
-                    if isinstance(error, TimeoutError):
+                except ConnectionError:
+                    # Of other methods the server may have done something before it broke.
+                    if method not in ("GET", "HEAD"):
                         raise
             fresh = self._connect(url.origin, proxy, deadline)
             return self._exchange(fresh, url.origin, method, head, body, deadline)

@@ -64,9 +64,9 @@ def parse_url(text: str, base: Url | None = None) -> Url:
         raise FetchError("a URL from the registry is not a plain http or https URL")
     if not host.isascii() or not host.replace("%", "").isprintable() or " " in host:
         raise FetchError("a URL from the registry has a malformed host")
-    target = quote(parts.path or "/", safe=_SAFE)
+    target = quote(parts.path or "/", safe=_SAFE, errors="surrogateescape")
     if parts.query:
-        target += "?" + quote(parts.query, safe=_SAFE)
+        target += "?" + quote(parts.query, safe=_SAFE, errors="surrogateescape")
     return Url(Origin(scheme, host, port or _PORTS[scheme]), target)
 
 

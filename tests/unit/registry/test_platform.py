@@ -1,0 +1,111 @@
+"""Platform choice, compared with what containerd does."""
+
+from __future__ import annotations
+
+import pytest
+
+from lamina.errors import NotFoundError, UsageError
+from lamina.registry.manifest import (
+    NYDUS_MANIFEST_ARTIFACT,
+    NYDUS_OS_FEATURE,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Index,
+    Platform,
+)
+from lamina.registry.platform import (
+    host_platform,
+    is_nydus,
+    parse_platform,
+    platforms_of,
+    select_platform,
+)
+
+
+def entry(number: int, platform: str | None, *, nydus: str = "") -> Descriptor:
+    named = None
+    if platform is not None:
+        system, architecture, *variant = platform.split("/")
+        features = (NYDUS_OS_FEATURE,) if nydus == "feature" else ()
+        named = Platform(
+            os=system, architecture=architecture, variant="".join(variant), os_features=features
+        )
+    return Descriptor(
+        media_type=OCI_MANIFEST,
+        digest=f"sha256:{number:064x}",
+        size=number,
+        platform=named,
+        artifact_type=NYDUS_MANIFEST_ARTIFACT if nydus == "artifact" else "",
+    )
+
+
+def index(*entries: Descriptor) -> Index:
+    return Index(schema_version=2, media_type=OCI_INDEX, manifests=entries)
+
+
+@pytest.mark.parametrize(
+    ("there", "want", "chosen"),
+    [
+        (["linux/arm64", "linux/amd64"], "linux/amd64", 1),
+        (["linux/386", "linux/amd64"], "linux/amd64", 1),
+        (["linux/386", "windows/amd64"], "linux/amd64", 0),
+        (["linux/amd64", "linux/amd64/v2", "linux/amd64/v3"], "linux/amd64/v2", 1),
+        (["linux/amd64", "linux/amd64/v2"], "linux/amd64/v3", 1),
+        (["linux/amd64/v2", "linux/amd64"], "linux/amd64", 1),
+        (["linux/arm/v5", "linux/arm/v6", "linux/arm/v7"], "linux/arm/v6", 1),
+        (["linux/arm/v5", "linux/arm/v6"], "linux/arm", 1),
+        (["linux/arm"], "linux/arm/v7", 0),
+        (["linux/arm/v7", "linux/arm64/v8"], "linux/arm64", 1),
+        (["linux/arm/v6", "linux/arm/v7"], "linux/arm64", 1),
+        (["linux/arm64"], "linux/aarch64/v8", 0),
+        (["linux/amd64", "linux/amd64"], "linux/amd64", 0),
+        (["unknown/unknown", "linux/x86_64"], "linux/amd64", 1),
+        ([None], "linux/amd64", 0),
+        ([None, "linux/386"], "linux/amd64", 1),
+    ],
+)
+def test_select(there: list[str | None], want: str, chosen: int) -> None:
+    entries = [entry(number, platform) for number, platform in enumerate(there)]
+    assert select_platform(index(*entries), want).size == chosen
+
+
+@pytest.mark.parametrize("nydus", ["artifact", "feature"])
+def test_nydus_entries_by_preference(nydus: str) -> None:
+    mixed = index(
+        entry(0, "linux/amd64"), entry(1, "linux/amd64", nydus=nydus), entry(2, "linux/arm64")
+    )
+    assert is_nydus(mixed.manifests[1])
+    assert select_platform(mixed, "linux/amd64").size == 1
+    assert select_platform(mixed, "linux/amd64", prefer="oci").size == 0
+    assert select_platform(mixed, "linux/arm64").size == 2
+
+
+def test_the_host_is_the_default() -> None:
+    assert select_platform(index(entry(5, str(host_platform())))).size == 5
+
+
+def test_nothing_fits() -> None:
+    there = index(entry(0, "linux/s390x"), entry(1, "unknown/unknown"))
+    with pytest.raises(NotFoundError, match="no manifest for linux/amd64") as caught:
+        select_platform(there, "linux/amd64")
+    assert caught.value.hint == "it has these platforms: linux/s390x"
+    assert platforms_of(there) == {"linux/s390x"}
+
+
+def test_other_artifacts_are_not_images() -> None:
+    foreign = Descriptor(media_type="application/json", digest="sha256:" + "0" * 64, size=1)
+    with pytest.raises(NotFoundError):
+        select_platform(index(foreign), "linux/amd64")
+
+
+@pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/ämd64"])
+def test_malformed_platform(text: str) -> None:
+    with pytest.raises(UsageError, match="not a platform"):
+        parse_platform(text)
+
+
+def test_normal_names() -> None:
+    assert str(parse_platform("Linux/AArch64")) == "linux/arm64"
+    assert str(parse_platform("linux/armhf")) == "linux/arm/v7"
+    assert str(parse_platform("linux/arm/6")) == "linux/arm/v6"
