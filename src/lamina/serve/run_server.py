@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-import lamina.errors
 from lamina.errors import Error, KernelError
+from lamina.serve.reported_error import decode_error, encode_error
 
+_FAILED = b"failed "
 _GOODBYE = b"q"
 
 
@@ -53,10 +54,10 @@ class RunServer:
         self.answered = True
         if not line:
             raise KernelError("the server of the image ended before the image was mounted")
-        message: dict[str, Any] = json.loads(line)
-        if "error" in message:
-            raise _revived(message["error"])
-        return dict(message["ready"])
+        if line.startswith(_FAILED):
+            raise decode_error(line[len(_FAILED) :])
+        report: dict[str, Any] = json.loads(line)
+        return report
 
     def stop(self) -> None:
         """Say goodbye and wait until everything is unmounted; may be called again.
@@ -120,23 +121,11 @@ def _serve(channel: socket.socket, served: Served) -> None:
     orphaned = False
     try:
         try:
-            message: dict[str, Any] = {"ready": served.start()}
+            line = json.dumps(served.start()).encode()
         except Error as error:
-            message = {"error": _preserved(error)}
+            line = _FAILED + encode_error(error)
         with contextlib.suppress(BrokenPipeError):
-            channel.sendall(json.dumps(message).encode() + b"\n")
+            channel.sendall(line + b"\n")
         orphaned = channel.recv(1) != _GOODBYE
     finally:
         served.stop(orphaned=orphaned)
-
-
-def _preserved(error: Error) -> dict[str, Any]:
-    family = next(kind for kind in type(error).__mro__ if kind.__module__ == lamina.errors.__name__)
-    return {"family": family.__name__, "message": str(error), "hint": error.hint}
-
-
-def _revived(record: dict[str, Any]) -> Error:
-    family = getattr(lamina.errors, str(record["family"]), Error)
-    error = family(str(record["message"]), hint=record["hint"])
-    assert isinstance(error, Error)
-    return error
