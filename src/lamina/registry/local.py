@@ -11,6 +11,8 @@ import io
 import os
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, Self
 
+import msgspec
+
 from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError, UsageError
 from lamina.registry.manifest import (
     MAX_MANIFEST_BYTES,
@@ -71,10 +73,10 @@ class LocalRepository:
         wanted = version if version is not None else self._reference.version
         entries = self._images.index().manifests
         if wanted is None:
-            return self._only(entries)
+            return _unnamed(self._only(entries))
         for entry in entries:
             if wanted in (entry.digest, entry.annotations.get(REF_NAME)):
-                return entry
+                return _unnamed(entry)
         if is_digest(wanted):
             data = self._small_blob(wanted, MAX_MANIFEST_BYTES)
             check_digest(data, wanted, self._reference.path)
@@ -243,6 +245,12 @@ def read_small_file(path: str, limit_bytes: int) -> bytes:
     if len(data) > limit_bytes:
         raise FormatError(f"{path} has more than {limit_bytes} bytes")
     return data
+
+
+def _unnamed(entry: Descriptor) -> Descriptor:
+    """The entry without its tag, which belongs to this place and not to the image."""
+    kept = {key: value for key, value in entry.annotations.items() if key != REF_NAME}
+    return msgspec.structs.replace(entry, annotations=kept)
 
 
 def _names(entries: tuple[Descriptor, ...]) -> str:
