@@ -13,10 +13,10 @@ import io
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
-from lamina.errors import FormatError, NotFoundError, StoreError
+from lamina.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from lamina.registry.local import (
     Extent,
     LocalRepository,
@@ -38,6 +38,9 @@ from lamina.registry.manifest import (
 from lamina.registry.reference import Reference
 from lamina.registry.repository import Progress
 from lamina.registry.verify import copy_verified
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LAYOUT_FILE: Final = "oci-layout"
 LAYOUT_VERSION: Final = b'{"imageLayoutVersion":"1.0.0"}'
@@ -122,6 +125,11 @@ class LayoutFolder:
         with self._new_file(path) as file:
             copy_verified(source, descriptor, file.write, self.path, progress)
 
+    def start_blob(self) -> LayoutBlobWriter:
+        """Begin a blob whose digest is not known yet."""
+        temporary = self.file(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        return LayoutBlobWriter(temporary, self._blob_path)
+
     def replace_index(self, document: dict[str, Any]) -> None:
         """Write index.json; the caller holds the lock."""
         self.replace(INDEX_FILE, encode(document))
@@ -167,6 +175,67 @@ class LayoutFolder:
                     os.close(fd)
 
 
+class LayoutBlobWriter:
+    """A blob that goes into a layout while it is being made, before its digest is known.
+
+    The maker computes the digest from the bytes that it writes, and promises it in :meth:`commit`;
+    they are not read again.  Closing it without that leaves nothing.
+    """
+
+    def __init__(self, temporary: str, place: Callable[[str], str]) -> None:
+        self._temporary = temporary
+        self._place = place
+        self._size = 0
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(temporary, flags, 0o644)
+        except OSError as error:
+            raise _store_error(temporary, error) from error
+        self._file = os.fdopen(fd, "wb", buffering=0)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes; they are on their way to the disk when this returns."""
+        view = memoryview(data).cast("B")
+        start = self._size
+        try:
+            while view:
+                written = self._file.write(view)
+                self._size += written
+                view = view[written:]
+            # Starts the write-back now, so that commit has little left to wait for.
+            os.posix_fadvise(self._file.fileno(), start, self._size - start, os.POSIX_FADV_DONTNEED)
+        except OSError as error:
+            raise _store_error(self._temporary, error) from error
+
+    def commit(self, descriptor: Descriptor) -> None:
+        """Give the blob its name; IntegrityError if its length is not the descriptor's."""
+        if self._size != descriptor.size:
+            raise IntegrityError(
+                f"{descriptor.digest} has {self._size} bytes, not the {descriptor.size} promised"
+            )
+        path = self._place(descriptor.digest)
+        try:
+            os.fdatasync(self._file.fileno())
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(self._temporary, path)
+        except OSError as error:
+            raise _store_error(path, error) from error
+        self._file.close()
+
+    def close(self) -> None:
+        """Drop what was not committed; may be called again."""
+        if not self._file.closed:
+            remove_quietly(self._temporary)
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
 class LayoutRepository(LocalRepository):
     """An OCI layout folder as a repository."""
 
@@ -192,6 +261,11 @@ class LayoutRepository(LocalRepository):
             self._folder.write_blob(descriptor, source, progress)
         except OSError as error:
             raise _store_error(self._folder.path, error) from error
+
+    def start_blob(self) -> LayoutBlobWriter:
+        """Begin a blob whose digest is not known yet."""
+        self._check_writable()
+        return self._folder.start_blob()
 
     def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
         """Store a manifest and name it in index.json.

@@ -168,6 +168,12 @@ class Session:
         expected.
         """
         if response.status in expected:
+            coding = response.headers.get("content-encoding", "identity")
+            if coding.lower() != "identity" and not response.finished:
+                response.close()
+                raise FetchError(
+                    f"{url.without_query} is sent in the coding {coding[:40]!r}, unasked"
+                )
             return
         status = response.status
         retry_after = response.headers.get("retry-after", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -206,6 +207,19 @@ def test_silence_ends_in_time(registry: FakeRegistry, digest: str) -> None:
         with pytest.raises(FetchError, match="did not answer in time"):
             repository.read_range(digest, 0, 10)
         assert time.monotonic() - started < 0.9
+
+
+def test_a_compressed_answer(
+    registry: FakeRegistry, repository: RegistryRepository, digest: str
+) -> None:
+    bomb = gzip.compress(bytes(10_000_000))
+    for path, read in (
+        ("/blobs/", lambda: repository.read_range(digest, 0, 10)),
+        ("/manifests/", repository.resolve),
+    ):
+        registry.rule("GET", path, fake.status(200, {"Content-Encoding": "gzip"}, bomb))
+        with pytest.raises(FetchError, match="coding 'gzip'"):
+            read()
 
 
 # Redirects
