@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 ROOT = Path(__file__).parents[2]
 RUNTIME_STATE = Path("/run/lamina/runtime")
 CONTAINERS = Path("/run/lamina/containers")
+PREFIX = f"test-{os.getpid()}-"
 
 
 @pytest.fixture(scope="module")
@@ -35,15 +37,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / "store"
-    assert not (RUNTIME_STATE.exists() and os.listdir(RUNTIME_STATE))
-    assert not os.listdir(CONTAINERS)
+    for folder in (RUNTIME_STATE, CONTAINERS):
+        left = [name for name in os.listdir(folder) if name.startswith(PREFIX)]
+        assert not left, folder
 
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 def command_line(root: Path, store: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "tests.support.containers", str(root), str(store), *arguments]
+    """The words of a run; the container gets a name of its own unless one is given."""
+    program = [sys.executable, "-m", "tests.support.containers", str(root), str(store)]
+    name = [] if "--name" in arguments else ["--name", f"{PREFIX}{secrets.token_hex(4)}"]
+    return [*program, *name, *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -70,11 +76,15 @@ def test_exit_code_and_streams(run: Run) -> None:
 
 
 def test_a_signal_that_ends_the_command(root: Path, store: Path) -> None:
-    command = command_line(root, store, "--name", "target", *script("echo ready; sleep 99"))
+    command = command_line(
+        root, store, "--name", f"{PREFIX}target", *script("echo ready; sleep 99")
+    )
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        subprocess.run(["runc", "--root", RUNTIME_STATE, "kill", "target", "KILL"], check=True)
+        subprocess.run(
+            ["runc", "--root", RUNTIME_STATE, "kill", f"{PREFIX}target", "KILL"], check=True
+        )
         assert process.wait(timeout=20) == 137
 
 
@@ -159,17 +169,19 @@ def test_the_root_is_writable_and_the_image_is_not(run: Run, root: Path) -> None
 
 
 def test_changes_are_kept_and_named(run: Run, store: Path) -> None:
-    done = run("--name", "keeper", "image", "sh", "-c", "echo kept > /root/file; chmod 700 /tmp")
-    changes = store / "containers/keeper/upper"
+    done = run(
+        "--name", f"{PREFIX}keeper", "image", "sh", "-c", "echo kept > /root/file; chmod 700 /tmp"
+    )
+    changes = store / f"containers/{PREFIX}keeper/upper"
     assert done.stderr.decode() == f"lamina: what the container wrote is kept in {changes}\n"
     assert sorted(str(path.relative_to(changes)) for path in changes.rglob("*")) == [
         "root",
         "root/file",
         "tmp",
     ]
-    done = run("--name", "keeper", "image", "true")
+    done = run("--name", f"{PREFIX}keeper", "image", "true")
     assert done.returncode == 125
-    assert b"name 'keeper'" in done.stderr
+    assert f"name '{PREFIX}keeper'".encode() in done.stderr
     shutil.rmtree(changes.parent)
 
 
@@ -242,14 +254,22 @@ def test_signals_are_passed_on(root: Path, store: Path, number: signal.Signals) 
 
 def test_a_killed_run_leaves_nothing(root: Path, store: Path) -> None:
     command = command_line(
-        root, store, "--rm", "--name", "victim", "image", "sh", "-c", "echo ready; sleep 99"
+        root,
+        store,
+        "--rm",
+        "--name",
+        f"{PREFIX}victim",
+        "image",
+        "sh",
+        "-c",
+        "echo ready; sleep 99",
     )
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         inside = json.loads(
             subprocess.run(
-                ["runc", "--root", RUNTIME_STATE, "state", "victim"],
+                ["runc", "--root", RUNTIME_STATE, "state", f"{PREFIX}victim"],
                 capture_output=True,
                 check=True,
             ).stdout
@@ -257,7 +277,7 @@ def test_a_killed_run_leaves_nothing(root: Path, store: Path) -> None:
         process.kill()
         process.wait()
     wait_for(lambda: not os.path.exists(f"/proc/{inside}"))
-    wait_for(lambda: not (CONTAINERS / "victim").exists())
+    wait_for(lambda: not (CONTAINERS / f"{PREFIX}victim").exists())
     wait_for(lambda: not (store / "containers").exists())
 
 

@@ -31,6 +31,7 @@ def small_root(folder: Path) -> Path:
         missing("not installed: busybox (busybox-static on Debian)")
     if b"not a dynamic executable" not in _ldd(busybox):
         missing("busybox is not static (install busybox-static)")
+    folder.mkdir(exist_ok=True)
     folder.chmod(0o755)
     for name in ("bin", "etc", "root", "proc", "dev", "sys", "tmp", "home/app"):
         (folder / name).mkdir(parents=True)

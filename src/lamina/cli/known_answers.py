@@ -101,26 +101,33 @@ def tiny_layout(folder: Path) -> dict[str, bytes]:
         link = tarfile.TarInfo("link")
         link.type, link.linkname, link.mode = tarfile.SYMTYPE, "etc/hello", 0o777
         archive.addfile(link)
-    plain = buffer.getvalue()
-    config = {
-        "architecture": "amd64",
-        "os": "linux",
-        "config": {"Cmd": ["/hello"]},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(plain).hexdigest()}"]},
+    write_layout(folder, "tiny", buffer.getvalue(), {"Cmd": ["/hello"]})
+    return files
+
+
+def write_layout(folder: Path, tag: str, layer: bytes, config: dict[str, object]) -> None:
+    """Write an OCI layout of one image with one layer, given as tar, for this machine."""
+    from lamina.registry.platform import host_platform
+
+    platform = host_platform()
+    document = {
+        "architecture": platform.architecture,
+        "os": platform.os,
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
     }
     media = "application/vnd.oci.image"
-    layer = _blob(folder, f"{media}.layer.v1.tar+gzip", gzip.compress(plain, 1, mtime=0))
+    packed = gzip.compress(layer, 1, mtime=0)
     manifest = {
         "schemaVersion": 2,
         "mediaType": f"{media}.manifest.v1+json",
-        "config": _blob(folder, f"{media}.config.v1+json", json.dumps(config).encode()),
-        "layers": [layer],
+        "config": _blob(folder, f"{media}.config.v1+json", json.dumps(document).encode()),
+        "layers": [_blob(folder, f"{media}.layer.v1.tar+gzip", packed)],
     }
     entry = _blob(folder, f"{media}.manifest.v1+json", json.dumps(manifest).encode())
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "tiny"}
+    entry["annotations"] = {"org.opencontainers.image.ref.name": tag}
     (folder / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (folder / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    return files
 
 
 def _blob(folder: Path, media_type: str, data: bytes) -> dict[str, object]:

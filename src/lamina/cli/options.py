@@ -151,6 +151,12 @@ def split_credentials(text: str) -> tuple[str, str]:
     return user, password if colon else _ask_password(user)
 
 
+def ask_credentials(args: argparse.Namespace) -> None:
+    """Complete ``--creds`` now, for a process that will serve in the background."""
+    if args.creds is not None:
+        args.creds = ":".join(split_credentials(args.creds))
+
+
 def _ask_password(user: str) -> str:
     import sys
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from lamina.cli import story
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
     add_device_option,
     add_output_options,
     add_registry_options,
+    ask_credentials,
 )
+from lamina.cli.output import print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from lamina.image.native import NativeImage
+    from lamina.serve.daemon import MountRequest
+    from lamina.serve.state import MountRecord
 
 PAGE: Final = Page(
     """
@@ -30,10 +39,11 @@ PAGE: Final = Page(
         ("lamina mount --foreground -v IMAGE /mnt", "Watch what is fetched, stop with ^C."),
     ),
     json_keys=(
-        ("image", "the reference, with the digest it had"),
+        ("image, digest", "the reference, and the digest that it had"),
         ("mountpoint", "absolute path of the folder"),
         ("device", "fanotify, fuse-blob or fuse"),
         ("pid", "process id of the server"),
+        ("store", "folder of the node store"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
     see_also=("umount", "mounts", "run"),
@@ -46,7 +56,82 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("folder", metavar="DIR", help="existing folder to mount on")
     add_device_option(parser)
     parser.add_argument(
+        "-o",
+        "--options",
+        metavar="OPTION[,OPTION]",
+        default="",
+        help="of nosuid, nodev, noexec and noatime; the mount is read-only in any case",
+    )
+    parser.add_argument(
         "--foreground", action="store_true", help="serve in this process until it is stopped"
     )
     add_registry_options(parser)
     add_output_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Mount, and leave a server behind or be it."""
+    from lamina.serve.daemon import serve_foreground, start_daemon
+
+    def tell(record: MountRecord) -> None:
+        if args.json:
+            print_json(record_object(record))
+        else:
+            story.tell(f"{record.image} is mounted on {record.mountpoint} ({record.device})")
+
+    request = mount_request(args)
+    if args.foreground:
+        serve_foreground(request, tell)
+    else:
+        tell(start_daemon(request))
+    return 0
+
+
+def mount_request(args: Namespace) -> MountRequest:
+    """The request that the arguments make."""
+    from lamina.serve.daemon import MountRequest
+    from lamina.store.node import default_root
+
+    ask_credentials(args)
+    make_absolute(args)
+
+    def open_image() -> NativeImage:
+        from lamina.cli.opening import open_native
+
+        return open_native(args, args.image)
+
+    return MountRequest(
+        open_image=open_image,
+        reference=args.image,
+        mountpoint=args.folder,
+        store=args.store or str(default_root()),
+        device=args.device,
+        options=tuple(filter(None, args.options.split(","))),
+    )
+
+
+def make_absolute(args: Namespace) -> None:
+    """Free the arguments from this process's working folder, which the server leaves."""
+    from dataclasses import replace
+
+    from lamina.registry.reference import parse_reference
+
+    reference = parse_reference(args.image)
+    if not reference.is_remote:
+        args.image = str(replace(reference, path=os.path.abspath(reference.path)))
+    for name in ("store", "authfile", "ca_file"):
+        value = getattr(args, name)
+        if value is not None:
+            setattr(args, name, os.path.abspath(value))
+
+
+def record_object(record: MountRecord) -> dict[str, object]:
+    """A mount as JSON."""
+    return {
+        "image": record.image,
+        "digest": record.digest,
+        "mountpoint": record.mountpoint,
+        "device": record.device,
+        "pid": record.pid,
+        "store": record.store,
+    }

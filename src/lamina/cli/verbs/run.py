@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +15,7 @@ from lamina.cli.options import (
     add_device_option,
     add_output_options,
     add_registry_options,
+    ask_credentials,
 )
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
@@ -126,12 +126,3 @@ def run_request(args: Namespace) -> RunRequest:
         runtime=args.runtime,
         keep_changes=not args.rm,
     )
-
-
-def ask_credentials(args: Namespace) -> None:
-    """Complete ``--creds`` with the password it lacks."""
-    if args.creds is not None and ":" not in args.creds:
-        from lamina.cli.options import split_credentials
-
-        args.creds = ":".join(split_credentials(args.creds))
-    sys.stderr.flush()

@@ -5,9 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
+from lamina.cli import story
 from lamina.cli.options import add_output_options
+from lamina.cli.output import print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+from lamina.errors import UsageError
 
 PAGE: Final = Page(
     """
@@ -21,7 +24,7 @@ PAGE: Final = Page(
         ("lamina umount --all", "All of this user's mounts."),
     ),
     json_note="One object a line for every mount.",
-    json_keys=(("mountpoint", "what was unmounted"),),
+    json_keys=(("image, mountpoint", "what was unmounted"),),
     see_also=("mount", "mounts"),
 )
 
@@ -34,3 +37,21 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("-l", "--lazy", action="store_true", help="do not wait for its users")
     parser.add_argument("-a", "--all", action="store_true", help="unmount all")
     add_output_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Unmount one after the other; the first that cannot be ends it."""
+    from lamina.serve.mounts import list_mounts, unmount
+
+    if args.all == bool(args.folders):
+        raise UsageError("umount wants folders, or --all", hint="`lamina mounts` lists them")
+    folders = args.folders
+    if args.all:
+        folders = [status.record.mountpoint for status in list_mounts()]
+    for folder in folders:
+        record = unmount(folder, lazy=args.lazy)
+        if args.json:
+            print_json({"image": record.image, "mountpoint": record.mountpoint})
+        else:
+            story.tell(f"unmounted {record.mountpoint}")
+    return 0
