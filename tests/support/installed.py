@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-LEFT_OUT = (".git", ".venv", "build", "dist", "results", "*.egg-info", "__pycache__", ".*_cache")
+LEFT_OUT = (".git", ".venv", "results", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
 
 
 def copy_of_repository(folder: Path) -> Path:
     """A copy of the source tree without what tools leave in it; pip builds inside of it."""
-    return Path(shutil.copytree(ROOT, folder / "lamina", ignore=shutil.ignore_patterns(*LEFT_OUT)))
+    copied = shutil.copytree(ROOT, folder / "lamina", ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for made in ("build", "dist"):
+        shutil.rmtree(Path(copied) / made, ignore_errors=True)
+    return Path(copied)
 
 
 def empty_environment(folder: Path) -> Path:
