@@ -9,6 +9,7 @@ finish.
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -25,8 +26,7 @@ from lamina.build.layer_blob import (
     LayerBuild,
     OwnBlobs,
     borrowed_chunks,
-    finish_layer,
-    push_layer,
+    finish_and_push,
 )
 from lamina.build.layer_tree import apply_layer, devices_of, renumber
 from lamina.build.merge import MergedTree
@@ -42,6 +42,18 @@ T = TypeVar("T")
 
 FINISHERS = 4
 PROGRESS_INTERVAL_S = 0.2
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Keep the collector from walking trees of a hundred thousand nodes, which have no cycles."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Phases:
@@ -104,7 +116,12 @@ class ImageBuild:
 
     def run(self) -> BuiltImage:
         """Build and push the layers; the caller pushes bootstrap, configuration and manifest."""
+        with _no_garbage_collection():
+            return self._run_workers()
+
+    def _run_workers(self) -> BuiltImage:
         jobs = self._options.jobs or len(os.sched_getaffinity(0))
+        tasks.preload(self._options)
         try:
             # Workers must be forked before the first thread starts, and end before the threads.
             with (
@@ -168,9 +185,13 @@ class ImageBuild:
                 applied.set_indexes(encode_references(references, self._plans, merged))
 
     def _finish(self, layer: LayerBuild) -> LayerBuild:
-        finish_layer(layer, self._finished, self._options)
-        push_layer(layer, self._destination, lambda size: self._count(pushed=size))
-        return layer
+        return finish_and_push(
+            layer,
+            self._finished,
+            self._options,
+            self._destination,
+            lambda size: self._count(pushed=size),
+        )
 
     def _conclude(self) -> BuiltImage:
         used = self._used_layers()

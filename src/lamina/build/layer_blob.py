@@ -7,8 +7,9 @@ import sys
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast, runtime_checkable
 
 from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail, FinishedBlob
@@ -25,7 +26,10 @@ from lamina.erofs.tree import Node
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import Repository
 
-HASH_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+COPY_BYTES = 1 << 20
 WORDS_PER_ENTRY = CHUNK_ENTRY.size // 4
 BLOB_INDEX_WORD = 8
 
@@ -124,14 +128,63 @@ def borrowed_chunks(plan: LayerPlan, plans: Sequence[LayerPlan]) -> set[tuple[in
     return found
 
 
-def finish_layer(
-    layer: LayerBuild, lower: Sequence[Future[LayerBuild]], options: ConvertOptions
+class BlobWriter(Protocol):
+    """Takes a blob while it is being made; :meth:`commit` gives it its name."""
+
+    def write(self, data: Buffer) -> None:
+        """Append bytes."""
+
+    def commit(self, descriptor: Descriptor) -> None:
+        """Store what was written under its digest."""
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+
+
+@runtime_checkable
+class DirectRepository(Protocol):
+    """A repository that can take a blob before its digest is known."""
+
+    def start_blob(self) -> BlobWriter:
+        """Begin a blob."""
+
+
+def finish_and_push(
+    layer: LayerBuild,
+    lower: Sequence[Future[LayerBuild]],
+    options: ConvertOptions,
+    destination: Repository,
+    progress: Callable[[int], None],
 ) -> LayerBuild:
-    """Wait for the packed segments and make the rest of the blob.
+    """Take the packed segments as they come, make the rest of the blob, and push it.
 
     ``lower`` are the lower layers on their way, which are waited for if chunks were borrowed from
     them.
     """
+    if not isinstance(destination, DirectRepository):
+        _finish(layer, lower, options, lambda _: None)
+        _push(layer, destination, progress)
+        return layer
+    with closing(destination.start_blob()) as writer:
+
+        def write(data: Buffer) -> None:
+            writer.write(data)
+            progress(len(memoryview(data)))
+
+        _finish(layer, lower, options, write)
+        assert layer.blob is not None
+        write(layer.blob.tail)
+        if not destination.has_blob(layer.descriptor.digest, layer.descriptor.size):
+            writer.commit(layer.descriptor)
+    return layer
+
+
+def _finish(
+    layer: LayerBuild,
+    lower: Sequence[Future[LayerBuild]],
+    options: ConvertOptions,
+    write: Callable[[Buffer], None],
+) -> None:
     sha256 = hashlib.sha256()
     piece_sizes = array("I")
     for segment, future in layer.packed:
@@ -139,7 +192,10 @@ def finish_layer(
         layer.pack_cpu_s += cpu_s
         piece_sizes.extend(sizes)
         layer.regions.append((segment.packed_offset, sum(sizes)))
-        _hash(RegionFile(layer.files.packed.fileno(), layer.regions[-1:], b""), sha256.update)
+        with RegionFile(layer.files.packed.fileno(), layer.regions[-1:], b"") as region:
+            while data := region.read(COPY_BYTES):
+                sha256.update(data)
+                write(data)
     layer.files.drop_spool()
     plan = layer.plan
     columns = BlobColumns(plan.chunk_sizes, plan.piece_counts, piece_sizes)
@@ -162,10 +218,9 @@ def finish_layer(
             tables.append(_chosen_entries(other.chunk_entries(index), wanted))
     layer.blob = tail.finish(fill_in(layer.own_bootstrap, blobs, b"".join(tables)))
     layer.own_bootstrap = b""
-    return layer
 
 
-def push_layer(layer: LayerBuild, destination: Repository, progress: Callable[[int], None]) -> None:
+def _push(layer: LayerBuild, destination: Repository, progress: Callable[[int], None]) -> None:
     """Push a finished blob, unless it is there."""
     descriptor = layer.descriptor
     if destination.has_blob(descriptor.digest, descriptor.size):
@@ -190,9 +245,3 @@ def with_blob_index(entries: bytes, blob_index: int) -> bytes:
 def _chosen_entries(entries: bytes, chunks: Sequence[int]) -> bytes:
     size = CHUNK_ENTRY.size
     return b"".join([entries[chunk * size : (chunk + 1) * size] for chunk in chunks])
-
-
-def _hash(source: RegionFile, update: Callable[[memoryview], object]) -> None:
-    buffer = memoryview(bytearray(HASH_BYTES))
-    while got := source.readinto(buffer):
-        update(buffer[:got])

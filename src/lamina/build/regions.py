@@ -49,6 +49,21 @@ class RegionFile(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes (all that is left if negative); b"" only at the end."""
+        left = max(0, self.size_bytes - self._position)
+        wanted = left if size < 0 else min(size, left)
+        number = bisect_right(self._starts, self._position) - 1
+        if number < len(self._regions) and self._position + wanted <= self._starts[number + 1]:
+            # Within one region no buffer has to be filled first.
+            offset = self._regions[number][0] + self._position - self._starts[number]
+            data = os.pread(self._fd, wanted, offset)
+            if len(data) == wanted:
+                self._position += wanted
+                return data
+        buffer = bytearray(wanted)
+        return bytes(memoryview(buffer)[: self.readinto(buffer)])
+
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer as far as the bytes go."""
         view = memoryview(buffer).cast("B")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 import os
@@ -17,6 +18,8 @@ from lamina.build.options import ConvertOptions
 from lamina.build.pack import pack_segment
 from lamina.build.plan import Segment
 from lamina.build.scan import LayerScan, scan_layer
+from lamina.codec.compress import Compressor, compress
+from lamina.codec.digest import digest
 from lamina.errors import StoreError
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
@@ -121,6 +124,15 @@ class _Counted(io.RawIOBase):
 
 
 _job: Job
+
+
+def preload(options: ConvertOptions) -> None:
+    """Load what the workers will need, once, before they are forked."""
+    with contextlib.suppress(ImportError):
+        import isal.isal_zlib  # noqa: F401 - absent on some machines
+    digest(options.digester, b"")
+    for compressor in {options.compressor, Compressor.ZSTD}:
+        compress(compressor, b"")
 
 
 def set_up(job: Job) -> None:

@@ -8,6 +8,7 @@ the converter: the kernel kills it when the thread that forked it ends.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing.context
 import multiprocessing.process
 import os
@@ -77,6 +78,8 @@ class Workers:
 
 
 def _start(parent: int, setup: Callable[[T], None], state: T) -> None:
+    # Tasks make no reference cycles, and what was inherited shall stay shared.
+    gc.disable()
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
