@@ -7,10 +7,6 @@ need not be UTF-8.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import urllib.parse
-
 from lamina.errors import FormatError, UnsupportedError
 
 SCHILY_XATTR = b"SCHILY.xattr."
@@ -81,15 +77,23 @@ def parse_xattrs(records: dict[bytes, bytes]) -> dict[bytes, bytes]:
     xattrs: dict[bytes, bytes] = {}
     for keyword, value in records.items():
         if keyword.startswith(LIBARCHIVE_XATTR):
-            name = urllib.parse.unquote_to_bytes(keyword[len(LIBARCHIVE_XATTR) :])
-            try:
-                decoded = base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
-            except binascii.Error as error:
-                raise FormatError(f"The pax record {keyword[:80]!r} is not base64.") from error
-            xattrs.setdefault(name, decoded)
+            xattrs.setdefault(*_decode_libarchive(keyword, value))
         elif keyword.startswith(SCHILY_XATTR):
             xattrs[keyword[len(SCHILY_XATTR) :]] = value
     return xattrs
+
+
+def _decode_libarchive(keyword: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return (name, value) of an attribute with its name in percent-encoding, its value base64."""
+    import base64
+    import binascii
+    from urllib.parse import unquote_to_bytes
+
+    name = unquote_to_bytes(keyword[len(LIBARCHIVE_XATTR) :])
+    try:
+        return name, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error as error:
+        raise FormatError(f"The pax record {keyword[:80]!r} is not base64.") from error
 
 
 def refuse_sparse(records: dict[bytes, bytes], path: bytes) -> None:

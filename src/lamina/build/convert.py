@@ -10,9 +10,8 @@ from __future__ import annotations
 import io
 import time
 
-from lamina.build.image_build import ImageBuild, Phases
+from lamina.build.image_build import Phases, build_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
-from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
 from lamina.errors import NotFoundError, UnsupportedError, UsageError
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
@@ -195,10 +194,12 @@ class _Conversion:
         if not self._is_wanted(platform):
             raise NotFoundError(f"{self._source.reference} is an image for {platform}.")
         phases = self.phases
-        build = ImageBuild(
+        built = build_image(
             self._source, self._client, self._destination, manifest.layers, self._options, phases
         )
-        built = build.run()
+        # Loaded this late, it does not keep the workers from starting.
+        from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
+
         with phases("pack bootstrap"):
             last = bootstrap_layer(built.bootstrap, built.metas)
         with phases("push manifest"):

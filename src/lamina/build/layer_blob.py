@@ -16,8 +16,9 @@ from lamina.blob.framing import BlobOptions, BlobTail, FinishedBlob
 from lamina.build.bootstrap import fill_in
 from lamina.build.layer_tree import devices_of, renumber
 from lamina.build.options import ConvertOptions
+from lamina.build.pack import Segment
 from lamina.build.package import blob_descriptor
-from lamina.build.plan import LAYER_SHIFT, SLOT_MASK, LayerPlan, Segment
+from lamina.build.plan import LAYER_SHIFT, SLOT_MASK, LayerPlan
 from lamina.build.regions import RegionFile
 from lamina.build.scan import LayerScan
 from lamina.build.tasks import LayerFiles

@@ -6,14 +6,28 @@ from __future__ import annotations
 
 import os
 from array import array
+from typing import NamedTuple
 
-from lamina.build.plan import Segment
 from lamina.codec.compress import Compressor, compress
 from lamina.errors import StoreError
 
 WINDOW_BYTES = 4 << 20
 WRITE_BYTES = 2 << 20
 MAX_WRITE_BUFFERS = 1024
+
+
+class Segment(NamedTuple):
+    """Neighbouring pieces that one task compresses; offsets and sizes in bytes.
+
+    ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the tar stream,
+    ``piece_counts`` how many of them make each piece.  The stored pieces go to ``packed_offset`` of
+    the layer's packed file, where as much room is left as they have plaintext.
+    """
+
+    packed_offset: int
+    chunk_offsets: array[int]
+    chunk_sizes: array[int]
+    piece_counts: array[int]
 
 
 class SpoolWindow:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from lamina.archive.tar import DIRECTORY, Entry
@@ -31,6 +34,10 @@ from lamina.version import VERSION
 FS_VERSION = "6"
 GZIP_LEVEL = 4
 """Of the bootstrap layer: level 6 is 3 % smaller and takes twice as long."""
+GZIP_PART_BYTES = 512 << 10
+GZIP_WINDOW_BYTES = 32 << 10
+GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
+"""No name, no time, unknown system (RFC 1952)."""
 BOOTSTRAP_PATH = b"image/image.boot"
 HISTORY = {"created_by": "lamina convert", "comment": "Nydus Bootstrap Layer"}
 
@@ -59,9 +66,26 @@ def bootstrap_layer(bootstrap: bytes, metas: Sequence[tuple[str, bytes]]) -> Boo
 
 
 def compress_layer(archive: bytes) -> bytes:
-    """Return one gzip member without a name or time."""
-    engine = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 31)
-    return engine.compress(archive) + engine.flush()
+    """Return one gzip member without a name or time, compressed by all processors.
+
+    Parts are deflated on their own, each with the window before it, and end at a byte (RFC 1951
+    §3.2.4); how they are cut does not depend on the machine.
+    """
+    starts = range(0, max(len(archive), 1), GZIP_PART_BYTES)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        parts = list(pool.map(lambda start: _deflate_part(archive, start), starts))
+    trailer = struct.pack("<II", zlib.crc32(archive), len(archive) & 0xFFFFFFFF)
+    return b"".join([GZIP_HEADER, *parts, trailer])
+
+
+def _deflate_part(archive: bytes, start: int) -> bytes:
+    end = start + GZIP_PART_BYTES
+    window = archive[max(0, start - GZIP_WINDOW_BYTES) : start]
+    strategy, memory = zlib.Z_DEFAULT_STRATEGY, 8
+    engine = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, -15, memory, strategy, window)
+    last = end >= len(archive)
+    flush = zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH
+    return engine.compress(memoryview(archive)[start:end]) + engine.flush(flush)
 
 
 def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:

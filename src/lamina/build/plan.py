@@ -14,8 +14,8 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
 
+from lamina.build.pack import Segment
 from lamina.build.scan import LayerScan
 from lamina.codec.digest import DIGEST_SIZE
 from lamina.erofs.layout import (
@@ -59,20 +59,6 @@ class KnownChunks:
                 fresh.append(number)
                 own += 1
         return references, fresh
-
-
-class Segment(NamedTuple):
-    """Neighbouring pieces that one task compresses; offsets and sizes in bytes.
-
-    ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the tar stream,
-    ``piece_counts`` how many of them make each piece.  The stored pieces go to ``packed_offset`` of
-    the layer's packed file, where as much room is left as they have plaintext.
-    """
-
-    packed_offset: int
-    chunk_offsets: array[int]
-    chunk_sizes: array[int]
-    piece_counts: array[int]
 
 
 @dataclass(slots=True)

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from lamina.archive.stream import open_layer
 from lamina.build.options import ConvertOptions
-from lamina.build.pack import pack_segment
-from lamina.build.plan import Segment
+from lamina.build.pack import Segment, pack_segment
 from lamina.build.scan import LayerScan, scan_layer
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest

@@ -9,8 +9,7 @@ from array import array
 import pytest
 
 from lamina.build import pack
-from lamina.build.pack import pack_segment
-from lamina.build.plan import Segment
+from lamina.build.pack import Segment, pack_segment
 from lamina.build.regions import RegionFile
 from lamina.codec.compress import Compressor, decompress
 from lamina.errors import StoreError
@@ -61,9 +60,12 @@ def test_pieces_come_back(
 
 def test_a_short_spool_is_an_error() -> None:
     segment = Segment(0, array("Q", [0]), array("I", [100]), array("I", [1]))
-    with tempfile.TemporaryFile() as spool, tempfile.TemporaryFile() as packed:
-        with pytest.raises(StoreError, match="ends early"):
-            pack_segment(segment, spool.fileno(), packed.fileno(), Compressor.ZSTD, 3)
+    with (
+        tempfile.TemporaryFile() as spool,
+        tempfile.TemporaryFile() as packed,
+        pytest.raises(StoreError, match="ends early"),
+    ):
+        pack_segment(segment, spool.fileno(), packed.fileno(), Compressor.ZSTD, 3)
 
 
 def test_region_file_seeks_and_ends() -> None:
@@ -80,6 +82,6 @@ def test_region_file_seeks_and_ends() -> None:
                 assert source.read(4) == b"23489tail"[start : start + 4]
             assert source.seek(-2, 2) == 7
             assert source.read() == b"il"
-        with RegionFile(file.fileno(), [(5, 20)], b"") as source:
-            with pytest.raises(StoreError, match="ends early"):
-                source.read()
+        source = RegionFile(file.fileno(), [(5, 20)], b"")
+        with source, pytest.raises(StoreError, match="ends early"):
+            source.read()

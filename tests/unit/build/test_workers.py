@@ -61,9 +61,9 @@ def test_errors_come_through() -> None:
 
 
 def test_a_worker_that_dies_is_one_clear_error() -> None:
-    with pytest.raises(Error, match="worker process of the conversion died"):
-        with Workers(2, adopt, {}) as workers:
-            workers.submit(fail, "die").result()
+    died = pytest.raises(Error, match="worker process of the conversion died")
+    with died, Workers(2, adopt, {}) as workers:
+        workers.submit(fail, "die").result()
 
 
 def test_an_exception_ends_the_workers_at_once() -> None:
