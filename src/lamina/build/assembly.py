@@ -73,6 +73,7 @@ class Assembly:
             known = KnownChunks()
             for number, scanned in enumerate(scans):
                 self._add_layer(number, scanned, known)
+            self._workers.no_more()
             return self._conclude()
         except BaseException:
             self._cancelled.set()

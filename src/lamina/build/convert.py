@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import io
 import time
+from typing import TYPE_CHECKING
 
-from lamina.build.image_build import Phases, build_image
+from lamina.build.image_build import Phases, built_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
 from lamina.errors import NotFoundError, UnsupportedError, UsageError
 from lamina.registry.manifest import (
@@ -31,6 +32,9 @@ from lamina.registry.manifest import (
 from lamina.registry.platform import is_nydus, normalise, parse_platform
 from lamina.registry.reference import Reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+
+if TYPE_CHECKING:
+    from lamina.build.assembly import BuiltImage
 
 
 def convert(
@@ -193,31 +197,45 @@ class _Conversion:
         platform = platform or parse_config(config).platform
         if not self._is_wanted(platform):
             raise NotFoundError(f"{self._source.reference} is an image for {platform}.")
-        phases = self.phases
-        built = build_image(
-            self._source, self._client, self._destination, manifest.layers, self._options, phases
-        )
-        # Loaded this late, it does not keep the workers from starting.
-        from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
-
-        with phases("pack bootstrap"):
-            last = bootstrap_layer(built.bootstrap, built.metas)
-        with phases("push manifest"):
-            new_config = converted_config(config, built.descriptors, last.diff_id)
-            self._push(last.descriptor, last.data)
-            self._push(describe(OCI_CONFIG, new_config), new_config)
-            layers = [*built.descriptors, last.descriptor]
-            data = converted_manifest(manifest, descriptor.digest, new_config, layers)
-            pushed = self._destination.push_manifest(tag, OCI_MANIFEST, data)
+        with built_image(
+            self._source,
+            self._client,
+            self._destination,
+            manifest.layers,
+            self._options,
+            self.phases,
+        ) as built:
+            pushed, bootstrap_layer_bytes = self._push_image(
+                (descriptor.digest, manifest, config), built, tag
+            )
         report = ImageReport(
             platform=str(platform),
             source_digest=descriptor.digest,
             manifest_digest=pushed.digest,
             layers=tuple(built.layers),
             bootstrap_bytes=len(built.bootstrap),
-            bootstrap_layer_bytes=len(last.data),
+            bootstrap_layer_bytes=bootstrap_layer_bytes,
         )
         return pushed, report
+
+    def _push_image(
+        self, source: tuple[str, Manifest, bytes], built: BuiltImage, tag: str | None
+    ) -> tuple[Descriptor, int]:
+        """Push all that follows the blobs; return (manifest, bytes of the bootstrap layer)."""
+        # Loaded this late, it does not keep the workers from starting.
+        from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
+
+        digest, manifest, config = source
+        with self.phases("pack bootstrap"):
+            last = bootstrap_layer(built.bootstrap, built.metas)
+        with self.phases("push manifest"):
+            new_config = converted_config(config, built.descriptors, last.diff_id)
+            self._push(last.descriptor, last.data)
+            self._push(describe(OCI_CONFIG, new_config), new_config)
+            layers = [*built.descriptors, last.descriptor]
+            data = converted_manifest(manifest, digest, new_config, layers)
+            pushed = self._destination.push_manifest(tag, OCI_MANIFEST, data)
+        return pushed, len(last.data)
 
     def _read_config(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_CONFIG_BYTES:

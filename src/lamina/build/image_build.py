@@ -48,18 +48,19 @@ class Phases:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-def build_image(
+@contextmanager
+def built_image(
     source: Repository,
     client: ClientOptions | None,
     destination: Repository,
     layers: Sequence[Descriptor],
     options: ConvertOptions,
     phases: Phases,
-) -> BuiltImage:
+) -> Iterator[BuiltImage]:
     """Convert the layers and push their blobs; bootstrap and manifest are left to the caller.
 
-    ``client`` is what ``source`` was opened with.  Raises what the layers, the temporary files and
-    the two repositories raise.
+    While the result is used, workers and temporary files go away.  ``client`` is what ``source``
+    was opened with.  Raises what the layers, the temporary files and the two repositories raise.
     """
     with phases("start workers"):
         tasks.preload(options)
@@ -78,7 +79,7 @@ def build_image(
             with phases("start workers"):
                 scans = [workers.submit(tasks.scan, number) for number in range(len(layers))]
                 from lamina.build.assembly import Assembly
-            return Assembly(job, destination, workers, finishers, phases).run(scans)
+            yield Assembly(job, destination, workers, finishers, phases).run(scans)
     finally:
         job.close()
 

@@ -162,22 +162,33 @@ def finish_and_push(
     ``lower`` are the lower layers on their way, which are waited for if chunks were borrowed from
     them.
     """
-    if not isinstance(destination, DirectRepository):
+    if isinstance(destination, DirectRepository):
+        with closing(destination.start_blob()) as writer:
+            _finish(layer, lower, options, lambda data: _write(writer, data, progress))
+            _commit(layer, writer, destination, progress)
+    else:
         _finish(layer, lower, options, lambda _: None)
         _push(layer, destination, progress)
-        return layer
-    with closing(destination.start_blob()) as writer:
-
-        def write(data: Buffer) -> None:
-            writer.write(data)
-            progress(len(memoryview(data)))
-
-        _finish(layer, lower, options, write)
-        assert layer.blob is not None
-        write(layer.blob.tail)
-        if not destination.has_blob(layer.descriptor.digest, layer.descriptor.size):
-            writer.commit(layer.descriptor)
+    layer.files.drop_spool()
     return layer
+
+
+def _write(writer: BlobWriter, data: Buffer, progress: Callable[[int], None]) -> None:
+    writer.write(data)
+    progress(len(memoryview(data)))
+
+
+def _commit(
+    layer: LayerBuild,
+    writer: BlobWriter,
+    destination: Repository,
+    progress: Callable[[int], None],
+) -> None:
+    """Add what follows the pieces, and keep the blob unless it is there."""
+    assert layer.blob is not None
+    _write(writer, layer.blob.tail, progress)
+    if not destination.has_blob(layer.descriptor.digest, layer.descriptor.size):
+        writer.commit(layer.descriptor)
 
 
 def _finish(
@@ -197,7 +208,6 @@ def _finish(
             while data := region.read(COPY_BYTES):
                 sha256.update(data)
                 write(data)
-    layer.files.drop_spool()
     plan = layer.plan
     columns = BlobColumns(plan.chunk_sizes, plan.piece_counts, piece_sizes)
     blob_options = BlobOptions(options.chunk_size, options.compressor, options.digester)

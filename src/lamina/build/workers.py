@@ -57,6 +57,10 @@ class Workers:
         """Queue a task; tasks start in the order in which they come."""
         return self._pool.submit(_Guarded(task), *args, **kwargs)
 
+    def no_more(self) -> None:
+        """Say that no task will follow: workers end as soon as they run out of them."""
+        self._pool.shutdown(wait=False)
+
     def __enter__(self) -> Self:
         return self
 
