@@ -171,7 +171,7 @@ def test_a_lost_server(
     run: Callable[..., Outcome], server: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
     with pytest.raises(KernelError, match="server of the image ended"):
-        run(f"kill -9 {server.pid}; sleep 60")
+        run(f"kill -9 {server.pid}; exec sleep 60")
 
 
 def test_forwarded_signals() -> None:

@@ -119,7 +119,7 @@ def make_absolute(args: Namespace) -> None:
     reference = parse_reference(args.image)
     if not reference.is_remote:
         args.image = str(replace(reference, path=os.path.abspath(reference.path)))
-    for name in ("store", "authfile", "ca_file"):
+    for name in ("folder", "store", "authfile", "ca_file"):
         value = getattr(args, name)
         if value is not None:
             setattr(args, name, os.path.abspath(value))

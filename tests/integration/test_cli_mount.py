@@ -1,0 +1,189 @@
+"""``lamina mount``, ``mounts`` and ``umount`` as a user types them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.cli.known_answers import tiny_layout
+from lamina.linux.process import start_time_ticks
+from tests.support.tools import require_root
+
+pytestmark = pytest.mark.kernel
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "oci:native:tiny"
+
+
+class Shell:
+    """Runs ``lamina`` in a folder with a node store of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "src"),
+            "LAMINA_STORE": str(folder / "store"),
+        }
+
+    def words(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "lamina", *arguments]
+
+    def __call__(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            self.words(*arguments),
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            env=self.environment,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stderr
+        return done
+
+    def mine(self) -> list[dict[str, Any]]:
+        """The mounts below the folder, as ``mounts --json`` tells them."""
+        lines = [json.loads(line) for line in self("mounts", "--json").stdout.splitlines()]
+        return [line for line in lines if line["mountpoint"].startswith(f"{self.folder}/")]
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> Path:
+    require_root()
+    folder = tmp_path_factory.mktemp("mounts")
+    files.update(tiny_layout(folder / "source"))
+    Shell(folder)("convert", "oci:source:tiny", IMAGE)
+    return folder
+
+
+@pytest.fixture
+def lamina(folder: Path) -> Iterator[Shell]:
+    shell = Shell(folder)
+    (folder / "mnt").mkdir(exist_ok=True)
+    yield shell
+    for record in shell.mine():
+        subprocess.run(shell.words("umount", "--lazy", record["mountpoint"]), env=shell.environment)
+    assert shell.mine() == []
+
+
+@pytest.mark.parametrize("device", ["auto", "fuse"])
+def test_mount_look_unmount(lamina: Shell, files: dict[str, bytes], device: str) -> None:
+    done = lamina("mount", "--json", "--device", device, IMAGE, "mnt")
+    record = json.loads(done.stdout)
+    mountpoint = lamina.folder / "mnt"
+    assert record["mountpoint"] == str(mountpoint)
+    assert record["image"].startswith(f"oci:{lamina.folder}/native:tiny@sha256:")
+    assert record["digest"] in record["image"]
+    assert record["store"] == str(lamina.folder / "store")
+    for name, data in files.items():
+        assert (mountpoint / name).read_bytes() == data
+    assert lamina.mine() == [{**record, "state": "served"}]
+    assert str(mountpoint) in lamina("mounts").stdout
+    assert str(mountpoint) in lamina("mounts", "--mountpoints").stdout.splitlines()
+    done = lamina("umount", "--json", "mnt")
+    assert json.loads(done.stdout) == {"image": record["image"], "mountpoint": str(mountpoint)}
+    assert not os.path.ismount(mountpoint)
+    assert start_time_ticks(record["pid"]) is None
+
+
+def test_it_tells_people_on_standard_error(lamina: Shell) -> None:
+    done = lamina("mount", IMAGE, "mnt")
+    assert done.stdout == ""
+    assert done.stderr.startswith("lamina: oci:")
+    assert "is mounted on" in done.stderr
+    done = lamina("-q", "umount", "mnt")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_options(lamina: Shell) -> None:
+    lamina("mount", "-o", "nosuid,nodev", IMAGE, "mnt")
+    line = next(
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if f" {lamina.folder}/mnt " in line
+    )  # fmt: skip
+    assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
+    lamina("umount", "mnt")
+    assert "sticky" in lamina("mount", "-o", "sticky", IMAGE, "mnt", code=2).stderr
+
+
+def test_a_second_mount_is_refused(lamina: Shell) -> None:
+    lamina("mount", IMAGE, "mnt")
+    done = lamina("mount", IMAGE, "mnt", code=2)
+    assert "mounted at" in done.stderr
+    assert "hint: lamina umount" in done.stderr
+    lamina("umount", "mnt")
+
+
+def test_a_busy_mount(lamina: Shell) -> None:
+    lamina("mount", IMAGE, "mnt")
+    with (lamina.folder / "mnt/big").open("rb") as file:
+        file.read(1)
+        done = lamina("umount", "mnt", code=8)
+        assert "EBUSY" in done.stderr
+        assert "hint: " in done.stderr
+        lamina("umount", "--lazy", "mnt")
+        assert not os.path.ismount(lamina.folder / "mnt")
+        file.seek(0)
+        assert len(file.read()) == 640_000
+
+
+def test_several_at_once(lamina: Shell) -> None:
+    for name in ("one", "two"):
+        (lamina.folder / name).mkdir()
+        lamina("mount", IMAGE, name)
+    assert len(lamina.mine()) == 2
+    done = lamina("umount", "one", "two")
+    assert done.stderr.count("unmounted") == 2
+    assert lamina.mine() == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--all", "mnt"]])
+def test_umount_wants_to_know_what(lamina: Shell, arguments: list[str]) -> None:
+    assert "--all" in lamina("umount", *arguments, code=2).stderr
+
+
+def test_nothing_is_mounted_where_it_fails(lamina: Shell) -> None:
+    assert "absent" in lamina("mount", IMAGE, "absent", code=7).stderr
+    assert "'none'" in lamina("mount", "oci:native:none", "mnt", code=7).stderr
+    assert "no image is mounted" in lamina("umount", "mnt", code=7).stderr
+    assert not os.path.ismount(lamina.folder / "mnt")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_foreground(lamina: Shell, number: signal.Signals) -> None:
+    command = lamina.words("mount", "--foreground", "--json", IMAGE, "mnt")
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, cwd=lamina.folder, env=lamina.environment
+    ) as process:
+        assert process.stdout is not None
+        record = json.loads(process.stdout.readline())
+        assert record["pid"] == process.pid
+        assert (lamina.folder / "mnt/etc/hello").read_bytes().startswith(b"lamina")
+        process.send_signal(number)
+        assert process.wait(20) == 0
+    assert not os.path.ismount(lamina.folder / "mnt")
+
+
+def test_the_server_outlives_the_terminal(lamina: Shell, files: dict[str, bytes]) -> None:
+    """A server is in no process group or session of the shell that called ``lamina mount``."""
+    lamina("mount", IMAGE, "mnt")
+    (record,) = lamina.mine()
+    assert os.getsid(record["pid"]) != os.getsid(0)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(record["pid"], signal.SIGWINCH)
+    assert (lamina.folder / "mnt/big").read_bytes() == files["big"]
+    lamina("umount", "mnt")
