@@ -19,7 +19,35 @@ _ACTIONS: Final = {
 
 def zsh_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
     """The whole script; it works from a folder of $fpath and when it is sourced."""
-    lines = [
+    lines = _helpers(verbs)
+    lines += [
+        "_lamina() {",
+        "    local context state state_descr line",
+        "    typeset -A opt_args",
+        "    _arguments -C \\",
+        *(f"        {spec} \\" for option in top for spec in _option_specs(option)),
+        "        '1: :_lamina_verbs' \\",
+        "        '*::argument:->verb' && return",
+        "    [[ $state == verb ]] || return",
+        "    case $words[1] in",
+        "    help) _arguments '1: :_lamina_verbs' ;;",
+    ]
+    for verb in verbs:
+        specs = [spec for option in verb.options for spec in _option_specs(option)]
+        specs += _argument_specs(verb.arguments)
+        lines += [f"    {verb.name})", "        _arguments -s \\"]
+        lines += [f"            {spec} \\" for spec in specs[:-1]]
+        lines += [f"            {specs[-1]}", "        ;;"]
+    lines += ["    esac", "}", ""]
+    lines += [
+        'if [[ $funcstack[1] == _lamina ]]; then _lamina "$@"; else compdef _lamina lamina; fi'
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _helpers(verbs: Sequence[VerbWords]) -> list[str]:
+    """The functions that complete verbs, images and mountpoints."""
+    return [
         "#compdef lamina",
         "# zsh completion for lamina; load it with:  source <(lamina completion zsh)",
         "",
@@ -43,28 +71,7 @@ def zsh_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
         "    compadd -- $points",
         "}",
         "",
-        "_lamina() {",
-        "    local context state state_descr line",
-        "    typeset -A opt_args",
-        "    _arguments -C \\",
-        *(f"        {spec} \\" for option in top for spec in _option_specs(option)),
-        "        '1: :_lamina_verbs' \\",
-        "        '*::argument:->verb' && return",
-        "    [[ $state == verb ]] || return",
-        "    case $words[1] in",
-        "    help) _arguments '1: :_lamina_verbs' ;;",
     ]
-    for verb in verbs:
-        specs = [spec for option in verb.options for spec in _option_specs(option)]
-        specs += _argument_specs(verb.arguments)
-        lines += [f"    {verb.name})", "        _arguments -s \\"]
-        lines += [f"            {spec} \\" for spec in specs[:-1]]
-        lines += [f"            {specs[-1]}", "        ;;"]
-    lines += ["    esac", "}", ""]
-    lines += [
-        'if [[ $funcstack[1] == _lamina ]]; then _lamina "$@"; else compdef _lamina lamina; fi'
-    ]
-    return "\n".join([*lines, ""])
 
 
 def _option_specs(option: Option) -> Iterator[str]:
