@@ -2,9 +2,8 @@
 
 Each round runs every case once, one after the other, in processes of its own.  The peer converts
 the layers in parallel and merges them, with blobs and bootstrap as files, which is less than a
-pushed image; its digest of the source and its upload are not counted against it.  Both sides use
-chunks of 1 MiB, zstd level 3, blake3 and no packs where they are compared; a second case shows
-Lamina's defaults.  Needs no root.
+pushed image, and does not verify what it reads.  Two settings are compared, each with the same
+chunk size, packs, compressor (zstd level 3) and digest (blake3) on both sides.  Needs no root.
 """
 
 from __future__ import annotations
@@ -19,20 +18,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support import report
 from support.nydus import peer_program
 
+from support import report
+
 ROOT = Path(__file__).resolve().parents[1]
-PEER = "nydus-image, 1 MiB zstd-3"
-SAME = "lamina, 1 MiB zstd-3, no packs"
-DEFAULTS = "lamina, defaults"
-VARIANTS = {
-    SAME: ("--chunk-size", "1M", "--pack", "none", "--compressor", "zstd", "--level", "3"),
-    DEFAULTS: (),
+ZSTD = ("--compressor", "zstd")
+SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "1 MiB, no packs": (
+        (*ZSTD, "--chunk-size", "1M", "--pack", "none", "--level", "3"),
+        (*ZSTD, "--chunk-size", "0x100000"),
+    ),
+    "128 KiB, packs of 128 KiB": (
+        (*ZSTD, "--chunk-size", "128K", "--pack", "128K", "--level", "3"),
+        (*ZSTD, "--chunk-size", "0x20000", "--batch-size", "0x20000"),
+    ),
 }
+"""Name -> (options of lamina, options of nydus-image)."""
+OURS, PEER = "lamina, ", "nydus-image, "
 
 
 class Sample(NamedTuple):
@@ -59,8 +66,9 @@ def main() -> int:
                 shutil.rmtree(Path(folder) / "out", ignore_errors=True)
     _print(samples)
     if options.profile:
-        for name in set(samples) - {PEER}:
-            _print_profile(name, samples[name])
+        for name, found in samples.items():
+            if name.startswith(OURS):
+                _print_profile(name, found)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "json"}
         report.write_json(options.json, "convert", settings, _as_json(samples))
@@ -94,23 +102,23 @@ def _cases(
     options: argparse.Namespace, layout: Path, folder: Path
 ) -> dict[str, Callable[[], Sample]]:
     cases: dict[str, Callable[[], Sample]] = {}
+    layers: list[Path] = []
     program = peer_program("nydus-image")
     if program is None:
         print("nydus-image: not there, left out (make peers)")
     else:
         layers = _layer_files(layout)
-        cases[PEER] = lambda: _run_peer(str(program), layers, folder / "out")
-    for name, arguments in VARIANTS.items():
+    for name, (arguments, peer_arguments) in SETTINGS.items():
+        if program is not None:
+            cases[PEER + name] = partial(
+                _run_peer, str(program), peer_arguments, layers, folder / "out"
+            )
         command = [sys.executable, "-m", "lamina", "convert", "--json", *arguments]
         if options.jobs:
             command += ["--jobs", str(options.jobs)]
         command += [f"oci:{layout}:latest", f"oci:{folder}/out:native"]
-        cases[name] = _runner(command)
+        cases[OURS + name] = partial(_run_lamina, command)
     return cases
-
-
-def _runner(command: list[str]) -> Callable[[], Sample]:
-    return lambda: _run_lamina(command)
 
 
 def _layer_files(layout: Path) -> list[Path]:
@@ -134,7 +142,7 @@ def _run_lamina(command: list[str]) -> Sample:
     return Sample(wall_s, cpu_s, size, result["phases_s"])
 
 
-def _run_peer(program: str, layers: list[Path], out: Path) -> Sample:
+def _run_peer(program: str, arguments: tuple[str, ...], layers: list[Path], out: Path) -> Sample:
     """All layers at once, then the merge; each bootstrap is named by its blob, as merge wants."""
     creates = []
     folders = []
@@ -142,9 +150,9 @@ def _run_peer(program: str, layers: list[Path], out: Path) -> Sample:
         folder = out / str(number)
         folder.mkdir(parents=True)
         folders.append(folder)
-        options = ("--compressor", "zstd", "--chunk-size", "0x100000", "--digester", "blake3")
         places = ("-B", str(folder / "boot"), "-D", str(folder))
-        creates.append([program, "create", "-t", "targz-rafs", *options, *places, str(layer)])
+        options = ("-t", "targz-rafs", "--digester", "blake3", *arguments, *places)
+        creates.append([program, "create", *options, str(layer)])
     wall_s, cpu_s, _ = _timed(creates)
     size = 0
     bootstraps = []
@@ -182,14 +190,21 @@ def _children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _ratio(name: str, samples: dict[str, list[Sample]]) -> float | None:
+    """Wall time of one of our cases over that of its peer, medians; None if there is none."""
+    peer = samples.get(PEER + name.removeprefix(OURS)) if name.startswith(OURS) else None
+    if peer is None:
+        return None
+    medians = [report.median([s.wall_s for s in found]) for found in (samples[name], peer)]
+    return medians[0] / medians[1]
+
+
 def _print(samples: dict[str, list[Sample]]) -> None:
-    peer = samples.get(PEER)
     rows = []
     for name, found in samples.items():
         wall_s = [sample.wall_s for sample in found]
-        ratio = ""
-        if peer is not None:
-            ratio = f"{report.median(wall_s) / report.median([s.wall_s for s in peer]):.2f}"
+        quotient = _ratio(name, samples)
+        ratio = "" if quotient is None else f"{quotient:.2f}"
         cpu_s = report.spread([sample.cpu_s for sample in found], " s")
         size = f"{found[0].image_bytes / 1e6:.1f} MB"
         rows.append((name, report.spread(wall_s, " s"), ratio, cpu_s, size))
@@ -208,19 +223,17 @@ def _print_profile(name: str, samples: list[Sample]) -> None:
 
 
 def _as_json(samples: dict[str, list[Sample]]) -> dict[str, Any]:
-    peer = samples.get(PEER)
     results: dict[str, Any] = {}
     for name, found in samples.items():
-        wall_s = report.median([sample.wall_s for sample in found])
         results[name] = {
             "wall_s": [round(sample.wall_s, 3) for sample in found],
             "cpu_s": [round(sample.cpu_s, 3) for sample in found],
             "image_bytes": found[0].image_bytes,
             "phases_s": found[-1].phases_s,
         }
-        if peer is not None:
-            peer_s = report.median([sample.wall_s for sample in peer])
-            results[name]["ratio"] = round(wall_s / peer_s, 3)
+        quotient = _ratio(name, samples)
+        if quotient is not None:
+            results[name]["ratio"] = round(quotient, 3)
     return results
 
 
