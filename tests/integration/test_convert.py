@@ -28,6 +28,7 @@ from lamina.image.open import open_image
 from lamina.registry.reference import parse_reference
 from tests.support import layers, tools
 from tests.support.layers import Item, folder, hard_link, oci_layout, opaque, symlink, whiteout
+from tests.support.registry_server import RegistryServer
 
 pytestmark = pytest.mark.tools
 
@@ -148,6 +149,23 @@ def test_debian_images_equal_umoci(
         assert again == manifest, "the same source gives the same digests"
         with open_image(f"oci:{native}:latest") as image:
             assert differences(image, unpacked) == []
+
+
+def test_from_registry_to_registry(registry: RegistryServer, tmp_path: Path) -> None:
+    tools.require_tool("skopeo")
+    content = [LOWER, UPPERS["whiteouts"][0]]
+    source = oci_layout(tmp_path / "oci", content)
+    pushed = registry.reference("convert/source:latest")
+    command = ["skopeo", "copy", "--quiet", "--dest-tls-verify=false", source, pushed]
+    subprocess.run(command, check=True)
+    target = registry.reference("convert/native:latest")
+    report = convert(parse_reference(pushed), parse_reference(target), ConvertOptions(jobs=2))
+    local = convert_layout(tmp_path / "oci", tmp_path / "native")
+    [image] = report.images
+    blobs = [layer["digest"] for layer in local["layers"][:-1]]
+    assert [layer.blob_digest for layer in image.layers] == blobs
+    with open_source_image(source) as wanted, open_image(target) as native:
+        assert differences(wanted, native) == []
 
 
 @pytest.fixture(scope="module")
