@@ -1,0 +1,1 @@
+"""Keys, encryption of layers (ocicrypt), signatures (cosign), policy, key broker."""
