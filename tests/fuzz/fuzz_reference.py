@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lamina.errors import Error, UsageError
 from lamina.registry.challenge import parse_challenges
-from lamina.registry.http1 import request_head
+from lamina.registry.http1 import check_request
 from lamina.registry.platform import parse_platform
 from lamina.registry.reference import parse_reference
 from lamina.registry.url import parse_url
@@ -26,7 +26,7 @@ def target(data: bytes) -> None:
     except Error:
         pass
     else:
-        request_head("GET", url.target, {"Host": url.origin.authority})
+        check_request(url.target, {"Host": url.origin.authority})
     try:
         platform = parse_platform(text)
     except UsageError:

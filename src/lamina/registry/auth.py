@@ -58,12 +58,17 @@ class Authorizer:
             return None
         return found[0]
 
-    def answer(self, challenge: str, scope: str, refused: str | None, origin: Origin) -> None:
+    def answer(
+        self, challenge: str, scope: str, refused: str | None, origin: Origin, deadline: float
+    ) -> None:
         """Get a header that answers a 401, whose ``WWW-Authenticate`` is ``challenge``.
 
-        ``refused`` is the header that was sent.  Raises AuthError if there is no better one.
+        ``refused`` is the header that was sent.  Raises AuthError if there is no better one, and
+        TransientError when the token service has not answered by ``deadline`` (monotonic clock).
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise TransientError(f"{origin} did not get around to a token in time")
+        try:
             current = self.header(scope)
             if current is not None and current != refused:
                 # Another thread has just answered the same challenge.
@@ -71,11 +76,15 @@ class Authorizer:
             self._headers.pop(scope, None)
             challenges = {item.scheme: item for item in reversed(parse_challenges(challenge))}
             if "bearer" in challenges:
-                self._headers[scope] = self._bearer(challenges["bearer"], scope, origin)
+                self._headers[scope] = self._bearer(
+                    challenges["bearer"], scope, origin, deadline
+                )
             elif "basic" in challenges:
                 self._headers[scope] = self._basic(refused)
             else:
                 raise self._refusal("asks for a login of a kind that is not supported")
+        finally:
+            self._lock.release()
 
     def _basic(self, refused: str | None) -> tuple[str, float]:
         credentials = self._find()
@@ -86,7 +95,9 @@ class Authorizer:
             raise self._refusal("refuses the login")
         return header, time.monotonic() + _MAX_LIFETIME_S
 
-    def _bearer(self, challenge: Challenge, scope: str, origin: Origin) -> tuple[str, float]:
+    def _bearer(
+        self, challenge: Challenge, scope: str, origin: Origin, deadline: float
+    ) -> tuple[str, float]:
         realm = challenge.parameters.get("realm")
         if not realm:
             raise self._refusal("names no token service")
@@ -103,7 +114,7 @@ class Authorizer:
         scopes += [item for item in extra if item and item not in scopes]
         service = challenge.parameters.get("service", "")
         asked = time.monotonic()
-        answer = self._ask(url, service, scopes, credentials)
+        answer = self._ask(url, service, scopes, credentials, deadline)
         lifetime_s = min(max(answer.expires_in or _DEFAULT_LIFETIME_S, 1), _MAX_LIFETIME_S)
         token = answer.token or answer.access_token or ""
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -112,7 +123,12 @@ class Authorizer:
         return f"Bearer {token}", asked + lifetime_s - min(10, lifetime_s / 10)
 
     def _ask(
-        self, url: Url, service: str, scopes: list[str], credentials: Credentials | None
+        self,
+        url: Url,
+        service: str,
+        scopes: list[str],
+        credentials: Credentials | None,
+        deadline: float,
     ) -> _TokenAnswer:
         headers: dict[str, str] = {}
         body = None
@@ -134,7 +150,7 @@ class Authorizer:
             url = Url(url.origin, f"{url.target}{joint}{query}")
             if credentials:
                 headers["Authorization"] = _basic_header(credentials)
-        deadline = time.monotonic() + self._options.deadline_s
+        deadline = min(deadline, time.monotonic() + self._options.deadline_s)
         with translated(url.origin):
             response = self._pool.request(method, url, headers, body, deadline)
             try:

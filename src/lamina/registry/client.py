@@ -106,13 +106,19 @@ class RegistryRepository:
             raise
         return verified(cast("BinaryIO", stream), descriptor, str(self._reference))
 
-    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
-        """Exactly these bytes of a blob, or FetchError (NotFoundError if there is no such blob)."""
+    def read_range(
+        self, digest: str, offset: int, size_bytes: int, *, timeout_s: float | None = None
+    ) -> bytes:
+        """Exactly these bytes of a blob, or FetchError (NotFoundError if there is no such blob),
+        within ``timeout_s`` if it is given.
+        """
         if size_bytes <= 0 or offset < 0:
             if size_bytes == 0 and offset >= 0:
                 return b""
             raise FetchError(f"{self._reference}: {digest} has no range {offset}+{size_bytes}")
         deadline = self._session.range_deadline(size_bytes)
+        if timeout_s is not None:
+            deadline = min(deadline, time.monotonic() + timeout_s)
         headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
         response, url = self.get_blob(digest, headers, deadline)
         try:

@@ -1,10 +1,7 @@
-"""HTTP/1.1 on one connection, client side: request bytes out, response head and body in, under a
-deadline.
+"""HTTP/1.1 over a socket of ours: ``http.client`` speaks it, under our deadlines and bounds.
 
-Written on sockets and not on a library because a container start is some hundred small range
-requests: a whole one costs half the CPU of a bare ``http.client`` exchange and a quarter of
-urllib3's, and there is nothing to import.  A response is taken as hostile: heads are bounded,
-lengths are checked, every wait ends at the deadline.  Source: RFC 9112.
+A response is taken as hostile: heads are bounded, what ``http.client`` lets pass and could be read
+in two ways is refused, every wait ends at the deadline.  Source: RFC 9112.
 """
 
 from __future__ import annotations
@@ -13,51 +10,62 @@ import io
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from lamina.errors import FetchError
 
 if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
     from typing_extensions import Buffer
 
 MAX_HEAD_BYTES: Final = 64 << 10
-MAX_HEADERS: Final = 128
-_MAX_INTERIM: Final = 8
-_BUFFER_BYTES: Final = 32 << 10
+_BUFFER_BYTES: Final = 16 << 10
 _DRAIN_BYTES: Final = 64 << 10
-_SEND_BYTES: Final = 256 << 10
-_HEX: Final = frozenset(b"0123456789abcdefABCDEF")
+_PIECE_BYTES: Final = 256 << 10
 
 
 class ProtocolError(FetchError):
     """The other side does not speak HTTP/1.1 as it should."""
 
 
-class Head(NamedTuple):
-    """Status and headers of a response; header names in lower case, repeated ones joined by a
-    comma.
-    """
-
-    status: int
-    headers: dict[str, str]
-    version_minor: int
-
-
-class _SocketReader(io.RawIOBase):
-    """The receiving side of a socket, each wait at most until the deadline."""
+class _Wire(io.RawIOBase):
+    """A socket as ``http.client`` uses it; each wait ends at the deadline at the latest."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
         self._timeout_s = timeout_s
         self.deadline = 0.0
+        self.head_left_bytes: int | None = None
+        self.ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
         arm(self._sock, self._timeout_s, self.deadline)
-        return self._sock.recv_into(buffer)
+        got = self._sock.recv_into(buffer)
+        self.ended = not got
+        if self.head_left_bytes is not None:
+            self.head_left_bytes -= got
+            if self.head_left_bytes < 0:
+                raise ProtocolError("the head of the answer is too long")
+        return got
+
+    def sendall(self, data: bytes) -> None:
+        # A timeout of sendall is one for the whole call, so a big body goes in pieces.
+        view = memoryview(data)
+        for start in range(0, len(view), _PIECE_BYTES):
+            arm(self._sock, self._timeout_s, self.deadline)
+            self._sock.sendall(view[start : start + _PIECE_BYTES])
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self, _BUFFER_BYTES)
+
+    def close(self) -> None:
+        """Do nothing: each answer closes its file, and the socket outlives it."""
 
 
 def arm(sock: socket.socket, timeout_s: float, deadline: float) -> None:
@@ -76,10 +84,15 @@ class Connection:
     """One connection to one origin; used by one thread at a time."""
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
+        # Loading it takes some ten milliseconds, which local images need not pay.
+        from http.client import HTTPConnection
+
         self._sock = sock
-        self._timeout_s = timeout_s
-        self._raw = _SocketReader(sock, timeout_s)
-        self._reader = io.BufferedReader(self._raw, _BUFFER_BYTES)
+        self._wire = _Wire(sock, timeout_s)
+        # The host is only a name here: the socket is connected and each request has its Host.
+        self._http = HTTPConnection("registry")
+        self._http.auto_open = 0
+        self._http.sock = cast("Any", self._wire)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
 
@@ -87,89 +100,104 @@ class Connection:
         """Whether the idle connection was closed, or has bytes that nobody asked for."""
         return bool(self._poll.poll(0))
 
-    def send(self, head: bytes, body: bytes | None, deadline: float) -> None:
-        """Send a request; OSError if the connection breaks."""
-        self._raw.deadline = deadline
-        arm(self._sock, self._timeout_s, deadline)
-        view = memoryview(body or b"")
-        if len(view) <= _BUFFER_BYTES:
-            self._sock.sendall(head + view)
-            return
-        self._sock.sendall(head)
-        # A timeout of sendall is one for the whole call, so a big body goes in blocks.
-        for start in range(0, len(view), _SEND_BYTES):
-            arm(self._sock, self._timeout_s, deadline)
-            self._sock.sendall(view[start : start + _SEND_BYTES])
+    def send(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        deadline: float,
+    ) -> None:
+        """Send a request; OSError if the connection breaks, ProtocolError if it cannot be sent."""
+        check_request(target, headers)
+        self._wire.deadline = deadline
+        self._wire.head_left_bytes = None
+        self._http.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+        for name, value in headers.items():
+            self._http.putheader(name, value)
+        if body is not None:
+            self._http.putheader("Content-Length", str(len(body)))
+        self._http.endheaders(body)
 
-    def receive(self, method: str, deadline: float) -> Response:
+    def receive(self, deadline: float) -> Response:
         """Read the head of the answer; ConnectionError if there is none, ProtocolError if it is
         none.
         """
-        self._raw.deadline = deadline
-        for _ in range(_MAX_INTERIM):
-            head = read_head(self._reader)
-            if head.status >= 200:
-                return Response(head, method, self._reader, self)
-        raise ProtocolError("the answer is nothing but interim answers")
+        wire = self._wire
+        wire.deadline, wire.head_left_bytes = deadline, MAX_HEAD_BYTES + _BUFFER_BYTES
+        with _explained():
+            answer = self._http.getresponse()
+        wire.head_left_bytes = None
+        if wire.ended:
+            answer.close()
+            raise ConnectionResetError("the connection was closed inside the answer's head")
+        return Response(answer)
 
     def close(self) -> None:
         """Close the socket."""
+        self._http.close()
         self._sock.close()
 
 
 class Response:
     """An answer whose body is still to be read.  ``done`` is called once, when the connection is
-    free.
+    free.  Header names are in lower case, repeated ones joined by a comma.
     """
 
-    def __init__(
-        self, head: Head, method: str, reader: BinaryIO, connection: Connection | None
-    ) -> None:
-        self.status = head.status
-        self.headers = head.headers
-        self.connection = connection
+    def __init__(self, answer: HTTPResponse) -> None:
+        self._answer = answer
+        self.status = answer.status
+        try:
+            self.headers = _headers(answer)
+            _check_framing(answer, self.headers)
+        except BaseException:
+            answer.close()
+            raise
         self.done: Callable[[Response], None] | None = None
-        self._reader = reader
-        self._chunked = False
-        self._finished = False
-        self.reusable = head.version_minor >= 1 and not _has_token(
-            head.headers, "connection", "close"
-        )
-        self._left: int | None = self._length(head, method)
-        if self._left == 0 and not self._chunked:
-            self._finish()
+        self.reusable = not answer.will_close
+        if answer.length == 0:
+            answer.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the whole body was read (or given up)."""
+        return self._answer.isclosed()
 
     @property
     def length_bytes(self) -> int | None:
         """Bytes of the body that are still to come, if the head told it."""
-        return None if self._chunked else self._left
+        return None if self._answer.chunked else self._answer.length
 
     def read(self, size_bytes: int) -> bytes:
         """At most ``size_bytes`` (> 0); fewer only at the end, empty after it.
 
-        Raises ConnectionError if the body ends early, ProtocolError if its framing is broken.
+        Raises ConnectionError if the body ends early or its framing is broken.
         """
-        parts: list[bytes] = []
-        wanted = size_bytes
-        while wanted and not self._finished:
-            part = self._read_some(wanted)
-            parts.append(part)
-            wanted -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if self.finished:
+            return b""
+        with self._reading():
+            if not self._answer.chunked:
+                data = self._answer.read(size_bytes)
+                if len(data) < size_bytes and self._answer.length:
+                    raise _ends_early(self._answer)
+                return data
+            # Its read() takes a negative chunk size for all that comes; readinto() is bounded.
+            parts: list[bytes] = []
+            buffer = memoryview(bytearray(min(size_bytes, _PIECE_BYTES)))
+            while size_bytes and (got := self._answer.readinto(buffer[:size_bytes])):
+                parts.append(bytes(buffer[:got]))
+                size_bytes -= got
+            return b"".join(parts)
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill some of the buffer; 0 at the end."""
-        if self._finished or not len(buffer):
+        if self.finished or not len(buffer):
             return 0
-        if self._chunked or self._left is None:
-            part = self._read_some(len(buffer))
-            buffer[: len(part)] = part
-            return len(part)
-        got = int(self._reader.readinto(buffer[: self._left]))  # type: ignore[attr-defined]
-        if not got:
-            raise ConnectionError(f"the body ends {self._left} bytes early")
-        self._took(got)
-        return got
+        with self._reading():
+            got = self._answer.readinto(buffer)
+            if not got and self._answer.length:
+                raise _ends_early(self._answer)
+            return got
 
     def read_all(self, limit_bytes: int, what: str) -> bytes:
         """The rest of the body; FetchError if it is longer than the limit."""
@@ -181,134 +209,92 @@ class Response:
 
     def close(self) -> None:
         """Give the connection back, or close it if much of the body is unread."""
-        if self._finished:
+        if self.finished:
             return
+        length = self.length_bytes
+        if self.reusable and length is not None and length <= _DRAIN_BYTES:
+            try:
+                self.read(length)
+            except (OSError, FetchError):
+                self.reusable = False
+        if not self.finished:
+            self.reusable = False
+            self._finish()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
         try:
-            if not self._chunked and self._left is not None and self._left <= _DRAIN_BYTES:
-                self.read(self._left)
-        except (OSError, FetchError):
-            self.reusable = False
-        if not self._finished:
+            with _explained():
+                yield
+        except BaseException:
             self.reusable = False
             self._finish()
-
-    def _length(self, head: Head, method: str) -> int | None:
-        if method == "HEAD" or head.status in (204, 304):
-            return 0
-        coding = head.headers.get("transfer-encoding")
-        if coding is not None:
-            if coding.strip().lower() != "chunked":
-                raise ProtocolError(f"the answer has the transfer coding {coding!r}")
-            self._chunked = True
-            return 0
-        text = head.headers.get("content-length")
-        if text is None:
-            self.reusable = False
-            return None
-        lengths = {part.strip() for part in text.split(",")}
-        length = lengths.pop()
-        if lengths or not length.isascii() or not length.isdecimal() or len(length) > 18:
-            raise ProtocolError(f"the answer has the content length {text!r}")
-        return int(length)
-
-    def _read_some(self, limit: int) -> bytes:
-        if self._chunked and not self._left:
-            self._left = self._next_chunk()
-            if not self._left:
-                self._finish()
-                return b""
-        size = limit if self._left is None else min(limit, self._left)
-        data = self._reader.read(size)
-        if self._left is None:
-            if len(data) < size:
-                self._finish()
-            return data
-        if len(data) < size:
-            self.reusable = False
-            raise ConnectionError(f"the body ends {self._left - len(data)} bytes early")
-        self._took(size)
-        return data
-
-    def _took(self, size: int) -> None:
-        assert self._left is not None
-        self._left -= size
-        if self._left:
-            return
-        if self._chunked:
-            if self._reader.readline(3) not in (b"\r\n", b"\n"):
-                raise ProtocolError("a chunk of the answer has no end")
-        else:
+            raise
+        if self.finished:
             self._finish()
-
-    def _next_chunk(self) -> int:
-        line = self._reader.readline(1024)
-        digits = line.partition(b";")[0].strip()
-        if not line.endswith(b"\n") or not digits or len(digits) > 15 or set(digits) - _HEX:
-            if not line:
-                raise ConnectionError("the body ends before its last chunk")
-            raise ProtocolError("a chunk of the answer has no size")
-        size = int(digits, 16)
-        if not size:
-            _read_fields(self._reader)
-        return size
 
     def _finish(self) -> None:
-        self._finished = True
-        if self.done is not None:
-            self.done(self)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the whole body was read (or given up)."""
-        return self._finished
+        self._answer.close()
+        done, self.done = self.done, None
+        if done is not None:
+            done(self)
 
 
-def request_head(method: str, target: str, headers: Mapping[str, str]) -> bytes:
-    """The bytes of a request head; ProtocolError if a value has control characters in it."""
-    lines = [f"{method} {target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    text = "\r\n".join(lines)
-    if text.count("\n") != len(headers) or not text.isascii() or "\0" in text:
-        raise ProtocolError("a request header has control characters in it")
-    return text.encode("ascii") + b"\r\n\r\n"
+def check_request(target: str, headers: Mapping[str, str]) -> None:
+    """ProtocolError unless all of a request head is printable ASCII.
 
-
-def read_head(reader: BinaryIO) -> Head:
-    """Read one response head; ConnectionError if there is not one byte, ProtocolError if it is
-    malformed.
+    The message quotes nothing: a header may be a password, as a target may.
     """
-    line = reader.readline(MAX_HEAD_BYTES)
-    if not line:
-        raise ConnectionResetError("the connection was closed instead of an answer")
-    # HTTP/1.1 200 OK
-    if not line.startswith(b"HTTP/1.") or len(line) < 12 or not line.endswith(b"\n"):
-        raise ProtocolError("the answer is not HTTP/1.1")
-    minor, status = line[7:8], line[9:12]
-    if not minor.isdigit() or not status.isdigit() or line[8:9] != b" " or status < b"100":
-        raise ProtocolError("the answer has a malformed status line")
-    return Head(int(status), _read_fields(reader), int(minor))
+    if " " in target or not all(
+        text.isascii() and text.isprintable() for text in (target, *headers, *headers.values())
+    ):
+        raise ProtocolError("a request has characters in it that cannot be sent")
 
 
-def _read_fields(reader: BinaryIO) -> dict[str, str]:
+def _headers(answer: HTTPResponse) -> dict[str, str]:
+    message = answer.headers
+    # The e-mail parser takes what follows a malformed line for the text of a letter.
+    if message.defects or message.get_payload():
+        raise ProtocolError("the answer has a malformed header")
     fields: dict[str, str] = {}
-    budget = MAX_HEAD_BYTES
-    for _ in range(MAX_HEADERS + 1):
-        line = reader.readline(budget)
-        budget -= len(line)
-        if line in (b"\r\n", b"\n"):
-            return fields
-        if not line:
-            raise ConnectionError("the connection was closed inside the answer's head")
-        if not line.endswith(b"\n"):
-            break
-        name, colon, value = line.decode("latin-1").partition(":")
-        if not colon or not name or name != name.strip():
-            raise ProtocolError("the answer has a malformed header")
+    for name, value in message.items():
         name, value = name.lower(), value.strip()
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    raise ProtocolError("the head of the answer is too long")
+    return fields
 
 
-def _has_token(headers: Mapping[str, str], name: str, token: str) -> bool:
-    value = headers.get(name)
-    return value is not None and token in (part.strip().lower() for part in value.split(","))
+def _check_framing(answer: HTTPResponse, headers: Mapping[str, str]) -> None:
+    """ProtocolError unless there is one way to tell where the body ends (RFC 9112 §6.3)."""
+    if answer.status < 200:
+        raise ProtocolError(f"the answer has the interim status {answer.status}")
+    coding = headers.get("transfer-encoding")
+    length = headers.get("content-length")
+    if coding is not None and (length is not None or not answer.chunked or "," in coding):
+        also = "" if length is None else " and a content length"
+        raise ProtocolError(f"the answer has the transfer coding {coding[:80]!r}{also}")
+    if length is not None:
+        different = set(length.split(", "))
+        text = different.pop()
+        decimal = text.isascii() and text.isdecimal() and len(text) <= 18
+        if different or not decimal or answer.length is None:
+            raise ProtocolError(f"the answer has the content length {length[:80]!r}")
+
+
+def _ends_early(answer: HTTPResponse) -> ConnectionError:
+    return ConnectionResetError(f"the body ends {answer.length} bytes early")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the errors of ``http.client`` into ours."""
+    from http.client import HTTPException, IncompleteRead
+
+    try:
+        yield
+    except IncompleteRead:
+        raise ConnectionResetError("the body ends early") from None
+    except OSError:
+        raise
+    except HTTPException as error:
+        # What it says may quote the answer.
+        raise ProtocolError(f"the answer is not HTTP/1.1 ({type(error).__name__})") from None

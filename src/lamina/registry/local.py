@@ -106,7 +106,14 @@ class LocalRepository:
         raw = open_extent(self._extent(descriptor.digest))
         return verified(raw, descriptor, self._reference.path)
 
-    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
+    def read_range(
+        self,
+        digest: str,
+        offset: int,
+        size_bytes: int,
+        *,
+        timeout_s: float | None = None,  # noqa: ARG002 - files do not keep anybody waiting
+    ) -> bytes:
         """Exactly these bytes of a blob, or FetchError."""
         extent = self._extent(digest)
         if offset < 0 or size_bytes < 0 or offset + size_bytes > extent.size_bytes:

@@ -59,8 +59,12 @@ class Repository(Protocol):
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A stream of a blob; its last read raises IntegrityError if length or digest are wrong."""
 
-    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
-        """Exactly these bytes of a blob, or FetchError.  They are not verified."""
+    def read_range(
+        self, digest: str, offset: int, size_bytes: int, *, timeout_s: float | None = None
+    ) -> bytes:
+        """Exactly these bytes of a blob, or FetchError, within ``timeout_s`` if it is given.  They
+        are not verified.
+        """
 
     def has_blob(self, digest: str, size_bytes: int) -> bool:
         """Whether a blob of this digest and size is there."""

@@ -118,7 +118,7 @@ class Session:
                 refusals += 1
                 challenge = response.headers.get("www-authenticate", "")
                 response.close()
-                self.authorizer.answer(challenge, scope, sent, url.origin)
+                self.authorizer.answer(challenge, scope, sent, url.origin, deadline)
             elif response.status in _REDIRECTS and method in ("GET", "HEAD"):
                 response.close()
                 url = parse_url(response.headers.get("location", ""), url)
@@ -187,8 +187,7 @@ class Session:
                 message, hint="check the repository, the tag and the registry's name"
             )
         if status in _TRANSIENT:
-            pause_s = float(retry_after[:6]) if retry_after[:6].isdecimal() else 0.0
-            raise TransientError(message, retry_after_s=min(pause_s, _MAX_RETRY_AFTER_S))
+            raise TransientError(message, retry_after_s=_retry_after_s(retry_after))
         raise FetchError(message)
 
     def close(self) -> None:
@@ -223,6 +222,21 @@ class Session:
             return isinstance(error.__cause__, ConnectionRefusedError | TimeoutError)
         response.close()
         return response.status != 400
+
+
+def _retry_after_s(text: str) -> float:
+    """The seconds that a ``Retry-After`` asks for, as a number or a date (RFC 9110 §10.2.3)."""
+    if text.isascii() and text.isdecimal():
+        return min(float(text[:6]), _MAX_RETRY_AFTER_S)
+    if not text:
+        return 0.0
+    from email.utils import parsedate_to_datetime
+
+    try:
+        pause_s = parsedate_to_datetime(text).timestamp() - time.time()
+    except (ValueError, TypeError, OverflowError, OSError):
+        return 0.0
+    return min(max(pause_s, 0.0), _MAX_RETRY_AFTER_S)
 
 
 def _reason(response: Response) -> str:

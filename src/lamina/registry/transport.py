@@ -8,17 +8,12 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from lamina.errors import FetchError
-from lamina.registry.http1 import (
-    Connection,
-    ProtocolError,
-    Response,
-    arm,
-    request_head,
-)
+from lamina.registry.http1 import Connection, ProtocolError, Response, arm
 from lamina.registry.proxy import Proxy, proxy_for
 from lamina.registry.url import Origin, Url
 from lamina.version import VERSION
@@ -29,6 +24,9 @@ if TYPE_CHECKING:
 
 USER_AGENT: Final = f"lamina/{VERSION}"
 _KEEPALIVE_IDLE_S: Final = 30
+
+_Request = tuple[str, str, dict[str, str], bytes | None, float]
+"""Method, target, headers, body, deadline."""
 
 
 class TransientError(FetchError):
@@ -74,18 +72,18 @@ class Pool:
         FetchError.
         """
         proxy = self._proxy(url.origin)
-        head = self._head(method, url, headers, body, proxy)
+        request = (method, *_prepared(url, headers, proxy), body, deadline)
         try:
             kept = self._take(url.origin)
             if kept is not None:
                 try:
-                    return self._exchange(kept, url.origin, method, head, body, deadline)
+                    return self._exchange(kept, url.origin, request)
                 except ConnectionError:
                     # Of other methods the server may have done something before it broke.
                     if method not in ("GET", "HEAD"):
                         raise
             fresh = self._connect(url.origin, proxy, deadline)
-            return self._exchange(fresh, url.origin, method, head, body, deadline)
+            return self._exchange(fresh, url.origin, request)
         except OSError as error:
             raise _explain(error, url.origin, proxy) from error
         except ProtocolError as error:
@@ -100,46 +98,18 @@ class Pool:
             for connection in connections:
                 connection.close()
 
-    def _head(
-        self,
-        method: str,
-        url: Url,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        proxy: Proxy | None,
-    ) -> bytes:
-        lines = {"Host": url.origin.authority, "User-Agent": USER_AGENT}
-        # A compressed answer would be a bomb to bound and has no digest of its own.
-        lines["Accept-Encoding"] = "identity"
-        lines.update(headers)
-        if body is not None:
-            lines["Content-Length"] = str(len(body))
-        target = url.target
-        if proxy is not None and url.origin.scheme == "http":
-            target = str(url)
-            if proxy.authorization:
-                lines["Proxy-Authorization"] = proxy.authorization
-        return request_head(method, target, lines)
-
-    def _exchange(
-        self,
-        connection: Connection,
-        origin: Origin,
-        method: str,
-        head: bytes,
-        body: bytes | None,
-        deadline: float,
-    ) -> Response:
+    def _exchange(self, connection: Connection, origin: Origin, request: _Request) -> Response:
+        *_, body, deadline = request
         broken = False
         try:
             try:
-                connection.send(head, body, deadline)
+                connection.send(*request)
             except ConnectionError:
                 if body is None:
                     raise
                 # A server may refuse a body before its end; its answer says why.
                 broken = True
-            response = connection.receive(method, deadline)
+            response = connection.receive(deadline)
         except BaseException:
             connection.close()
             raise
@@ -178,7 +148,10 @@ class Pool:
     def _connect(self, origin: Origin, proxy: Proxy | None, deadline: float) -> Connection:
         timeout_s = self._options.timeout_s
         address = (proxy.host, proxy.port) if proxy else (origin.host, origin.port)
-        sock = socket.create_connection(address, timeout=timeout_s)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the deadline has passed")
+        sock = socket.create_connection(address, timeout=min(timeout_s, left_s))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -216,6 +189,21 @@ def translated(origin: Origin) -> Iterator[None]:
         raise _explain(error, origin, None) from error
 
 
+def _prepared(
+    url: Url, headers: Mapping[str, str], proxy: Proxy | None
+) -> tuple[str, dict[str, str]]:
+    """The target of a request and all its headers."""
+    lines = {"Host": url.origin.authority, "User-Agent": USER_AGENT}
+    # A compressed answer would be a bomb to bound and has no digest of its own.
+    lines["Accept-Encoding"] = "identity"
+    lines.update(headers)
+    if proxy is None or url.origin.scheme == "https":
+        return url.target, lines
+    if proxy.authorization:
+        lines["Proxy-Authorization"] = proxy.authorization
+    return str(url), lines
+
+
 def _tunnel(
     sock: socket.socket, timeout_s: float, origin: Origin, proxy: Proxy, deadline: float
 ) -> None:
@@ -227,9 +215,8 @@ def _tunnel(
     if proxy.authorization:
         headers["Proxy-Authorization"] = proxy.authorization
     connection = Connection(sock, timeout_s)
-    connection.send(request_head("CONNECT", target, headers), None, deadline)
-    # The head of the answer has no body when the tunnel stands, as with HEAD.
-    response = connection.receive("HEAD", deadline)
+    connection.send("CONNECT", target, headers, None, deadline)
+    response = connection.receive(deadline)
     if response.status != 200:
         raise ProtocolError(f"the proxy {proxy.host}:{proxy.port} answers {response.status}")
 

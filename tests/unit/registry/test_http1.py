@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamina.errors import FetchError
-from lamina.registry.http1 import Connection, ProtocolError, Response, request_head
+from lamina.registry.http1 import Connection, ProtocolError, Response, check_request
 
 
 @contextmanager
@@ -23,7 +24,9 @@ def answered(data: bytes, method: str = "GET", *, end: bool = True) -> Iterator[
         thread = threading.Thread(target=_send, args=(theirs, data, end))
         thread.start()
         try:
-            yield Connection(ours, 5).receive(method, time.monotonic() + 5)
+            connection = Connection(ours, 5)
+            connection.send(method, "/", {}, None, time.monotonic() + 5)
+            yield connection.receive(time.monotonic() + 5)
         finally:
             ours.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -45,7 +48,7 @@ def test_length() -> None:
         assert response.headers["x-a"] == "b, c"
         assert response.length_bytes == 5
         assert response.read(3) == b"hel"
-        assert not response.finished
+        assert response.length_bytes == 2
         assert response.read(30) == b"lo"
         assert response.finished
         assert response.reusable
@@ -54,7 +57,7 @@ def test_length() -> None:
 
 def test_chunked() -> None:
     body = b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\nTrailer: x\r\n\r\n"
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n"
     with answered(head + body, end=False) as response:
         assert response.length_bytes is None
         assert response.read(5) == b"abc01"
@@ -104,8 +107,8 @@ def test_connection_close() -> None:
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 2x0 OK\r\n\r\n",
         b"HTTP/1.1 099 OK\r\n\r\n",
-        b"HTTP/1.1  200\r\n\r\n",
-        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b"200 OK\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n",
@@ -113,10 +116,15 @@ def test_connection_close() -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1_0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-        b"HTTP/1.1 100 Continue\r\n\r\n" * 20,
+        b"HTTP/1.1 100 Continue\r\n\r\n" * 5000,
         b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200,
         b"HTTP/1.1 200 OK\r\na: " + b"b" * 70_000,
         b"HTTP/1.1 " + b"2" * 70_000,
@@ -127,21 +135,38 @@ def test_what_is_not_http(data: bytes) -> None:
         pass
 
 
+@pytest.mark.parametrize("into", [False, True])
 @pytest.mark.parametrize(
     "body",
     [b"\r\n", b"x\r\n", b"-1\r\n", b"1\r\nab\r\n", b"f" * 16 + b"\r\n", b"1" * 2000, b"1"],
 )
-def test_broken_chunks(body: bytes) -> None:
+def test_broken_chunks(body: bytes, into: bool) -> None:
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with answered(head + body) as response, pytest.raises(ProtocolError):
-        response.read(10)
+    with answered(head + body) as response, pytest.raises((ProtocolError, ConnectionError)):
+        while response.readinto(memoryview(bytearray(9))) if into else response.read(9):
+            pass
+    assert not response.reusable
+
+
+def test_a_negative_chunk_does_not_mean_everything() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"
+    with answered(head + bytes(1 << 20)) as response:
+        tracemalloc.start()
+        try:
+            with pytest.raises((ProtocolError, ConnectionError)):
+                response.read(10)
+            assert tracemalloc.get_traced_memory()[1] < 200_000
+        finally:
+            tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
     "data",
     [
         b"",
+        b"HTTP/1.1 200 OK",
         b"HTTP/1.1 200 OK\r\nA: b\r\n",
+        b"HTTP/1.1 206 OK\r\nContent-Length: 10",
     ],
 )
 def test_closed_in_the_head(data: bytes) -> None:
@@ -182,7 +207,9 @@ def test_a_slow_server_meets_the_deadline() -> None:
         thread.start()
         started = time.monotonic()
         with pytest.raises((TimeoutError, ProtocolError)):
-            Connection(ours, 5).receive("GET", started + 0.3)
+            connection = Connection(ours, 5)
+            connection.send("GET", "/", {}, None, started + 5)
+            connection.receive(started + 0.3)
         assert time.monotonic() - started < 2
         stop.set()
         thread.join()
@@ -190,8 +217,11 @@ def test_a_slow_server_meets_the_deadline() -> None:
 
 def test_silence_meets_the_timeout() -> None:
     ours, theirs = socket.socketpair()
-    with ours, theirs, pytest.raises(TimeoutError):
-        Connection(ours, 0.05).receive("GET", time.monotonic() + 10)
+    with ours, theirs:
+        connection = Connection(ours, 0.05)
+        connection.send("GET", "/", {}, None, time.monotonic() + 10)
+        with pytest.raises(TimeoutError):
+            connection.receive(time.monotonic() + 10)
 
 
 def test_a_small_rest_is_drained_and_a_large_one_is_not() -> None:
@@ -212,11 +242,31 @@ def test_an_idle_connection_that_was_closed_is_stale() -> None:
         assert connection.is_stale()
 
 
-def test_request_head() -> None:
-    assert request_head("GET", "/x", {"A": "b"}) == b"GET /x HTTP/1.1\r\nA: b\r\n\r\n"
-    for target, value in (("/x\r\nY: z", "b"), ("/x", "b\r\nY: z"), ("/ä", "b"), ("/x", "\0")):
-        with pytest.raises(ProtocolError):
-            request_head("GET", target, {"A": value})
+def sent(method: str, headers: dict[str, str], body: bytes | None) -> bytes:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Connection(ours, 5).send(method, "/x?y", headers, body, time.monotonic() + 5)
+        ours.shutdown(socket.SHUT_WR)
+        return theirs.makefile("rb").read()
+
+
+def test_requests() -> None:
+    assert (
+        sent("GET", {"Host": "h", "A": "b"}, None)
+        == b"GET /x?y HTTP/1.1\r\nHost: h\r\nA: b\r\n\r\n"
+    )
+    assert sent("PUT", {}, b"z") == b"PUT /x?y HTTP/1.1\r\nContent-Length: 1\r\n\r\nz"
+    assert sent("POST", {}, b"") == b"POST /x?y HTTP/1.1\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [("/x\r\nY: z", "b"), ("/x y", "b"), ("/x", "secret\r\nY: z"), ("/ä", "b"), ("/x", "\0")],
+)
+def test_requests_that_cannot_be_sent(target: str, value: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        check_request(target, {"A": value})
+    assert "secret" not in str(caught.value)
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"Transfer-Encoding: chunked\r\n"]))
