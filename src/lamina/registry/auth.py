@@ -76,9 +76,7 @@ class Authorizer:
             self._headers.pop(scope, None)
             challenges = {item.scheme: item for item in reversed(parse_challenges(challenge))}
             if "bearer" in challenges:
-                self._headers[scope] = self._bearer(
-                    challenges["bearer"], scope, origin, deadline
-                )
+                self._headers[scope] = self._bearer(challenges["bearer"], scope, origin, deadline)
             elif "basic" in challenges:
                 self._headers[scope] = self._basic(refused)
             else:

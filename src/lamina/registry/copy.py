@@ -17,10 +17,15 @@ import msgspec
 
 from lamina.errors import FetchError, FormatError, NotFoundError
 from lamina.registry.manifest import (
+    CONFIG_TYPES,
+    MAX_CONFIG_BYTES,
     Descriptor,
     Index,
+    Manifest,
+    Platform,
     describe,
     encode,
+    parse_config,
     parse_manifest,
 )
 from lamina.registry.platform import (
@@ -70,9 +75,9 @@ def copy(
 ) -> Descriptor:
     """Copy what the source's reference names; ``tag`` defaults to the destination's reference's.
 
-    ``platforms`` takes only those of an index (``linux/amd64``); None takes all, but one for a
-    docker archive. Returns the descriptor of what the tag points to.  Raises what the repositories
-    raise.
+    ``platforms`` takes only those of an index (``linux/amd64``), and a single image only if it is
+    for one of them; None takes all, but one for a docker archive.  Returns the descriptor of what
+    the tag points to.  Raises what the repositories raise.
     """
     if platforms is None and destination.reference.transport == "docker-archive":
         plan = plan_copy(source, only=str(host_platform()))
@@ -95,6 +100,8 @@ def plan_copy(
         root, data = source.manifest(select_platform(document, only, prefer="oci"))
     elif isinstance(document, Index) and platforms is not None:
         root, data = _filtered(source, root, document, platforms)
+    elif isinstance(document, Manifest) and platforms is not None:
+        _check_platform(source, document, platforms)
     gathering = _Gathering(source)
     gathering.add(root, data, 0)
     return CopyPlan(root, tuple(gathering.manifests), tuple(gathering.blobs.values()))
@@ -176,6 +183,26 @@ def _filtered(
         return source.manifest(kept[0])
     data = encode(msgspec.structs.replace(index, manifests=kept))
     return describe(root.media_type, data), data
+
+
+def _check_platform(source: Repository, manifest: Manifest, platforms: Sequence[str]) -> None:
+    """NotFoundError if a single image says that it is for another platform."""
+    wanted = {_names(parse_platform(text)) for text in platforms}
+    if manifest.config.media_type not in CONFIG_TYPES:
+        return
+    if manifest.config.size > MAX_CONFIG_BYTES:
+        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
+    with source.open_blob(manifest.config) as stream:
+        own = normalise(parse_config(stream.read()).platform)
+    if own.architecture and _names(own) not in wanted:
+        raise NotFoundError(
+            f"{source.reference} has no manifest for {', '.join(sorted(platforms))}",
+            hint=f"it is a single image for {own}",
+        )
+
+
+def _names(platform: Platform) -> tuple[str, str, str]:
+    return platform.os, platform.architecture, platform.variant
 
 
 class _Gathering:

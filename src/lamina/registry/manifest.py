@@ -38,6 +38,7 @@ NYDUS_OS_FEATURE: Final = "nydus.remoteimage.v1"
 
 MANIFEST_TYPES: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES: Final = (OCI_INDEX, DOCKER_INDEX)
+CONFIG_TYPES: Final = (OCI_CONFIG, DOCKER_CONFIG, NYDUS_CONFIG)
 SCHEMA1_TYPES: Final = (
     "application/vnd.docker.distribution.manifest.v1+json",
     "application/vnd.docker.distribution.manifest.v1+prettyjws",

@@ -209,6 +209,15 @@ def test_silence_ends_in_time(registry: FakeRegistry, digest: str) -> None:
         assert time.monotonic() - started < 0.9
 
 
+def test_a_range_has_the_time_that_its_reader_has(registry: FakeRegistry, digest: str) -> None:
+    registry.rule("GET", "/blobs/", fake.stall(1))
+    with opened(registry, timeout_s=5) as repository:
+        started = time.monotonic()
+        with pytest.raises(FetchError, match="did not answer in time"):
+            repository.read_range(digest, 0, 10, timeout_s=0.1)
+        assert time.monotonic() - started < 0.9
+
+
 def test_a_compressed_answer(
     registry: FakeRegistry, repository: RegistryRepository, digest: str
 ) -> None:

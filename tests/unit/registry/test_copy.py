@@ -101,9 +101,22 @@ def test_one_platform(registry: FakeRegistry, layout: Path) -> None:
     assert caught.value.hint == "it has these platforms: linux/amd64, linux/arm64"
 
 
-def test_platforms_of_a_single_manifest_change_nothing(layout: Path) -> None:
+def test_the_platform_of_a_single_image_is_checked(layout: Path) -> None:
     with opened(f"oci:{layout}:one") as source:
-        assert plan_copy(source, platforms=["linux/amd64"]) == plan_copy(source)
+        wanted = ["linux/arm64", "linux/amd64"]
+        assert plan_copy(source, platforms=wanted) == plan_copy(source)
+        with pytest.raises(NotFoundError, match="no manifest for linux/arm64") as caught:
+            plan_copy(source, platforms=["linux/arm64"])
+        assert caught.value.hint == "it is a single image for linux/amd64"
+
+
+def test_an_artifact_is_for_every_platform(layout: Path) -> None:
+    with opened(f"oci:{layout}:thing", write=True) as place:
+        config = m.describe("application/vnd.example.thing", b"not JSON")
+        place.push_blob(config, io.BytesIO(b"not JSON"))
+        thing = m.Manifest(schema_version=2, media_type=m.OCI_MANIFEST, config=config)
+        place.push_manifest("thing", m.OCI_MANIFEST, m.encode(thing))
+        assert plan_copy(place, platforms=["linux/arm64"]) == plan_copy(place)
 
 
 def test_a_failed_copy_sets_no_tag(registry: FakeRegistry, layout: Path) -> None:
