@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAX_PASSPHRASE_BYTES: Final = 4096
+PASSWORD_VARIABLES: Final = ("COSIGN_PASSWORD", "LAMINA_KBS_PASSWORD")
+"""Environment variables with passphrases in them, which no child may inherit."""
 
 
 class Secret:

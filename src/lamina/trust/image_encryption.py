@@ -1,0 +1,344 @@
+"""Encrypting and decrypting the layers of OCI images (ocicrypt): from one repository to another.
+
+Only layer descriptors change: media type with ``+encrypted``, digest of the ciphertext,
+annotations.  The configuration and its diff_ids stay, in clear.  Decryption trusts nothing before
+it is proven, in this order: descriptor digest and size over the ciphertext, HMAC, then the diff_id
+over the decompressed plaintext; only then is plaintext written anywhere.  Plaintext is never in a
+temporary file.  Encryption does not authenticate who made the image: a signature does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO, Final, cast
+
+import msgspec
+
+from lamina.archive.stream import READ_BYTES, LayerStream
+from lamina.errors import FormatError, IntegrityError, UnsupportedError, UsageError
+from lamina.registry import manifest as m
+from lamina.registry.manifest import Descriptor, Manifest
+from lamina.registry.platform import host_platform, select_platform
+from lamina.registry.repository import Repository
+from lamina.trust.ctr_hmac import DecryptingStream, Encryptor, check_hmac, new_hmac
+from lamina.trust.layer_options import PrivateOptions, PublicOptions
+from lamina.trust.recipients import (
+    PREFIX,
+    PUBLIC_OPTIONS,
+    DecryptionKeys,
+    Recipients,
+    add_packets,
+    unwrap,
+    wrap,
+)
+from lamina.trust.strict_json import decode_base64
+
+SUFFIX: Final = "+encrypted"
+_OF_DOCKER: Final = {
+    m.DOCKER_LAYER: m.OCI_LAYER,
+    m.DOCKER_LAYER_GZIP: m.OCI_LAYER_GZIP,
+    m.DOCKER_LAYER_ZSTD: m.OCI_LAYER_ZSTD,
+}
+_NONDISTRIBUTABLE: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+PLAIN_TYPES: Final = frozenset(
+    (
+        *(m.OCI_LAYER, m.OCI_LAYER_GZIP, m.OCI_LAYER_ZSTD),
+        *(_NONDISTRIBUTABLE + end for end in ("", "+gzip", "+zstd")),
+        "application/vnd.wasm.content.layer.v1+wasm",
+    )
+)
+MAX_LAYER_BYTES: Final = 1 << 38
+"""Most that one encrypted layer may decompress to."""
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The outcome: what was written, and which layers (numbers from 0) were encrypted or
+    decrypted.
+    """
+
+    descriptor: Descriptor
+    layers: tuple[int, ...]
+
+
+def is_encrypted(layer: Descriptor) -> bool:
+    """Whether a layer's media type says that it is encrypted."""
+    return layer.media_type.endswith(SUFFIX)
+
+
+def encrypt_image(
+    source: Repository,
+    destination: Repository,
+    recipients: Recipients,
+    *,
+    layers: Sequence[int] | None = None,
+    keys: DecryptionKeys | None = None,
+    platform: str | None = None,
+    advance: Advance | None = None,
+) -> Changed:
+    """Copy an image and encrypt its layers; of an index, one platform.
+
+    ``layers`` are numbers, negative ones from the end; None means all.  Layers that are encrypted
+    already are left alone without ``keys``, and get the recipients added with ``keys``.
+    Raises UsageError for layers that are not there or recipients that are missing, UnsupportedError
+    for layers that are no tar.
+    """
+    if not recipients:
+        raise UsageError("nobody could open the image", hint="give --encryption-key jwe:FILE")
+    work = _Work(source, destination, platform, advance)
+    chosen = _chosen(layers, len(work.manifest.layers))
+    changed = []
+    for number, layer in enumerate(work.manifest.layers):
+        if number in chosen and not is_encrypted(layer):
+            work.layers.append(_encrypt_layer(work, layer, recipients))
+            changed.append(number)
+        elif number in chosen and keys is not None:
+            work.layers.append(_add_recipients(layer, keys, recipients))
+            work.copy(layer)
+            changed.append(number)
+        else:
+            work.layers.append(layer)
+            work.copy(layer)
+    return Changed(work.finish(), tuple(changed))
+
+
+def decrypt_image(
+    source: Repository,
+    destination: Repository,
+    keys: DecryptionKeys,
+    *,
+    platform: str | None = None,
+    advance: Advance | None = None,
+) -> Changed:
+    """Copy an image and decrypt all its encrypted layers; of an index, one platform.
+
+    Raises TrustError if no key opens a layer, IntegrityError if HMAC, digest or diff_id are wrong,
+    FormatError for malformed annotations, UsageError if nothing is encrypted.
+    """
+    work = _Work(source, destination, platform, advance)
+    diff_ids = work.diff_ids()
+    changed = []
+    for number, layer in enumerate(work.manifest.layers):
+        if not is_encrypted(layer):
+            work.layers.append(layer)
+            work.copy(layer)
+            continue
+        work.layers.append(_decrypt_layer(work, layer, keys, diff_ids[number]))
+        changed.append(number)
+    if not changed:
+        raise UsageError(f"{source.reference} has no encrypted layer")
+    return Changed(work.finish(), tuple(changed))
+
+
+class _Work:
+    """One image on its way: its manifest, and the layers of the new one so far."""
+
+    def __init__(
+        self,
+        source: Repository,
+        destination: Repository,
+        platform: str | None,
+        advance: Advance | None,
+    ) -> None:
+        self.source = source
+        self.destination = destination
+        self.advance: Advance = advance or (lambda moved: None)  # noqa: ARG005
+        descriptor, data = source.manifest()
+        if descriptor.is_index:
+            index = m.parse_index(data)
+            chosen = select_platform(index, platform or str(host_platform()), prefer="oci")
+            descriptor, data = source.manifest(chosen)
+        self.manifest: Manifest = m.parse_image_manifest(data)
+        self.layers: list[Descriptor] = []
+
+    def diff_ids(self) -> tuple[str, ...]:
+        config = self.manifest.config
+        if config.size > m.MAX_CONFIG_BYTES:
+            raise FormatError(f"the image configuration has {config.size} bytes")
+        with self.source.open_blob(config) as stream:
+            found = m.parse_config(stream.read()).rootfs.diff_ids
+        if len(found) != len(self.manifest.layers):
+            raise FormatError(
+                f"the configuration has {len(found)} diff_ids, "
+                f"the image {len(self.manifest.layers)} layers"
+            )
+        return found
+
+    def copy(self, blob: Descriptor) -> None:
+        if blob.urls or self.destination.mount_blob(blob, self.source):
+            return
+        with self.source.open_blob(blob) as stream:
+            self.destination.push_blob(blob, stream, self.advance)
+
+    def finish(self) -> Descriptor:
+        """Write configuration and manifest, every unknown field of it kept."""
+        config = self.manifest.config
+        self.copy(config)
+        document = m.parse_document(self.manifest.raw, "manifest")
+        document["mediaType"] = m.OCI_MANIFEST
+        if config.media_type == m.DOCKER_CONFIG:
+            document["config"] = {**document["config"], "mediaType": m.OCI_CONFIG}
+        document["layers"] = [_plain_document(layer) for layer in self.layers]
+        tag = self.destination.reference.tag
+        return self.destination.push_manifest(tag, m.OCI_MANIFEST, m.encode(document))
+
+
+def _plain_document(layer: Descriptor) -> dict[str, Any]:
+    media_type = _OF_DOCKER.get(layer.media_type, layer.media_type)
+    layer = msgspec.structs.replace(layer, media_type=media_type)
+    return cast("dict[str, Any]", msgspec.to_builtins(layer))
+
+
+def _chosen(layers: Sequence[int] | None, count: int) -> frozenset[int]:
+    if layers is None:
+        return frozenset(range(count))
+    chosen = frozenset(number + count if number < 0 else number for number in layers)
+    if not chosen or min(chosen) < 0 or max(chosen) >= count:
+        raise UsageError(f"there is no such layer; the image has the layers 0 to {count - 1}")
+    return chosen
+
+
+def _encrypt_layer(work: _Work, layer: Descriptor, recipients: Recipients) -> Descriptor:
+    media_type = _OF_DOCKER.get(layer.media_type, layer.media_type)
+    if media_type not in PLAIN_TYPES:
+        raise UnsupportedError(
+            f"a layer of {work.source.reference} is no tar layer ({layer.media_type}) and would "
+            "stay readable",
+            hint="a native image is encrypted when it is made: lamina convert --seal",
+        )
+    options = PrivateOptions.new(layer.digest)
+    encryptor, digest = Encryptor(options.key, options.nonce), hashlib.sha256()
+    with tempfile.TemporaryFile(prefix="lamina-") as sealed:
+        with work.source.open_blob(layer) as plain:
+            while data := plain.read(READ_BYTES):
+                piece = encryptor.update(data)
+                digest.update(piece)
+                sealed.write(piece)
+        annotations = {
+            **layer.annotations,
+            **wrap(options, recipients),
+            PUBLIC_OPTIONS: _encoded(PublicOptions(encryptor.hmac()).encode()),
+        }
+        options.key.close()
+        result = msgspec.structs.replace(
+            layer,
+            media_type=media_type + SUFFIX,
+            digest=f"sha256:{digest.hexdigest()}",
+            annotations=annotations,
+            urls=(),
+        )
+        sealed.seek(0)
+        work.destination.push_blob(result, cast("BinaryIO", sealed), work.advance)
+    return result
+
+
+def _add_recipients(layer: Descriptor, keys: DecryptionKeys, recipients: Recipients) -> Descriptor:
+    annotations = dict(layer.annotations)
+    options = unwrap(annotations, keys, f"layer {layer.digest}")
+    add_packets(annotations, wrap(options, recipients))
+    options.key.close()
+    return msgspec.structs.replace(layer, annotations=annotations)
+
+
+def read_options(layer: Descriptor, keys: DecryptionKeys) -> tuple[PublicOptions, PrivateOptions]:
+    """The options of an encrypted layer, its key among them.
+
+    Raises TrustError if no key opens it, FormatError for malformed annotations.
+    """
+    what = f"layer {layer.digest}"
+    public_text = layer.annotations.get(PUBLIC_OPTIONS)
+    if public_text is None:
+        raise FormatError(f"the encrypted {what} has no public options")
+    public = PublicOptions.decode(decode_base64(public_text, f"public options of {what}"))
+    return public, unwrap(layer.annotations, keys, what)
+
+
+def _decrypt_layer(
+    work: _Work, layer: Descriptor, keys: DecryptionKeys, diff_id: str
+) -> Descriptor:
+    media_type = layer.media_type.removesuffix(SUFFIX)
+    if media_type not in PLAIN_TYPES:
+        raise UnsupportedError(f"a layer is of the encrypted type {layer.media_type!r}")
+    public, private = read_options(layer, keys)
+    with tempfile.TemporaryFile(prefix="lamina-") as sealed, private.key:
+        _store_authenticated(work.source, layer, public, private, sealed)
+        digest = _check_plaintext(sealed, layer, private, diff_id)
+        kept = {k: v for k, v in layer.annotations.items() if not k.startswith(PREFIX)}
+        result = msgspec.structs.replace(
+            layer, media_type=media_type, digest=digest, annotations=kept
+        )
+        sealed.seek(0)
+        plain = DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce)
+        work.destination.push_blob(result, cast("BinaryIO", plain), work.advance)
+    return result
+
+
+def _store_authenticated(
+    source: Repository,
+    layer: Descriptor,
+    public: PublicOptions,
+    private: PrivateOptions,
+    sealed: IO[bytes],
+) -> None:
+    """Write the ciphertext, digest and HMAC of which are right, to a file."""
+    authenticator = new_hmac(private.key)
+    with source.open_blob(layer) as stream:
+        while data := stream.read(READ_BYTES):
+            authenticator.update(data)
+            sealed.write(data)
+    check_hmac(authenticator, public.hmac, f"layer {layer.digest}")
+
+
+def _check_plaintext(
+    sealed: IO[bytes], layer: Descriptor, private: PrivateOptions, diff_id: str
+) -> str:
+    """The digest of the plaintext, after its diff_id proved right."""
+    sealed.seek(0)
+    plain = _HashingStream(DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce))
+    content = hashlib.new(diff_id.partition(":")[0])
+    stream = LayerStream(cast("BinaryIO", plain), MAX_LAYER_BYTES)
+    try:
+        while data := stream.read(READ_BYTES):
+            content.update(data)
+    except FormatError as error:
+        raise IntegrityError(f"the plaintext of layer {layer.digest} is damaged: {error}") from None
+    while plain.read(READ_BYTES):
+        pass
+    if f"{diff_id.partition(':')[0]}:{content.hexdigest()}" != diff_id:
+        raise IntegrityError(
+            f"the plaintext of layer {layer.digest} is not the one that the configuration names "
+            f"({diff_id})",
+            hint="somebody replaced the layer by another one, encrypted to the same key",
+        )
+    digest = f"sha256:{plain.digest.hexdigest()}"
+    if private.digest not in (digest, diff_id):
+        raise IntegrityError(
+            f"the digest that was encrypted with the key of layer {layer.digest} is of another "
+            "plaintext",
+            hint="the wrapped key belongs to another layer",
+        )
+    return digest
+
+
+class _HashingStream:
+    """Hashes what is read through it."""
+
+    def __init__(self, source: DecryptingStream) -> None:
+        self._source = source
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1, /) -> bytes:
+        data = self._source.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _encoded(data: bytes) -> str:
+    import base64
+
+    return base64.b64encode(data).decode("ascii")

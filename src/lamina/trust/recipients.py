@@ -1,0 +1,207 @@
+"""Who may open a layer, and with what: the arguments ``--encryption-key`` and
+``--decryption-key``, and wrapping and unwrapping of a layer's options by all schemes of ocicrypt.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from lamina.errors import Error, FormatError, TrustError, UnsupportedError, UsageError
+from lamina.registry.manifest import Annotations
+from lamina.trust import jwe, pkcs7, strict_json
+from lamina.trust.key_provider import KeyProvider, load_providers
+from lamina.trust.keys import (
+    PrivateKey,
+    PublicKey,
+    load_private_key,
+    load_public_key,
+    read_key_file,
+)
+from lamina.trust.layer_options import PrivateOptions
+from lamina.trust.pkcs7 import Certificate
+from lamina.trust.secret import Secret, read_passphrase
+
+PREFIX: Final = "org.opencontainers.image.enc."
+PUBLIC_OPTIONS: Final = PREFIX + "pubopts"
+KEYS_PREFIX: Final = PREFIX + "keys."
+JWE_KEYS: Final = KEYS_PREFIX + "jwe"
+PKCS7_KEYS: Final = KEYS_PREFIX + "pkcs7"
+PROVIDER_PREFIX: Final = KEYS_PREFIX + "provider."
+MAX_ANNOTATION_BYTES: Final = 1 << 20
+MAX_PACKETS: Final = 256
+_DEFAULT_PARAMETER: Final = "Enabled"
+
+
+@dataclass(frozen=True, slots=True)
+class Recipients:
+    """Everybody who shall be able to open what is encrypted."""
+
+    public_keys: tuple[PublicKey, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    providers: tuple[tuple[str, KeyProvider, str], ...] = ()
+    """Annotation name, provider, parameter."""
+
+    def __bool__(self) -> bool:
+        return bool(self.public_keys or self.certificates or self.providers)
+
+
+@dataclass(frozen=True, slots=True)
+class DecryptionKeys:
+    """Everything that may open a layer."""
+
+    private_keys: tuple[PrivateKey, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    providers: dict[str, KeyProvider] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.private_keys or self.certificates or self.providers)
+
+
+def parse_recipients(texts: Sequence[str]) -> Recipients:
+    """Recipients from ``jwe:FILE``, ``pkcs7:FILE`` and ``provider:NAME[:PARAMETER]``.
+
+    Raises UsageError for other texts, and what reading keys raises.
+    """
+    keys: list[PublicKey] = []
+    certificates: list[Certificate] = []
+    providers: list[tuple[str, KeyProvider, str]] = []
+    for text in texts:
+        scheme, colon, rest = text.partition(":")
+        if not colon or not rest:
+            scheme = ""
+        match scheme:
+            case "jwe":
+                keys.append(load_public_key(read_key_file(rest, private=False), rest))
+                jwe.algorithm_for(keys[-1])
+            case "pkcs7":
+                certificates.append(
+                    pkcs7.load_certificate(read_key_file(rest, private=False), rest)
+                )
+            case "provider":
+                name, _, parameter = rest.partition(":")
+                provider = _configured(name)
+                providers.append((name, provider, parameter or _DEFAULT_PARAMETER))
+            case _:
+                raise UsageError(
+                    f"{text!r} names no encryption key",
+                    hint="write jwe:PUBLIC_KEY_FILE, pkcs7:CERTIFICATE_FILE or provider:NAME:PARAM",
+                )
+    return Recipients(tuple(keys), tuple(certificates), tuple(providers))
+
+
+def _configured(name: str) -> KeyProvider:
+    provider = load_providers().get(name)
+    if provider is None:
+        raise UsageError(
+            f"no key provider {name!r} is configured",
+            hint="name its configuration file in OCICRYPT_KEYPROVIDER_CONFIG",
+        )
+    return provider
+
+
+def parse_decryption_keys(texts: Sequence[str]) -> DecryptionKeys:
+    """Keys from ``FILE[:pass=…|:file=…|:fd=…]`` (private key or certificate) and
+    ``provider:NAME[:PARAMETER]``; all configured providers are asked as well, as ocicrypt does.
+    """
+    keys: list[PrivateKey] = []
+    certificates: list[Certificate] = []
+    parameters: dict[str, str] = {}
+    for text in texts:
+        scheme, _, rest = text.partition(":")
+        if scheme == "provider":
+            name, _, parameter = rest.partition(":")
+            _configured(name)
+            parameters[name] = parameter or _DEFAULT_PARAMETER
+            continue
+        path, passphrase = _split_passphrase(text)
+        for prefix in ("jwe:", "pkcs7:"):
+            path = path.removeprefix(prefix)
+        data = read_key_file(path, private=True)
+        if b"-----BEGIN CERTIFICATE" in data:
+            certificates.append(pkcs7.load_certificate(data, path))
+        else:
+            keys.append(load_private_key(data, path, passphrase))
+    return DecryptionKeys(tuple(keys), tuple(certificates), load_providers(), parameters)
+
+
+def _split_passphrase(text: str) -> tuple[str, Secret | None]:
+    for kind in ("pass", "file", "fd"):
+        path, mark, value = text.partition(f":{kind}=")
+        if mark:
+            return path, read_passphrase(f"{kind}={value}")
+    return text, None
+
+
+def wrap(options: PrivateOptions, recipients: Recipients) -> Annotations:
+    """The key annotations of a layer for some recipients."""
+    plain, annotations = options.encode(), Annotations()
+    if recipients.public_keys:
+        annotations[JWE_KEYS] = _encoded(jwe.encrypt(plain, recipients.public_keys))
+    if recipients.certificates:
+        annotations[PKCS7_KEYS] = _encoded(pkcs7.encrypt(plain, recipients.certificates))
+    for name, provider, parameter in recipients.providers:
+        packet = _encoded(provider.wrap(plain, parameter))
+        add_packets(annotations, {PROVIDER_PREFIX + name: packet})
+    return annotations
+
+
+def add_packets(annotations: Annotations, more: Annotations) -> None:
+    """Append wrapped keys to those that are there already, in place."""
+    for name, packet in more.items():
+        there = annotations.get(name)
+        annotations[name] = f"{there},{packet}" if there else packet
+
+
+def unwrap(annotations: Annotations, keys: DecryptionKeys, what: str) -> PrivateOptions:
+    """The private options, opened by the first of the keys that fits.
+
+    Raises TrustError if none does: its message has the reasons of all that were tried.
+    """
+    reasons: list[str] = []
+    size = sum(len(value) for name, value in annotations.items() if name.startswith(PREFIX))
+    if size > MAX_ANNOTATION_BYTES:
+        raise FormatError(f"the encryption annotations of {what} have {size} bytes")
+    for name in sorted(annotations):
+        if not name.startswith(KEYS_PREFIX):
+            continue
+        for packet in _packets(annotations[name], what):
+            try:
+                plain = _opener(name, keys)(packet)
+            except Error as error:
+                reasons.append(f"{name.removeprefix(KEYS_PREFIX)}: {error}")
+                continue
+            return PrivateOptions.decode(plain)
+    if not reasons:
+        raise FormatError(f"{what} is encrypted but has no wrapped key")
+    raise TrustError(
+        f"no key opens {what} ({'; '.join(dict.fromkeys(reasons))})",
+        hint="give the key with --decryption-key FILE or provider:NAME",
+    )
+
+
+def _opener(name: str, keys: DecryptionKeys) -> Callable[[bytes], bytes]:
+    if name == JWE_KEYS:
+        return lambda packet: jwe.decrypt(packet, keys.private_keys)
+    if name == PKCS7_KEYS:
+        return lambda packet: pkcs7.decrypt(packet, keys.certificates, keys.private_keys)
+    provider_name = name.removeprefix(PROVIDER_PREFIX)
+    provider = keys.providers.get(provider_name) if name.startswith(PROVIDER_PREFIX) else None
+    if provider is None:
+        raise UnsupportedError("no key provider or scheme of this name is known here")
+    parameter = keys.parameters.get(provider_name, _DEFAULT_PARAMETER)
+    return lambda packet: provider.unwrap(packet, parameter)
+
+
+def _packets(value: str, what: str) -> list[bytes]:
+    texts = value.split(",")
+    if len(texts) > MAX_PACKETS:
+        raise FormatError(f"{what} has more than {MAX_PACKETS} wrapped keys")
+    return [strict_json.decode_base64(text, f"wrapped key of {what}") for text in texts]
+
+
+def _encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
