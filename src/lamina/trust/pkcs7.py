@@ -3,9 +3,10 @@
 What: EnvelopedData version 0 (RFC 5652 §6.1 has another use for AES-GCM), RSA PKCS#1 v1.5 key
 transport to certificates, AES-128-GCM with the tag after the ciphertext and no additional data.
 The parameters of the content algorithm carry the identifier 0x10, a SEQUENCE that is marked
-primitive, whose content is the real SEQUENCE of nonce and tag length.  encryptedContent is
-``[0]`` constructed around one OCTET STRING (ocicrypt before 1.2, skopeo 1.9) or ``[0]`` primitive
-(later); both are read, and the older form is written, which every reader takes.
+primitive, whose content is the real SEQUENCE of nonce, tagged ``[4]``, and tag length.
+encryptedContent is ``[0]`` constructed around one OCTET STRING (ocicrypt before 1.2, skopeo 1.9)
+or ``[0]`` primitive (later); both are read, and the older form is written, which every reader
+takes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _AES_128_GCM: Final = bytes.fromhex("608648016503040106")
 _AES_256_GCM: Final = bytes.fromhex("60864801650304012e")
 _KEY_BYTES: Final = {_AES_128_GCM: 16, _AES_256_GCM: 32}
 _PRIMITIVE_SEQUENCE: Final = 0x10
-_CONTEXT_4: Final = 0x84
+_NONCE_TAG: Final = 0x84
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 MAX_PKCS7_BYTES: Final = 1 << 20
@@ -114,7 +115,7 @@ def encrypt(payload: bytes, recipients: Sequence[Certificate], *, primitive: boo
         )
     parameters = der.encode(
         der.SEQUENCE,
-        der.encode(der.OCTET_STRING, nonce),
+        der.encode(_NONCE_TAG, nonce),
         der.encode(der.INTEGER, bytes((_TAG_BYTES,))),
     )
     algorithm = der.encode(
@@ -214,7 +215,7 @@ def _content(content: der.Element, what: str) -> tuple[bytes, bytes, bytes]:
     inner = list(
         der.children(der.expect(der.read(parameters.content, what), der.SEQUENCE, what), what)
     )
-    if len(inner) != 2 or inner[0].tag not in (der.OCTET_STRING, _CONTEXT_4):
+    if len(inner) != 2 or inner[0].tag not in (der.OCTET_STRING, _NONCE_TAG):
         raise FormatError(f"the {what} has no nonce")
     nonce, tag_bytes = inner
     if len(nonce.content) != _NONCE_BYTES or tag_bytes.content != bytes((_TAG_BYTES,)):

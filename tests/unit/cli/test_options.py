@@ -23,7 +23,7 @@ from lamina.errors import UsageError
 REGISTRY = {"--platform", "--creds", "--authfile", "--ca-file", "--plain-http", "--no-tls-verify"}
 OUTPUT = {"--quiet", "-q", "--verbose", "--log-format", "--help", "-h"}
 WITHOUT_REFERENCE = {"umount", "mounts", "self-test", "version", "completion"}
-WITHOUT_STORE = WITHOUT_REFERENCE | {"convert", "copy"}
+WITHOUT_STORE = WITHOUT_REFERENCE | {"encrypt", "decrypt", "convert", "copy"}
 
 
 @pytest.mark.parametrize("name", [verb.name for verb in VERBS])

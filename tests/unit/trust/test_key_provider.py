@@ -126,7 +126,8 @@ def test_no_unverified_tls() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "[]", "{", '{"key-providers": 5}', '{"key-providers": {"a": 5}}', '{"key-providers": {"a": {}}}',
+        "[]",
+        "{", '{"key-providers": 5}', '{"key-providers": {"a": 5}}', '{"key-providers": {"a": {}}}',
         '{"key-providers": {"a": {"cmd": {"path": 5}}}}',
         '{"key-providers": {"a": {"cmd": {"path": "/x", "args": [1]}}}}',
         '{"key-providers": {"a": {"ttrpc": "unix:///x"}}}',

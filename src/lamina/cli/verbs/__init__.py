@@ -38,6 +38,7 @@ class VerbModule(Protocol):
 
 
 BUILD: Final = "Build and ship"
+TRUST: Final = "Encrypt and sign"
 RUN: Final = "Run"
 LOOK: Final = "Look inside"
 SELF: Final = "This program"
@@ -49,6 +50,8 @@ VERBS: Final = tuple(
         ("copy", BUILD, "copy an image from one place to another as it is"),
         ("unpack", BUILD, "turn a native image back into a folder or an OCI image"),
         ("check", BUILD, "verify an image, or compare two trees"),
+        ("encrypt", TRUST, "encrypt the layers of an OCI image for some keys"),
+        ("decrypt", TRUST, "decrypt the layers of an OCI image"),
         ("run", RUN, "run a command in an image, reading its files on demand"),
         ("mount", RUN, "mount an image on a folder, reading its files on demand"),
         ("umount", RUN, "unmount an image and end its server"),

@@ -1,0 +1,93 @@
+"""``lamina decrypt``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Final
+
+from lamina.cli import story
+from lamina.cli.key_options import (
+    PROVIDER_ENVIRONMENT,
+    add_decryption_key_option,
+    protect_process,
+)
+from lamina.cli.options import (
+    REGISTRY_ENVIRONMENT,
+    add_output_options,
+    add_pair_options,
+    pair_options,
+)
+from lamina.cli.output import print_json, print_line
+from lamina.cli.page import Page
+from lamina.cli.parser import Parser
+from lamina.cli.progress import open_meter
+
+PAGE: Final = Page(
+    """
+    Copies an OCI image with its encrypted layers decrypted (ocicrypt). Of a multi-platform image
+    one platform is taken.
+
+    Every layer is proven before any of it is written: digest and HMAC of the ciphertext, then the
+    plaintext against the digests that the image's configuration names. A changed nonce, a layer
+    replaced by another one for the same key, or a wrong digest beside the key ends the command;
+    nothing is left under DST.
+    """,
+    examples=(
+        (
+            "lamina decrypt --decryption-key team.pem localhost:5000/app:sealed oci:app",
+            "Decrypt into an OCI layout folder.",
+        ),
+        (
+            "lamina decrypt --decryption-key key.pem:file=pass.txt oci:sealed oci:plain",
+            "With a private key that is encrypted itself.",
+        ),
+    ),
+    json_keys=(
+        ("digest", "digest of the new manifest"),
+        ("reference", "where it was written"),
+        ("layers", "numbers, from 0, of the layers that were decrypted"),
+    ),
+    environment=(*REGISTRY_ENVIRONMENT, PROVIDER_ENVIRONMENT),
+    see_also=("encrypt",),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options and arguments."""
+    parser.add_argument("source", metavar="SRC", help="reference of an encrypted image")
+    parser.add_argument("destination", metavar="DST", help="where the decrypted image goes")
+    add_decryption_key_option(parser)
+    add_pair_options(parser, many_platforms=False)
+    add_output_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Decrypt, and tell the digest."""
+    from lamina.registry.reference import parse_reference
+    from lamina.registry.repository import open_repository
+    from lamina.trust.image_encryption import decrypt_image
+    from lamina.trust.recipients import parse_decryption_keys
+
+    protect_process()
+    keys = parse_decryption_keys(args.decryption_key)
+    source_options, destination_options = pair_options(args)
+    source, destination = parse_reference(args.source), parse_reference(args.destination)
+    with (
+        open_repository(source, options=source_options) as origin,
+        open_repository(destination, write=True, options=destination_options) as target,
+        open_meter() as meter,
+    ):
+        changed = decrypt_image(
+            origin, target, keys, platform=args.platform, advance=meter.add("decrypt")
+        )
+    report = {
+        "digest": changed.descriptor.digest,
+        "reference": args.destination,
+        "layers": list(changed.layers),
+    }
+    if args.json:
+        print_json(report)
+        return 0
+    print_line(changed.descriptor.digest)
+    story.tell(f"{len(changed.layers)} layers decrypted")
+    return 0

@@ -1,0 +1,111 @@
+"""``lamina encrypt``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Final
+
+from lamina.cli import story
+from lamina.cli.key_options import (
+    PROVIDER_ENVIRONMENT,
+    add_decryption_key_option,
+    add_encryption_key_option,
+    protect_process,
+)
+from lamina.cli.options import (
+    REGISTRY_ENVIRONMENT,
+    add_output_options,
+    add_pair_options,
+    pair_options,
+)
+from lamina.cli.output import print_json, print_line
+from lamina.cli.page import Page
+from lamina.cli.parser import Parser
+from lamina.cli.progress import open_meter
+
+PAGE: Final = Page(
+    """
+    Copies an ordinary OCI image with its layers encrypted for some keys (ocicrypt), readable by
+    skopeo, containerd and confidential containers as well. Configuration, names and sizes stay in
+    clear. Of a multi-platform image one platform is taken.
+
+    Encryption hides; it does not prove who made the image: whoever has a public key can encrypt
+    another image to it. Sign the image after encryption.
+
+    Layers that are encrypted already stay as they are, or with --decryption-key get the new keys
+    added beside the old ones.
+    """,
+    examples=(
+        (
+            "lamina encrypt --encryption-key jwe:team.pub app:1 localhost:5000/app:sealed",
+            "Encrypt all layers for the holder of a private key.",
+        ),
+        (
+            "lamina encrypt --encryption-key jwe:new.pub --decryption-key old.pem oci:a oci:b",
+            "Let one more key decrypt.",
+        ),
+    ),
+    json_keys=(
+        ("digest", "digest of the new manifest"),
+        ("reference", "where it was written"),
+        ("layers", "numbers, from 0, of the layers that were encrypted or got keys added"),
+    ),
+    environment=(*REGISTRY_ENVIRONMENT, PROVIDER_ENVIRONMENT),
+    see_also=("decrypt", "copy"),
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the options and arguments."""
+    parser.add_argument("source", metavar="SRC", help="reference of an image")
+    parser.add_argument("destination", metavar="DST", help="where the encrypted image goes")
+    add_encryption_key_option(parser)
+    parser.add_argument(
+        "--encrypt-layer",
+        metavar="N",
+        type=int,
+        action="append",
+        help="encrypt only this layer, from 0, negative numbers from the end; may be repeated",
+    )
+    add_decryption_key_option(parser)
+    add_pair_options(parser, many_platforms=False)
+    add_output_options(parser)
+
+
+def run(args: Namespace) -> int:
+    """Encrypt, and tell the digest."""
+    from lamina.registry.reference import parse_reference
+    from lamina.registry.repository import open_repository
+    from lamina.trust.image_encryption import encrypt_image
+    from lamina.trust.recipients import parse_decryption_keys, parse_recipients
+
+    protect_process()
+    recipients = parse_recipients(args.encryption_key)
+    keys = parse_decryption_keys(args.decryption_key) if args.decryption_key else None
+    source_options, destination_options = pair_options(args)
+    source, destination = parse_reference(args.source), parse_reference(args.destination)
+    with (
+        open_repository(source, options=source_options) as origin,
+        open_repository(destination, write=True, options=destination_options) as target,
+        open_meter() as meter,
+    ):
+        changed = encrypt_image(
+            origin,
+            target,
+            recipients,
+            layers=args.encrypt_layer,
+            keys=keys,
+            platform=args.platform,
+            advance=meter.add("encrypt"),
+        )
+    report = {
+        "digest": changed.descriptor.digest,
+        "reference": args.destination,
+        "layers": list(changed.layers),
+    }
+    if args.json:
+        print_json(report)
+        return 0
+    print_line(changed.descriptor.digest)
+    story.tell(f"{len(changed.layers)} layers encrypted")
+    return 0
