@@ -1,84 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lamina.errors import AuthError, FetchError, IntegrityError, NotFoundError
-from lamina.fetch.source import (
-    DirectorySource,
-    RepositorySource,
-    RetryPolicy,
-    source_name,
-    with_retry,
-)
-
-FAST = RetryPolicy(attempts=3, first_pause_s=0.0)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.pauses: list[float] = []
-
-    def sleep(self, pause: float) -> None:
-        self.pauses.append(pause)
-        self.now += pause
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def failing(times: int, error: Exception) -> Callable[[], str]:
-    left = [error] * times
-
-    def action() -> str:
-        if left:
-            raise left.pop()
-        return "done"
-
-    return action
-
-
-def test_a_failure_is_tried_again() -> None:
-    clock = Clock()
-    assert with_retry(failing(2, FetchError("x")), FAST, sleep=clock.sleep, clock=clock) == "done"
-    assert len(clock.pauses) == 2
-
-
-def test_attempts_are_bounded() -> None:
-    clock = Clock()
-    with pytest.raises(FetchError, match="x"):
-        with_retry(failing(3, FetchError("x")), FAST, sleep=clock.sleep, clock=clock)
-    assert len(clock.pauses) == 2
-
-
-def test_pauses_grow_to_a_bound() -> None:
-    clock = Clock()
-    policy = RetryPolicy(attempts=8, first_pause_s=1.0, max_pause_s=4.0, deadline_s=1000)
-    with_retry(failing(7, FetchError("x")), policy, sleep=clock.sleep, clock=clock)
-    bounds = [1, 2, 4, 4, 4, 4, 4]
-    assert all(0 <= pause <= bound for pause, bound in zip(clock.pauses, bounds, strict=True))
-
-
-def test_no_attempt_starts_after_the_deadline() -> None:
-    clock = Clock()
-    policy = RetryPolicy(attempts=100, first_pause_s=1.0, max_pause_s=1.0, deadline_s=5.0)
-    error = FetchError("x")
-    error.retry_after_s = 1.0  # type: ignore[attr-defined]
-    with pytest.raises(FetchError):
-        with_retry(failing(100, error), policy, sleep=clock.sleep, clock=clock)
-    assert clock.pauses == [1.0] * 4, "a registry's wish to be left alone is respected"
-
-
-@pytest.mark.parametrize("error", [AuthError("no"), NotFoundError("no"), IntegrityError("no")])
-def test_what_does_not_pass_is_not_tried_again(error: Exception) -> None:
-    clock = Clock()
-    with pytest.raises(type(error)):
-        with_retry(failing(1, error), FAST, sleep=clock.sleep, clock=clock)
-    assert clock.pauses == []
-
+from lamina.errors import FetchError, NotFoundError
+from lamina.fetch.source import DirectorySource, RepositorySource, TimedSource, source_name
 
 class FakeRepository:
     reference = "docker://registry/app"
@@ -86,9 +13,13 @@ class FakeRepository:
     def __init__(self, *answers: bytes | Exception) -> None:
         self.answers = list(answers)
         self.asked: list[tuple[str, int, int]] = []
+        self.timeouts: list[float | None] = []
 
-    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
+    def read_range(
+        self, digest: str, offset: int, size_bytes: int, *, timeout_s: float | None = None
+    ) -> bytes:
         self.asked.append((digest, offset, size_bytes))
+        self.timeouts.append(timeout_s)
         answer = self.answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -97,7 +28,7 @@ class FakeRepository:
 
 def test_a_repository_is_asked_by_digest() -> None:
     repository = FakeRepository(b"abcd")
-    source = RepositorySource(repository, policy=FAST)  # type: ignore[arg-type]
+    source = RepositorySource(repository)  # type: ignore[arg-type]
     assert source.read_range("f" * 64, 5, 4) == b"abcd"
     assert repository.asked == [("sha256:" + "f" * 64, 5, 4)]
     assert source_name(source) == "docker://registry/app"
@@ -106,18 +37,25 @@ def test_a_repository_is_asked_by_digest() -> None:
 def test_an_id_that_is_not_the_digest() -> None:
     repository = FakeRepository(b"abcd")
     digests = {"id": "sha256:real"}
-    source = RepositorySource(repository, policy=FAST, digests=digests)  # type: ignore[arg-type]
+    source = RepositorySource(repository, digests=digests)  # type: ignore[arg-type]
     source.read_range("id", 0, 4)
     assert repository.asked == [("sha256:real", 0, 4)]
 
 
 @pytest.mark.parametrize("wrong", [b"abc", b"abcde", b""])
-def test_a_wrong_length_is_tried_again_and_then_an_error(wrong: bytes) -> None:
-    source = RepositorySource(FakeRepository(wrong, b"abcd"), policy=FAST)  # type: ignore[arg-type]
-    assert source.read_range("id", 0, 4) == b"abcd"
-    source = RepositorySource(FakeRepository(*[wrong] * 3), policy=FAST)  # type: ignore[arg-type]
+def test_a_wrong_length_is_an_error(wrong: bytes) -> None:
+    source = RepositorySource(FakeRepository(wrong))  # type: ignore[arg-type]
     with pytest.raises(FetchError, match="docker://registry/app sent"):
         source.read_range("id", 0, 4)
+
+
+def test_a_repository_is_told_the_time() -> None:
+    repository = FakeRepository(b"abcd", b"abcd")
+    source = RepositorySource(repository)  # type: ignore[arg-type]
+    assert isinstance(source, TimedSource)
+    source.read_range_within("id", 0, 4, 2.5)
+    source.read_range("id", 0, 4)
+    assert repository.timeouts == [2.5, None]
 
 
 def test_a_directory_of_blobs(tmp_path: Path) -> None:

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from lamina.fetch.link import UNKNOWN, Link, LinkEstimator
+
+
+def feed(estimator: LinkEstimator, link: Link, sizes: list[int], noise: float = 0.0) -> None:
+    chance = random.Random(1)
+    for size in sizes:
+        estimator.add(size, link.time_s(size) * (1 + chance.uniform(-noise, noise)))
+
+
+@pytest.mark.parametrize(
+    "link", [Link(0.05, 3e6), Link(0.005, 1e8), Link(0.0002, 5e8), Link(0.3, 2e6)]
+)
+def test_both_are_told_apart(link: Link) -> None:
+    estimator = LinkEstimator()
+    chance = random.Random(2)
+    feed(estimator, link, [chance.randrange(10_000, 1_000_000) for _ in range(100)], noise=0.05)
+    found = estimator.link
+    assert found.bytes_per_s == pytest.approx(link.bytes_per_s, rel=0.2)
+    assert found.time_s(300_000) == pytest.approx(link.time_s(300_000), rel=0.1)
+    assert found.round_trip_s == pytest.approx(link.round_trip_s, rel=0.3, abs=0.002)
+
+
+def test_nothing_is_known_at_first() -> None:
+    assert LinkEstimator().link == UNKNOWN
+    assert not UNKNOWN.known
+    assert UNKNOWN.time_s(1000) == 0
+    start = Link(0.05, 3e6)
+    assert LinkEstimator(start).link == start
+
+
+def test_a_change_is_followed() -> None:
+    estimator = LinkEstimator()
+    sizes = [50_000, 500_000, 200_000, 90_000] * 25
+    feed(estimator, Link(0.001, 1e8), sizes)
+    feed(estimator, Link(0.08, 1e6), sizes)
+    assert estimator.link.round_trip_s == pytest.approx(0.08, rel=0.3)
+
+
+def test_one_stall_does_not_count_for_ever() -> None:
+    estimator = LinkEstimator()
+    sizes = [50_000, 500_000, 200_000, 90_000] * 10
+    feed(estimator, Link(0.01, 1e7), sizes)
+    estimator.add(100_000, 30.0)
+    assert estimator.link.round_trip_s < 0.03
+    feed(estimator, Link(0.01, 1e7), sizes * 3)
+    assert estimator.link.round_trip_s == pytest.approx(0.01, rel=0.3)
+
+
+def test_requests_of_one_size_keep_the_bandwidth() -> None:
+    estimator = LinkEstimator(Link(0.05, 1e7))
+    feed(estimator, Link(0.02, 1e7), [100_000] * 50)
+    assert estimator.link.bytes_per_s == pytest.approx(1e7)
+    assert estimator.link.round_trip_s == pytest.approx(0.02, rel=0.05)
