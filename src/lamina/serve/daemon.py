@@ -15,12 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
-import msgspec
-
 from lamina.errors import Error, KernelError, UsageError
 from lamina.image.native import NativeImage
 from lamina.linux.process import set_name, start_time_ticks
 from lamina.serve.mount import Mount, mount_image
+from lamina.serve.mounts import MountState, list_mounts
 from lamina.serve.reported_error import decode_error, encode_error
 from lamina.serve.state import MountRecord, MountRecords
 
@@ -69,7 +68,7 @@ def start_daemon(request: MountRequest) -> MountRecord:
         report = pipe.read()
     os.waitpid(pid, 0)
     if report.startswith(_READY):
-        return msgspec.json.decode(report[len(_READY) :], type=MountRecord)
+        return MountRecord.decode(report[len(_READY) :])
     log_path.unlink(missing_ok=True)
     if report.startswith(_FAILED):
         raise decode_error(report[len(_FAILED) :])
@@ -101,12 +100,13 @@ def serve_foreground(
 
 
 def _refuse_second_mount(mountpoint: str) -> None:
-    record = MountRecords().read(mountpoint)
-    if record is not None and record.served:
-        raise UsageError(
-            f"{record.image} is mounted at {mountpoint} already",
-            hint=f"lamina umount {mountpoint}",
-        )
+    for record, state in list_mounts():
+        if record.mountpoint == mountpoint and state is not MountState.DETACHED:
+            broken = ", but its server is gone" if state is MountState.BROKEN else ""
+            raise UsageError(
+                f"{record.image} is mounted at {mountpoint} already{broken}",
+                hint=f"lamina umount {mountpoint}",
+            )
 
 
 def _record(request: MountRequest, image: NativeImage, mounted: Mount) -> MountRecord:
@@ -165,7 +165,7 @@ def _become_daemon(log_path: str) -> None:
 
 def _serve_and_exit(request: MountRequest, write_end: int) -> NoReturn:
     def ready(record: MountRecord) -> None:
-        _report(write_end, _READY + msgspec.json.encode(record))
+        _report(write_end, _READY + record.encode())
 
     code = 1
     try:

@@ -12,6 +12,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,8 +29,10 @@ THREADS: Final = 16
 """How many readers can wait for the network at a time; also bounds the events' descriptors."""
 
 _EIO: Final = 5
-_OWN_EVENT_S: Final = 10
-_PROVOKED_BYTES: Final = 1
+_OWN_EVENT_S: Final = 3.0
+_PROVOKED_S: Final = 0.05
+_BEYOND_ANY_BLOB: Final = 1 << 46
+"""Where the provoked read is; the event has it, though there is nothing to read."""
 
 
 class FanotifyDevice:
@@ -73,28 +76,36 @@ class FanotifyDevice:
     def _quieten(self, key: tuple[int, int], blob: LazyBlob) -> None:
         """Put a descriptor that raises no events in the place of the blob's own.
 
-        Only the kernel makes such descriptors, one for each event, so an event is provoked: a read
-        that is then denied.  Without it, every write of ours to the cache would wait for us.
+        A file that was opened before any group marked it is quiet anyway, but another mount's group
+        may have been earlier.  Only the kernel makes descriptors that are quiet for all groups, one
+        for each event, so an event is provoked: a read that is then denied.  Without it, a write of
+        ours to the cache could wait for an answer that waits for the write.
         """
-        reader = threading.Thread(target=_provoke, args=(blob.fd,), daemon=True)
-        reader.start()
-        while True:
-            event = self._next_own_event()
-            status = os.fstat(event.fd)
-            same_file = (status.st_dev, status.st_ino) == key
-            if same_file and event[2:] == (os.getpid(), 0, _PROVOKED_BYTES):
-                break
-            self._early.append(event)
+        deadline = time.monotonic() + _OWN_EVENT_S
+        while (event := self._provoke(key, blob.fd)) is None:
+            if time.monotonic() > deadline:
+                raise KernelError(
+                    f"the kernel asks someone else before reads of {blob.path}, who denies them",
+                    hint="unmount the broken mounts of this image, which `lamina mounts` lists",
+                )
         fanotify.respond(self._group, event.fd, _EIO)
         os.dup2(event.fd, blob.fd, inheritable=False)
         os.close(event.fd)
-        reader.join()
 
-    def _next_own_event(self) -> fanotify.Event:
-        if not select.select([self._group], [], [], _OWN_EVENT_S)[0]:
-            raise KernelError("fanotify does not report a read of a cache file")
-        data = os.read(self._group, fanotify.EVENT_BYTES)
-        return next(iter(fanotify.parse_events(data)))
+    def _provoke(self, key: tuple[int, int], fd: int) -> fanotify.Event | None:
+        """Return the event of a read of our own, None if another group has denied the read."""
+        reader = threading.Thread(target=_read_far_away, args=(fd,), daemon=True)
+        reader.start()
+        while reader.is_alive() or select.select([self._group], [], [], 0)[0]:
+            if not select.select([self._group], [], [], _PROVOKED_S)[0]:
+                continue
+            event = next(fanotify.parse_events(os.read(self._group, fanotify.EVENT_BYTES)))
+            status = os.fstat(event.fd)
+            same_file = (status.st_dev, status.st_ino) == key
+            if same_file and event.pid == os.getpid() and event.offset >= _BEYOND_ANY_BLOB:
+                return event
+            self._early.append(event)
+        return None
 
     def private_fds(self) -> Sequence[int]:
         """None: a copy of the group in a fork only makes readers wait a little longer."""
@@ -192,6 +203,9 @@ class FanotifyDevice:
         self._group = -1
 
 
-def _provoke(fd: int) -> None:
+def _read_far_away(fd: int) -> None:
+    # Opened anew: whether a descriptor raises events is settled when it is opened.
+    again = os.open(fd_path(fd), os.O_RDONLY | os.O_CLOEXEC)
     with contextlib.suppress(OSError):
-        os.pread(fd, _PROVOKED_BYTES, 0)
+        os.pread(again, 1, _BEYOND_ANY_BLOB)
+    os.close(again)

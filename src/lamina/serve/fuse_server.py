@@ -83,15 +83,16 @@ class FuseServer:
 
     def _run(self) -> None:
         request_buffer = bytearray(fuse.SMALLEST_READ_BUFFER_BYTES)
-        # Anonymous memory, of which only what is used becomes resident.
-        with mmap.mmap(-1, MAX_READ_BYTES) as pages:
-            try:
-                while self._serve_one(request_buffer, pages):
-                    pass
-            finally:
-                os.eventfd_write(self.ended_fd, 1)
+        # Anonymous memory, of which only what is used becomes resident.  It is not closed here:
+        # the traceback of an error may still have a view of it.
+        scratch = memoryview(mmap.mmap(-1, MAX_READ_BYTES))
+        try:
+            while self._serve_one(request_buffer, scratch):
+                pass
+        finally:
+            os.eventfd_write(self.ended_fd, 1)
 
-    def _serve_one(self, request_buffer: bytearray, pages: mmap.mmap) -> bool:
+    def _serve_one(self, request_buffer: bytearray, scratch: memoryview) -> bool:
         try:
             count = os.readv(self._device, [request_buffer])
         except OSError as error:
@@ -100,14 +101,13 @@ class FuseServer:
             if error.errno not in _GONE:
                 LOG.exception("reading the FUSE device failed")
             return False
-        with memoryview(request_buffer)[:count] as data, memoryview(pages) as scratch:
-            try:
-                self._answer(fuse.parse_request(data), scratch)
-            except OSError as error:
-                # The caller was killed meanwhile, or the connection is gone.
-                return error.errno == errno.ENOENT
-            except Error:
-                LOG.exception("the kernel sent a FUSE request that makes no sense")
+        try:
+            self._answer(fuse.parse_request(memoryview(request_buffer)[:count]), scratch)
+        except OSError as error:
+            # The caller was killed meanwhile, or the connection is gone.
+            return error.errno == errno.ENOENT
+        except Error:
+            LOG.exception("the kernel sent a FUSE request that makes no sense")
         return True
 
     def _answer(self, request: fuse.Request, scratch: memoryview) -> None:

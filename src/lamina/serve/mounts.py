@@ -36,7 +36,7 @@ class MountStatus(NamedTuple):
 
 
 def list_mounts() -> list[MountStatus]:
-    """Return this user's mounts, sorted by mountpoint; records of what is gone are removed."""
+    """Return this user's mounts, sorted by mountpoint; stale records are removed."""
     records = MountRecords()
     table = {(entry.mountpoint, entry.device) for entry in read_mount_table()}
     found = []

@@ -10,22 +10,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
-from lamina.errors import StoreError
+from lamina.errors import FormatError, StoreError
 from lamina.linux.process import start_time_ticks
 
 _LARGEST_RECORD: Final = 1 << 16
 
 
 class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One mount.  ``device_number`` is ``st_dev`` as ``major:minor``, times are ticks since boot."""
+    """One mount: ``device_number`` is ``st_dev`` as ``major:minor``, times are ticks since boot."""
 
     image: str
     digest: str
@@ -35,6 +36,18 @@ class MountRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     start_ticks: int
     store: str
+
+    def encode(self) -> bytes:
+        """Return the record as JSON; names that are no UTF-8 keep their surrogates, escaped."""
+        return json.dumps(msgspec.structs.asdict(self), indent=1).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Return the record that :meth:`encode` wrote.  Raises FormatError."""
+        try:
+            return msgspec.convert(json.loads(data), cls)
+        except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+            raise FormatError(f"this is no record of a mount: {error}") from error
 
     @property
     def served(self) -> bool:
@@ -91,7 +104,7 @@ class MountRecords:
         path = self._folder / f"{_key(record.mountpoint)}.json"
         temporary = path.with_suffix(f".{os.getpid()}.new")
         try:
-            temporary.write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
+            temporary.write_bytes(record.encode() + b"\n")
             temporary.replace(path)
         except OSError as error:
             raise StoreError(f"cannot write {path}: {error}") from error
@@ -119,6 +132,6 @@ def _key(mountpoint: str) -> str:
 def _read(path: Path) -> MountRecord | None:
     try:
         with path.open("rb") as file:
-            return msgspec.json.decode(file.read(_LARGEST_RECORD), type=MountRecord)
-    except (OSError, msgspec.MsgspecError, UnicodeError):
+            return MountRecord.decode(file.read(_LARGEST_RECORD))
+    except (OSError, FormatError):
         return None

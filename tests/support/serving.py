@@ -1,0 +1,121 @@
+"""An image with one of everything, blobs in a folder that can fail, and a server of it.
+
+``python -m tests.support.serving FOLDER MOUNTPOINT STORE DEVICE`` leaves a mount behind, as
+``lamina mount`` does, and prints its record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from lamina.erofs.tree import Node
+from lamina.errors import Error, FetchError
+from lamina.image.open import open_bootstrap
+from lamina.linux.mount import read_mount_table
+from lamina.serve.daemon import MountRequest, start_daemon
+from tests.support.native_images import BuiltImage, build_image, image_files, some_bytes
+
+ROOT = Path(__file__).parents[2]
+CHUNK_SIZE = 16384
+
+
+class FolderSource:
+    """Blobs in ``FOLDER/blobs``.  While ``FOLDER/down`` exists, nothing is delivered; while
+    ``FOLDER/slow`` does, everything after a second.
+    """
+
+    name = "folder"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.requests: list[tuple[int, int]] = []
+
+    def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+        if (self._folder / "down").exists():
+            raise FetchError("the source is down")
+        if (self._folder / "slow").exists():
+            time.sleep(1)
+        self.requests.append((offset, size_bytes))
+        with (self._folder / "blobs" / blob_id).open("rb") as file:
+            file.seek(offset)
+            return file.read(size_bytes)
+
+
+def sample_image() -> BuiltImage:
+    """Files of all sizes, packed and not, and an inode of every other kind."""
+    sizes = (0, 1, 4095, 4096, 4097, CHUNK_SIZE, CHUNK_SIZE + 1, 3 * CHUNK_SIZE - 5, 700_000)
+    files = {b"sizes/%d" % size: some_bytes(size, size + 1) for size in sizes}
+    files |= {b"many/file-%03d" % i: some_bytes(50 + i * 13, i) for i in range(300)}
+    files[b"deep/er/and/deeper/name with space \xff"] = b"odd name"
+    times = {"mtime": 1_600_000_000, "mtime_ns": 123_456_789}
+    nodes = {
+        b"link": Node(stat.S_IFLNK | 0o777, size=9, target=b"sizes/1/x"[:9], **times),
+        b"fifo": Node(stat.S_IFIFO | 0o640, uid=12, gid=34, **times),
+        b"socket": Node(stat.S_IFSOCK | 0o755, **times),
+        b"null": Node(stat.S_IFCHR | 0o666, rdev=os.makedev(1, 3), **times),
+        b"disk": Node(stat.S_IFBLK | 0o660, rdev=259 << 8 | 5, **times),
+        b"empty": Node(stat.S_IFDIR | 0o1777, children={}, **times),
+        b"marked": Node(
+            stat.S_IFDIR | 0o750,
+            uid=70000,
+            children={},
+            xattrs={b"user.note": b"v\0v", b"trusted.t": b"1"},
+            **times,
+        ),
+    }
+    return build_image(files, nodes=nodes, chunk_size=CHUNK_SIZE, pack_size=CHUNK_SIZE)
+
+
+def write_sample(folder: Path) -> BuiltImage:
+    """Put a sample image into a folder, as :class:`FolderSource` reads it."""
+    image = sample_image()
+    image_files(folder, image)
+    return image
+
+
+def start(folder: Path, mountpoint: Path, store: Path, device: str) -> dict[str, object]:
+    """Leave a mount behind, from a process of its own; raises RuntimeError with what it said."""
+    command = [sys.executable, "-m", "tests.support.serving", folder, mountpoint, store, device]
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    done = subprocess.run(
+        command, capture_output=True, env=environment, cwd=ROOT, timeout=60, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.decode())
+    record: dict[str, object] = json.loads(done.stdout)
+    return record
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether anything is mounted there."""
+    return any(entry.mountpoint == str(mountpoint) for entry in read_mount_table())
+
+
+def main() -> int:
+    """Mount; the arguments are in the module's text."""
+    folder, mountpoint, store, device = sys.argv[1:]
+    source = FolderSource(Path(folder))
+    request = MountRequest(
+        open_image=lambda: open_bootstrap(Path(folder) / "image.boot", source, store=store),
+        reference="sample",
+        mountpoint=mountpoint,
+        store=store,
+        device=device,
+    )
+    try:
+        record = start_daemon(request)
+    except Error as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps({name: getattr(record, name) for name in record.__struct_fields__}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
