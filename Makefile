@@ -34,7 +34,7 @@ lint: $(VENV)/dev ## ruff, mypy --strict and the import rules
 bench: $(VENV)/dev peers ## convert, cold start and serving, against the peers that are there; ROUNDS=3
 	@$(PACKAGES) bench
 	@mkdir -p bench/results
-	@for each in convert coldstart serve; do \
+	@for each in $(basename $(notdir $(wildcard bench/*.py))); do \
 	    echo; echo "== bench/$$each.py"; $(BIN)/python bench/$$each.py --rounds $(ROUNDS) --json bench/results/$$each.json || exit 1; done
 
 .PHONY: peers
