@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import argparse
 
     from lamina.cli.parser import Parser
+    from lamina.trust.keys import PrivateKey
+    from lamina.trust.secret import Secret
 
 PROVIDER_ENVIRONMENT: Final = (
     "OCICRYPT_KEYPROVIDER_CONFIG",
@@ -44,3 +46,45 @@ def protect_process() -> None:
     from lamina.linux.memory import forbid_core_dumps
 
     forbid_core_dumps()
+
+
+PASSWORD_ENVIRONMENT: Final = (
+    "COSIGN_PASSWORD",
+    "passphrase of the private key; without it, it is asked for on a terminal",
+)
+
+
+def key_passphrase(question: str, *, twice: bool = False) -> Secret:
+    """The passphrase of a signing key: ``COSIGN_PASSWORD``, else asked for on the terminal, else
+    the first line of standard input.
+    """
+    import sys
+
+    from lamina.errors import UsageError
+    from lamina.trust.cosign_key import PASSWORD_VARIABLE
+    from lamina.trust.secret import Secret, take_from_environment
+
+    found = take_from_environment(PASSWORD_VARIABLE)
+    if found is not None:
+        return found
+    if not sys.stdin.isatty():
+        return Secret(sys.stdin.readline().rstrip("\r\n").encode())
+    import getpass
+
+    answer = getpass.getpass(f"{question}: ")
+    if twice and getpass.getpass("The same again: ") != answer:
+        raise UsageError("the two passphrases differ")
+    return Secret(answer.encode())
+
+
+def load_signing_key(path: str) -> PrivateKey:
+    """A private key of cosign's form, or PKCS#8 in PEM."""
+    from lamina.trust.cosign_key import is_cosign_key, read_key
+    from lamina.trust.keys import load_private_key, read_key_file
+
+    data = read_key_file(path, private=True)
+    if is_cosign_key(data):
+        return read_key(data, path, key_passphrase(f"Passphrase of {path}"))
+    encrypted = b"ENCRYPTED" in data
+    passphrase = key_passphrase(f"Passphrase of {path}") if encrypted else None
+    return load_private_key(data, path, passphrase)

@@ -91,6 +91,13 @@ def add_registry_options(parser: Parser) -> None:
     add_store_option(group)
 
 
+def add_signing_registry_options(parser: Parser) -> None:
+    """The same for verbs that take what the reference names, all platforms of it together."""
+    group = parser.add_argument_group(REGISTRY_TITLE)
+    group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
+    _add_client_options(group)
+
+
 def add_pair_options(parser: Parser, *, many_platforms: bool) -> None:
     """The same for verbs that read one image and write another."""
     group = parser.add_argument_group(REGISTRY_TITLE)

@@ -1,0 +1,91 @@
+"""Where cosign keeps signatures beside an image: an image manifest under ``ALGORITHM-HEX.sig``.
+
+Each of its layers is a payload, with the signature over it in an annotation.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Final, NamedTuple
+
+import msgspec
+
+from lamina.errors import FormatError, NotFoundError
+from lamina.registry import manifest as m
+from lamina.registry.manifest import Descriptor, Manifest
+from lamina.registry.repository import Repository
+from lamina.trust import strict_json
+from lamina.trust.simple_signing import MAX_PAYLOAD_BYTES
+
+SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
+SIGNATURE: Final = "dev.cosignproject.cosign/signature"
+MAX_SIGNATURES: Final = 128
+
+
+class Attached(NamedTuple):
+    """A payload and the signature over it, both unproven."""
+
+    payload: bytes
+    signature: bytes
+
+
+def signature_tag(digest: str) -> str:
+    """The tag of the signatures of a manifest digest."""
+    return digest.replace(":", "-", 1) + ".sig"
+
+
+def read_signatures(repository: Repository, digest: str) -> list[Attached]:
+    """All signatures of a manifest, none of them verified; entries that are malformed are left out.
+
+    Raises FormatError if there are too many, and what the repository raises.
+    """
+    manifest = _read_manifest(repository, digest)
+    found = []
+    for layer in manifest.layers if manifest else ():
+        encoded = layer.annotations.get(SIGNATURE)
+        if layer.media_type != SIMPLE_SIGNING or encoded is None:
+            continue
+        if layer.size > MAX_PAYLOAD_BYTES:
+            continue
+        try:
+            signature = strict_json.decode_base64(encoded, "signature")
+        except FormatError:
+            continue
+        with repository.open_blob(layer) as stream:
+            found.append(Attached(stream.read(), signature))
+    return found
+
+
+def add_signature(repository: Repository, digest: str, attached: Attached) -> Descriptor:
+    """Add a signature to those that are there; returns the manifest that the tag points to.
+
+    Two writers at once may lose one of their signatures, as with cosign: the tag is read, then
+    written.
+    """
+    manifest = _read_manifest(repository, digest)
+    layers = manifest.layers if manifest else ()
+    encoded = base64.b64encode(attached.signature).decode("ascii")
+    layer = m.describe(SIMPLE_SIGNING, attached.payload, {SIGNATURE: encoded})
+    repository.push_blob(layer, io.BytesIO(attached.payload))
+    layers = (*layers, layer)
+    config = m.encode(
+        m.ImageConfig(rootfs=m.RootFS(diff_ids=tuple(layer.digest for layer in layers)))
+    )
+    described = m.describe(m.OCI_CONFIG, config)
+    repository.push_blob(described, io.BytesIO(config))
+    new = Manifest(schema_version=2, media_type=m.OCI_MANIFEST, config=described, layers=layers)
+    if manifest is not None:
+        new = msgspec.structs.replace(new, annotations=manifest.annotations)
+    return repository.push_manifest(signature_tag(digest), m.OCI_MANIFEST, m.encode(new))
+
+
+def _read_manifest(repository: Repository, digest: str) -> Manifest | None:
+    try:
+        _, data = repository.manifest(signature_tag(digest))
+    except NotFoundError:
+        return None
+    manifest = m.parse_image_manifest(data, "manifest of the signatures")
+    if len(manifest.layers) > MAX_SIGNATURES:
+        raise FormatError(f"{digest} has more than {MAX_SIGNATURES} signatures")
+    return manifest

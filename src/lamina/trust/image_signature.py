@@ -1,0 +1,150 @@
+"""Signing an image and deciding whether its signatures allow its use.
+
+The signature is over the digest of the manifest (or index) as it is pushed, so after encryption;
+the payload has the exact name.  Beside key and name, a signer can state a release number and a
+suite, and a verifier can demand a minimum, which stops a roll-back to an older signed image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from lamina.errors import FormatError, TrustError, UsageError
+from lamina.registry.manifest import Descriptor
+from lamina.registry.reference import Reference, parse_reference
+from lamina.registry.repository import Repository
+from lamina.trust import signature
+from lamina.trust.attachments import Attached, add_signature, read_signatures
+from lamina.trust.identity import IdentityRule
+from lamina.trust.keys import PrivateKey, PublicKey
+from lamina.trust.simple_signing import Payload
+
+RELEASE: Final = "release"
+SUITE: Final = "suite"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What one good signature must fulfil: any of the keys, the rule of the name, and the anchors
+    (``minimum_release`` 0 and ``suite`` "" demand nothing).
+    """
+
+    keys: tuple[PublicKey, ...]
+    identity: IdentityRule = field(default_factory=IdentityRule)
+    minimum_release: int = 0
+    suite: str = ""
+    annotations: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The manifest that was proven, its bytes, and the payloads that proved it."""
+
+    descriptor: Descriptor
+    data: bytes
+    payloads: tuple[Payload, ...]
+
+
+def sign_image(
+    repository: Repository,
+    key: PrivateKey,
+    *,
+    identity: str | None = None,
+    optional: dict[str, Any] | None = None,
+) -> tuple[Descriptor, Payload]:
+    """Sign what the repository's reference names, under ``identity`` or that reference.
+
+    Raises UsageError for local images without an identity, and for a reference without a tag.
+    """
+    descriptor, _ = repository.manifest()
+    payload = Payload(
+        _checked_identity(identity, repository.reference), descriptor.digest, optional or {}
+    )
+    data = payload.encode()
+    add_signature(repository, descriptor.digest, Attached(data, signature.sign(key, data)))
+    return descriptor, payload
+
+
+def _checked_identity(identity: str | None, reference: Reference) -> str:
+    if identity is not None:
+        parsed = parse_reference(f"docker://{identity}")
+        return str(parsed).removeprefix("docker://")
+    if not reference.is_remote:
+        raise UsageError(
+            f"{reference} has no name that a signature could state",
+            hint="give the name under which it will be pulled: --identity HOST/NAME:TAG",
+        )
+    if reference.tag is None:
+        raise UsageError(
+            f"{reference} has no tag, and the signature is for an exact name",
+            hint="name a tag, or give --identity HOST/NAME:TAG",
+        )
+    return f"{reference.name}:{reference.tag}"
+
+
+def verify_image(
+    repository: Repository, demands: Sequence[Demand], wanted: Reference | None = None
+) -> Verified:
+    """Prove that every demand is met by some signature; ``wanted`` is what the user asked for, by
+    default the repository's reference.
+
+    Raises TrustError that says why each signature was not good enough.  Use only the bytes
+    returned, and do not fetch the manifest again.
+    """
+    descriptor, data = repository.manifest()
+    wanted = wanted or repository.reference
+    attached = read_signatures(repository, descriptor.digest)
+    if not attached:
+        raise TrustError(
+            f"{wanted} ({descriptor.digest}) has no signature",
+            hint="sign it: lamina sign --key FILE IMAGE",
+        )
+    payloads = [_satisfy(demand, attached, descriptor.digest, wanted) for demand in demands]
+    return Verified(descriptor, data, tuple(payloads))
+
+
+def _satisfy(
+    demand: Demand, attached: Sequence[Attached], digest: str, wanted: Reference
+) -> Payload:
+    reasons: dict[str, None] = {}
+    for entry in attached:
+        try:
+            return check_signature(demand, entry, digest, wanted)
+        except (TrustError, FormatError) as error:
+            reasons[str(error)] = None
+    raise TrustError(f"no signature of {wanted} is good enough: {'; '.join(reasons)}")
+
+
+def check_signature(demand: Demand, attached: Attached, digest: str, wanted: Reference) -> Payload:
+    """The payload of one signature that meets the demand.
+
+    Nothing of the payload is looked at before its signature is right.  Raises TrustError,
+    FormatError.
+    """
+    if not any(
+        signature.is_signed_by(key, attached.signature, attached.payload) for key in demand.keys
+    ):
+        raise TrustError("it is not by a key that is trusted")
+    payload = Payload.decode(attached.payload)
+    if payload.digest != digest:
+        raise TrustError(f"it is for another digest, {payload.digest}")
+    if not demand.identity.allows(payload.reference, wanted):
+        raise TrustError(f"it is for another name, {payload.reference[:200]!r}")
+    _check_anchors(demand, payload)
+    return payload
+
+
+def _check_anchors(demand: Demand, payload: Payload) -> None:
+    if demand.minimum_release:
+        release = payload.optional.get(RELEASE)
+        if type(release) is not int or release < demand.minimum_release:
+            raise TrustError(
+                f"it is for release {release!r:.20}, older than {demand.minimum_release}"
+            )
+    if demand.suite and payload.optional.get(SUITE) != demand.suite:
+        raise TrustError(f"it is not for the suite {demand.suite!r}")
+    for name, value in demand.annotations.items():
+        if str(payload.optional.get(name)) != value:
+            raise TrustError(f"it does not state {name}={value}")

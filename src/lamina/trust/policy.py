@@ -1,0 +1,187 @@
+"""The policy file of containers, ``policy.json``: which images may be used, by whose signature.
+
+Source: containers-policy.json(5).  Unknown fields make the whole file invalid.  The most specific
+scope that fits decides alone, and all its requirements must hold.  ``signedBy`` (GPG), ``fulcio``,
+``pki`` and ``rekor`` keys are known but never fulfilled here: an image that needs them is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lamina.errors import FormatError, NotFoundError, TrustError, UnsupportedError, UsageError
+from lamina.registry.reference import Reference
+from lamina.registry.repository import Repository
+from lamina.trust import strict_json
+from lamina.trust.identity import IdentityRule, parse_rule
+from lamina.trust.image_signature import Demand, Verified, verify_image
+from lamina.trust.keys import PublicKey, load_public_key, read_key_file
+
+MAX_POLICY_BYTES: Final = 1 << 20
+_KEY_SOURCES: Final = ("keyPath", "keyPaths", "keyData", "keyDatas", "fulcio", "pki")
+_REKOR: Final = (
+    "rekorPublicKeyPath",
+    "rekorPublicKeyPaths",
+    "rekorPublicKeyData",
+    "rekorPublicKeyDatas",
+)
+_SIGNED_BY: Final = ("keyType", "keyPath", "keyPaths", "keyData", "signedIdentity")
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One requirement; ``demand`` is for ``sigstoreSigned`` only."""
+
+    kind: str
+    demand: Demand | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy file: requirements by transport and scope, and the default."""
+
+    default: tuple[Requirement, ...]
+    transports: dict[str, dict[str, tuple[Requirement, ...]]]
+    source: str
+
+    def requirements(self, reference: Reference) -> tuple[str, tuple[Requirement, ...]]:
+        """The scope that decides about an image ("default" if none does), and what it demands."""
+        scopes = self.transports.get(reference.transport, {})
+        for scope in scopes_of(reference):
+            if scope in scopes:
+                return scope or f"all of {reference.transport}", scopes[scope]
+        return "default", self.default
+
+    def check(self, repository: Repository, wanted: Reference | None = None) -> Verified:
+        """Prove that the image may be used.
+
+        Raises TrustError, UnsupportedError.  Use only the manifest bytes returned.
+        """
+        wanted = wanted or repository.reference
+        scope, requirements = self.requirements(wanted)
+        demands = []
+        for requirement in requirements:
+            if requirement.kind == "reject":
+                raise TrustError(f"the policy {self.source} rejects {wanted} (scope: {scope})")
+            if requirement.kind not in ("insecureAcceptAnything", "sigstoreSigned"):
+                raise UnsupportedError(
+                    f"the policy {self.source} demands {requirement.kind} for {wanted}, which "
+                    "cannot be verified here"
+                )
+            if requirement.demand is not None:
+                demands.append(requirement.demand)
+        if not demands:
+            descriptor, data = repository.manifest()
+            return Verified(descriptor, data, ())
+        return verify_image(repository, demands, wanted)
+
+
+def scopes_of(reference: Reference) -> Iterator[str]:
+    """Scopes that fit an image, the most specific first, "" (the whole transport) last."""
+    name = reference.name
+    if reference.tag is not None:
+        yield f"{name}:{reference.tag}"
+    if reference.digest is not None:
+        yield f"{name}@{reference.digest}"
+    while name:
+        yield name
+        if "/" not in name:
+            break
+        name = name.rpartition("/")[0]
+    if reference.is_remote:
+        host = reference.registry.partition(":")[0]
+        while "." in host:
+            host = host.partition(".")[2]
+            yield f"*.{host}"
+    yield ""
+
+
+def load_policy(path: str) -> Policy:
+    """Read a policy file with all keys that it names.  Raises FormatError, NotFoundError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_POLICY_BYTES + 1)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no policy file {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot read the policy file {path}: {error.strerror}") from None
+    return parse_policy(data, path)
+
+
+def parse_policy(data: bytes, source: str = "policy") -> Policy:
+    """Parse a policy file.  Raises FormatError for anything that is not exactly right."""
+    document = strict_json.parse_object(data, f"policy {source}", MAX_POLICY_BYTES)
+    strict_json.expect_keys(document, f"policy {source}", ("default",), ("transports",))
+    default = _requirements(document["default"], f"default of the policy {source}")
+    transports: dict[str, dict[str, tuple[Requirement, ...]]] = {}
+    for transport, scopes in _object(document.get("transports", {}), source).items():
+        transports[transport] = {
+            scope: _requirements(value, f"scope {scope!r} of the policy {source}")
+            for scope, value in _object(scopes, source).items()
+        }
+    return Policy(default, transports, source)
+
+
+def _object(value: Any, source: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FormatError(f"the transports of the policy {source} are no object")
+    return value
+
+
+def _requirements(value: Any, what: str) -> tuple[Requirement, ...]:
+    if not isinstance(value, list) or not value:
+        raise FormatError(
+            f"the {what} is no list with at least one requirement",
+            hint='write [{"type": "reject"}] to refuse everything',
+        )
+    return tuple(_requirement(item, what) for item in value)
+
+
+def _requirement(value: Any, what: str) -> Requirement:
+    if not isinstance(value, dict):
+        raise FormatError(f"a requirement of the {what} is no object")
+    kind = value.get("type")
+    match kind:
+        case "insecureAcceptAnything" | "reject":
+            strict_json.expect_keys(value, what, ("type",))
+            return Requirement(str(kind))
+        case "signedBy":
+            strict_json.expect_keys(value, what, ("type",), _SIGNED_BY)
+            return Requirement("signedBy")
+        case "sigstoreSigned":
+            return _sigstore_signed(value, what)
+        case _:
+            shown = json.dumps(kind)[:60]
+            raise FormatError(f"the {what} has a requirement of an unknown type {shown}")
+
+
+def _sigstore_signed(value: dict[str, Any], what: str) -> Requirement:
+    optional = (*_KEY_SOURCES, *_REKOR, "signedIdentity")
+    strict_json.expect_keys(value, what, ("type",), optional)
+    sources = [name for name in _KEY_SOURCES if name in value]
+    if len(sources) != 1:
+        raise FormatError(f"the {what} needs exactly one of {', '.join(_KEY_SOURCES)}")
+    rule = IdentityRule()
+    if "signedIdentity" in value:
+        rule = parse_rule(value["signedIdentity"], what)
+    if sources[0] in ("fulcio", "pki") or any(name in value for name in _REKOR):
+        return Requirement(f"sigstoreSigned with {sources[0]} or a transparency log")
+    return Requirement("sigstoreSigned", Demand(_keys(sources[0], value[sources[0]], what), rule))
+
+
+def _keys(source: str, value: Any, what: str) -> tuple[PublicKey, ...]:
+    values = value if source.endswith("s") else [value]
+    if not isinstance(values, list) or not values:
+        raise FormatError(f"the {source} of the {what} is no list of keys")
+    keys = []
+    for item in values:
+        text = strict_json.text_of(item, f"{source} of the {what}")
+        if source.startswith("keyPath"):
+            keys.append(load_public_key(read_key_file(text, private=False), text))
+        else:
+            data = strict_json.decode_base64(text, f"{source} of the {what}")
+            keys.append(load_public_key(data, f"{source} of the {what}"))
+    return tuple(keys)

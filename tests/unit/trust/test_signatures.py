@@ -1,0 +1,351 @@
+"""Signatures over images: the payload, the matrix of identities, policies, and anchors."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.errors import (
+    FormatError,
+    NotFoundError,
+    TrustError,
+    UnsupportedError,
+    UsageError,
+)
+from lamina.registry.reference import Reference, parse_reference
+from lamina.registry.repository import Repository, open_repository
+from lamina.trust import attachments, image_signature, signature
+from lamina.trust.attachments import Attached
+from lamina.trust.identity import IdentityRule, parse_rule
+from lamina.trust.image_signature import Demand, check_signature, sign_image, verify_image
+from lamina.trust.policy import parse_policy, scopes_of
+from lamina.trust.simple_signing import Payload
+from tests.unit.registry.images import make_image
+from tests.unit.trust.keys_in_code import make_key
+
+KEY, FOREIGN = make_key("P-256"), make_key("P-256", 1)
+DIGEST = "sha256:" + "ab" * 32
+NAME = "127.0.0.1:5055/t/x"
+IMAGE = parse_reference(f"docker://{NAME}:v1")
+DEFAULT, REPOSITORY = IdentityRule(), IdentityRule("matchRepository")
+
+
+def signed(payload: bytes, key: Any = KEY) -> Attached:
+    return Attached(payload, signature.sign(key, payload))
+
+
+def payload(reference: str = f"{NAME}:v1", digest: str = DIGEST, optional: Any = None) -> bytes:
+    return Payload(reference, digest, optional or {}).encode()
+
+
+def accepts(
+    entry: Attached, rule: IdentityRule = DEFAULT, wanted: Reference = IMAGE, **more: Any
+) -> bool:
+    demand = Demand((KEY.public(),), rule, **more)
+    try:
+        check_signature(demand, entry, DIGEST, wanted)
+    except (TrustError, FormatError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["RSA", "P-256", "P-384", "P-521", "Ed25519"])
+def test_every_kind_of_key(kind: str) -> None:
+    key = make_key(kind)
+    made = signature.sign(key, b"data")
+    assert signature.is_signed_by(key.public(), made, b"data")
+    assert not signature.is_signed_by(key.public(), made, b"Data")
+    assert not signature.is_signed_by(key.public(), made[:-1], b"data")
+    assert not signature.is_signed_by(make_key(kind, 7).public(), made, b"data")
+    assert not signature.is_signed_by(make_key("P-256", 5).public(), b"", b"data")
+
+
+# (name in the signature, accepted by the default rule, accepted by matchRepository)
+MATRIX = [
+    (f"{NAME}:v1", True, True),
+    (NAME, False, True),
+    (f"{NAME}:v2", False, True),
+    ("127.0.0.1:5055/t/other:v1", False, False),
+    ("127.0.0.1:5056/t/x:v1", False, False),
+    (f"{NAME}:v1@{DIGEST}", True, True),
+    ("", False, False),
+    ("../x", False, False),
+]
+
+
+@pytest.mark.parametrize(("name", "default", "repository"), MATRIX)
+def test_the_matrix_of_names(name: str, default: bool, repository: bool) -> None:
+    entry = signed(payload(name))
+    assert accepts(entry) == default
+    assert accepts(entry, REPOSITORY) == repository
+
+
+def test_latest_is_not_no_tag() -> None:
+    wanted = parse_reference(f"docker://{NAME}")
+    assert wanted.tag == "latest"
+    assert not accepts(signed(payload(NAME)), DEFAULT, wanted)
+    assert accepts(signed(payload(f"{NAME}:latest")), DEFAULT, wanted)
+
+
+def test_a_pull_by_digest() -> None:
+    wanted = parse_reference(f"docker://{NAME}@{DIGEST}")
+    assert accepts(signed(payload()), DEFAULT, wanted)
+    assert not accepts(signed(payload()), IdentityRule("matchExact"), wanted)
+    assert not accepts(signed(payload("127.0.0.1:5055/t/other:v1")), DEFAULT, wanted)
+
+
+def test_rules_that_name_the_signer() -> None:
+    entry = signed(payload("registry.example/app:prod"))
+    rule = lambda kind, **fields: parse_rule({"type": kind, **fields}, "x")  # noqa: E731
+    assert accepts(entry, rule("exactReference", dockerReference="registry.example/app:prod"))
+    assert not accepts(entry, rule("exactReference", dockerReference="registry.example/app:v1"))
+    assert accepts(entry, rule("exactRepository", dockerRepository="registry.example/app"))
+    assert not accepts(entry, rule("exactRepository", dockerRepository="registry.example/ap"))
+    remapped = signed(payload("registry.example/team/x:v1"))
+    fields = {"prefix": "127.0.0.1:5055/t", "signedPrefix": "registry.example/team"}
+    assert accepts(remapped, rule("remapIdentity", **fields))
+    assert not accepts(remapped, rule("remapIdentity", **{**fields, "prefix": "127.0.0.1:5055/"}))
+    assert not accepts(entry, rule("remapIdentity", **fields))
+
+
+def test_digest_and_key() -> None:
+    assert not accepts(signed(payload(digest="sha256:" + "cd" * 32)))
+    assert not accepts(signed(payload(), FOREIGN))
+    assert not accepts(Attached(payload(), b""))
+
+
+def _variants() -> list[bytes]:
+    document = json.loads(payload())
+    critical = document["critical"]
+    return [
+        json.dumps({**document, "critical": {**critical, "more": 1}}).encode(),
+        json.dumps({**document, "more": 1}).encode(),
+        json.dumps(
+            {**document, "critical": {**critical, "type": "atomic container signature"}}
+        ).encode(),
+        json.dumps({**document, "optional": {"timestamp": 1.5}}).encode(),
+        json.dumps({**document, "optional": []}).encode(),
+        json.dumps({"critical": critical}).encode(),
+        json.dumps({**document, "critical": {**critical, "image": {}}}).encode(),
+        payload().replace(b'"optional"', b'"optional":null,"optional"'),
+        payload()[:-1],
+        b"",
+        b"[]",
+        b"\xff",
+        payload() + b"{}",
+    ]
+
+
+@pytest.mark.parametrize("number", range(13))
+def test_payloads_are_strict(number: int) -> None:
+    """Each is signed by the right key: cosign itself takes three of these."""
+    assert not accepts(signed(_variants()[number]))
+    with pytest.raises(FormatError):
+        Payload.decode(_variants()[number])
+
+
+def test_optional_parts_that_are_fine() -> None:
+    for optional in (None, {"creator": "x", "timestamp": 1}, {"release": 3}):
+        assert accepts(signed(payload(optional=optional)))
+
+
+def test_rollback_to_an_older_signed_image_is_refused() -> None:
+    old, new = (signed(payload(optional={"release": n, "suite": "cc-rafs/1"})) for n in (6, 7))
+    assert accepts(old, minimum_release=6)
+    assert not accepts(old, minimum_release=7)
+    assert accepts(new, minimum_release=7, suite="cc-rafs/1")
+    assert not accepts(new, suite="cc-rafs/2")
+    for wrong in (None, "9", 9.0, True, [9]):
+        assert not accepts(signed(payload(optional={"release": wrong})), minimum_release=1)
+    assert accepts(old, annotations={"suite": "cc-rafs/1"})
+    assert not accepts(old, annotations={"owner": "me"})
+
+
+# ---- in repositories ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Any:
+    make_image(tmp_path / "l", "v1")
+    with open_repository(parse_reference(f"oci:{tmp_path}/l:v1"), write=True) as opened:
+        yield opened
+
+
+def test_sign_and_verify(repository: Repository) -> None:
+    demand = Demand((KEY.public(),))
+    with pytest.raises(TrustError, match="no signature"):
+        verify_image(repository, [demand], IMAGE)
+    with pytest.raises(UsageError, match="no name"):
+        sign_image(repository, KEY)
+    sign_image(repository, FOREIGN, identity=f"{NAME}:v1")
+    with pytest.raises(TrustError, match="not by a key"):
+        verify_image(repository, [demand], IMAGE)
+    descriptor, _ = sign_image(repository, KEY, identity=f"{NAME}:v1", optional={"release": 2})
+    verified = verify_image(repository, [demand], IMAGE)
+    assert verified.descriptor == descriptor
+    assert verified.payloads[0].optional == {"release": 2}
+    assert len(attachments.read_signatures(repository, descriptor.digest)) == 2
+    with pytest.raises(TrustError, match="another name"):
+        verify_image(repository, [demand], parse_reference(f"docker://{NAME}:v2"))
+    with pytest.raises(TrustError):
+        verify_image(repository, [demand, Demand((make_key("P-256", 3).public(),))], IMAGE)
+    both = [demand, Demand((FOREIGN.public(),))]
+    assert len(verify_image(repository, both, IMAGE).payloads) == 2
+
+
+def test_a_tag_moved_to_another_image(repository: Repository, tmp_path: Path) -> None:
+    """The signature of the old image, copied to where that of the new one must be, is refused."""
+    old, _ = sign_image(repository, KEY, identity=f"{NAME}:v1")
+    found = attachments.read_signatures(repository, old.digest)
+    make_image(tmp_path / "l", "v1", seed=9)
+    new = repository.resolve()
+    assert new.digest != old.digest
+    attachments.add_signature(repository, new.digest, found[0])
+    with pytest.raises(TrustError, match="another digest"):
+        verify_image(repository, [Demand((KEY.public(),))], IMAGE)
+
+
+def test_malformed_entries_do_not_hide_a_good_one(repository: Repository) -> None:
+    import io
+
+    from lamina.registry import manifest as m
+
+    descriptor, _ = sign_image(repository, KEY, identity=f"{NAME}:v1")
+    tag = attachments.signature_tag(descriptor.digest)
+    document = json.loads(repository.manifest(tag)[1])
+    good = document["layers"][0]
+    empty = m.describe(attachments.SIMPLE_SIGNING, b"{}")
+    repository.push_blob(empty, io.BytesIO(b"{}"))
+    strange = [
+        {"mediaType": empty.media_type, "digest": empty.digest, "size": 2, "annotations": extra}
+        for extra in ({}, {attachments.SIGNATURE: "!"}, {attachments.SIGNATURE: "AAAA"})
+    ]
+    document["layers"] = [*strange, {**good, "mediaType": "text/plain"}, good]
+    repository.push_manifest(tag, m.OCI_MANIFEST, json.dumps(document).encode())
+    assert verify_image(repository, [Demand((KEY.public(),))], IMAGE)
+    document["layers"] = [good] * 200
+    repository.push_manifest(tag, m.OCI_MANIFEST, json.dumps(document).encode())
+    with pytest.raises(FormatError, match="128"):
+        verify_image(repository, [Demand((KEY.public(),))], IMAGE)
+
+
+def test_names_to_sign(tmp_path: Path) -> None:
+    check = image_signature._checked_identity
+    assert check(None, IMAGE) == f"{NAME}:v1"
+    assert check("app:2", IMAGE) == "docker.io/library/app:2"
+    with pytest.raises(UsageError, match="no tag"):
+        check(None, parse_reference(f"docker://{NAME}@{DIGEST}"))
+
+
+# ---- policies ----------------------------------------------------------------------------------
+
+DATA = base64.b64encode(KEY.public().pem()).decode()
+SIGNED = {"type": "sigstoreSigned", "keyData": DATA}
+
+
+def policy(*requirements: Any, scope: str = NAME, **more: Any) -> bytes:
+    document = {
+        "default": [{"type": "reject"}],
+        "transports": {"docker": {scope: list(requirements)}},
+        **more,
+    }
+    return json.dumps(document).encode()
+
+
+def test_a_policy_decides(repository: Repository) -> None:
+    found = parse_policy(policy(SIGNED))
+    with pytest.raises(TrustError, match="no signature"):
+        found.check(repository, IMAGE)
+    sign_image(repository, KEY, identity=f"{NAME}:v1")
+    assert found.check(repository, IMAGE).payloads
+    with pytest.raises(TrustError, match="rejects"):
+        found.check(repository, parse_reference("docker://elsewhere.example/x:v1"))
+    with pytest.raises(TrustError, match="rejects"):
+        parse_policy(policy(SIGNED, {"type": "reject"})).check(repository, IMAGE)
+    anything = parse_policy(policy({"type": "insecureAcceptAnything"}))
+    assert anything.check(repository, IMAGE).payloads == ()
+    for kind in ({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}, {
+        "type": "sigstoreSigned", "fulcio": {"caPath": "/x"}, "rekorPublicKeyPath": "/y",
+    }, {**SIGNED, "rekorPublicKeyPath": "/y"}):  # fmt: skip
+        with pytest.raises(UnsupportedError):
+            parse_policy(policy(kind)).check(repository, IMAGE)
+
+
+def test_keys_of_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "k.pub"
+    file.write_bytes(FOREIGN.public().pem())
+    for keys in ({"keyPath": str(file)}, {"keyPaths": [str(file)]}, {"keyDatas": [DATA, DATA]}):
+        requirement = parse_policy(policy({"type": "sigstoreSigned", **keys})).transports["docker"]
+        demand = requirement[NAME][0].demand
+        assert demand is not None
+        assert len(demand.keys) == (2 if "keyDatas" in keys else 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"{}",
+        b"[]",
+        policy(),
+        policy(SIGNED, more=1),
+        policy({**SIGNED, "more": 1}),
+        policy(5),
+        policy({"type": "unknown"}),
+        policy({"type": ["reject"]}),
+        policy({"type": "sigstoreSigned"}),
+        policy({**SIGNED, "keyPath": "/x"}),
+        policy({"type": "sigstoreSigned", "keyData": "AAAA"}),
+        policy({"type": "sigstoreSigned", "keyPath": "/absent"}),
+        policy({"type": "reject", "x": 1}),
+        policy({**SIGNED, "signedIdentity": {"type": "x"}}),
+        policy({**SIGNED, "signedIdentity": 5}),
+        policy({**SIGNED, "signedIdentity": {"type": "matchExact", "more": 1}}),
+        policy({**SIGNED, "signedIdentity": {"type": "exactReference"}}),
+        policy({**SIGNED, "signedIdentity": {"type": "exactRepository", "dockerRepository": ".."}}),
+        policy({"type": "sigstoreSigned", "keyDatas": []}),
+        b'{"default":[{"type":"reject"}],"default":[]}',
+        b'{"default":[{"type":"reject"}],"transports":{"docker":[]}}',
+        b'{"default":[]}',
+    ],
+)
+def test_invalid_policies(data: bytes) -> None:
+    with pytest.raises((FormatError, NotFoundError)):
+        parse_policy(data)
+
+
+def test_scopes() -> None:
+    reference = parse_reference("docker://a.b.example:5000/n/r:t")
+    assert list(scopes_of(reference)) == [
+        "a.b.example:5000/n/r:t", "a.b.example:5000/n/r", "a.b.example:5000/n",
+        "a.b.example:5000", "*.b.example", "*.example", "",
+    ]  # fmt: skip
+    digest = parse_reference(f"docker://h.example/r@{DIGEST}")
+    assert next(iter(scopes_of(digest))) == f"h.example/r@{DIGEST}"
+    assert list(scopes_of(parse_reference("oci:/a/b:t")))[:2] == ["/a/b:t", "/a/b"]
+
+
+def test_the_most_specific_scope_decides_alone() -> None:
+    document = {
+        "default": [{"type": "reject"}],
+        "transports": {
+            "docker": {
+                NAME: [SIGNED],
+                f"{NAME}:v1": [{"type": "insecureAcceptAnything"}],
+                "": [SIGNED],
+            }
+        },
+    }
+    found = parse_policy(json.dumps(document).encode())
+    kinds: Callable[[str], tuple[str, str]] = lambda text: (  # noqa: E731
+        found.requirements(parse_reference(text))[0],
+        found.requirements(parse_reference(text))[1][0].kind,
+    )
+    assert kinds(f"docker://{NAME}:v1") == (f"{NAME}:v1", "insecureAcceptAnything")
+    assert kinds(f"docker://{NAME}:v2") == (NAME, "sigstoreSigned")
+    assert kinds("docker://else.example/x") == ("all of docker", "sigstoreSigned")
+    assert kinds("oci:x:y") == ("default", "reject")
