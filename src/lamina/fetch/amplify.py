@@ -17,8 +17,8 @@ NEXT_TO_NOTHING_S: Final = 0.002
 """A shorter round trip is that of the same machine or rack; it is not worth a byte."""
 
 NEIGHBOUR_USE: Final = 0.5
-"""How much of what lies behind a read is itself read soon.  Files of one folder are stored together,
-so it is far from nothing; unmeasured images differ, so it is not taken for more.
+"""How much of what lies behind a read is itself read soon.  Files of one folder are stored
+together, so it is far from nothing; unmeasured images differ, so it is not taken for more.
 """
 
 MOST_BRIDGED: Final = 256 * 1024

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Hashable, Iterable
 from typing import Final, Generic, TypeVar
 
+from lamina.fetch.retry import DeadlineError
+
 K = TypeVar("K", bound=Hashable)
 
 
@@ -21,10 +23,15 @@ class Flight(Generic[K]):
         self._landed = threading.Lock()
         self._landed.acquire()
 
-    def wait(self) -> Exception | None:
-        """Wait until it has landed; returns the error it failed with, if it did."""
-        with self._landed:
-            return self.error
+    def wait(self, timeout_s: float | None = None) -> Exception | None:
+        """Wait until it has landed; returns the error it failed with, if it did.
+
+        After *timeout_s* that is a DeadlineError.
+        """
+        if not self._landed.acquire(timeout=-1 if timeout_s is None else max(timeout_s, 0)):
+            return DeadlineError("the bytes, which another reader asked for too, did not come")
+        self._landed.release()
+        return self.error
 
     def finish(self, error: Exception | None) -> None:
         """Let all waiters go; only :meth:`SingleFlight.land` calls this."""

@@ -42,9 +42,7 @@ def source_name(source: Source) -> str:
 class RepositorySource:
     """Blobs of one OCI repository, where a blob's id is the hex of its digest."""
 
-    def __init__(
-        self, repository: Repository, *, digests: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, repository: Repository, *, digests: Mapping[str, str] | None = None) -> None:
         """Read from *repository*, which stays the caller's.
 
         *digests* gives the registry digest of blobs whose id is not it (RAFS v6 §2.8).

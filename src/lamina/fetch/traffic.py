@@ -18,9 +18,7 @@ class TokenBucket:
     A request larger than the burst goes into debt instead of waiting for ever.
     """
 
-    def __init__(
-        self, bytes_per_s: float, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, bytes_per_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         if bytes_per_s <= 0:
             raise ValueError("a rate must be positive")
         self._rate = bytes_per_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, overload
 
 from lamina.blob.layout import CI_HEADER_SIZE
@@ -11,17 +12,22 @@ from lamina.blob.table import MAX_TABLE_SIZE, ChunkTable
 from lamina.erofs.layout import BlobEntry, BlobFeature
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import FormatError, UnsupportedError, UsageError
+from lamina.fetch.fetcher import Fetcher, fetcher_of
 from lamina.fetch.parallel import Parallel
 from lamina.fetch.source import Source
 from lamina.image.lazy_blob import LazyBlob
 from lamina.image.metadata_layer import MetadataFiles
+from lamina.store.local_chunks import LocalChunks
 from lamina.store.node import NodeStore
+
+ZONE_BYTES: Final = 1 << 20
+"""About what is evicted at a time, unless that makes more than :data:`MOST_ZONES`."""
+
+MOST_ZONES: Final = 256
 
 UNSUPPORTED: Final = {
     BlobFeature.ENCRYPTED: "is encrypted with AES-XTS by a key that lies beside it",
     BlobFeature.TARFS: "is a plain tar file",
-    BlobFeature.ZRAN: "is an ordinary gzip layer with an index",
-    BlobFeature.SEPARATE: "is an ordinary layer with an index",
     BlobFeature.EXTERNAL: "is kept outside of the registry",
 }
 
@@ -46,10 +52,13 @@ class BlobSet(Sequence[LazyBlob]):
         self._bootstrap = bootstrap
         self._tables = dict(files.tables)
         self._chunk_sets = files.chunk_sets
-        self._source = source
+        self.fetcher: Fetcher = fetcher_of(source)
+        """Where all blobs come from."""
+        self.parallel = Parallel()
+        """The threads that fetch."""
         self._store = store
         self._on_table = on_table
-        self._parallel = Parallel()
+        self._local: LocalChunks | None = None
         self._lock = threading.Lock()
         self._opened: list[LazyBlob | None] = [None] * len(bootstrap.blobs)
         self._closed = False
@@ -85,11 +94,13 @@ class BlobSet(Sequence[LazyBlob]):
         """Close the blobs that were opened; may be called again."""
         with self._lock:
             self._closed = True
-            self._parallel.close()
+            self.parallel.close()
             for index, blob in enumerate(self._opened):
                 if blob is not None:
                     blob.close()
                     self._opened[index] = None
+            if self._local is not None:
+                self._local.close()
 
     def _open(self, entry: BlobEntry) -> LazyBlob:
         if self._closed:
@@ -104,9 +115,18 @@ class BlobSet(Sequence[LazyBlob]):
             entry.uncompressed_size,
             entry.chunk_count,
             identity=identity.encode("ascii"),
+            zones=lambda: zones_of(table),
         )
-        digests = self._bootstrap.chunk_digests(entry.index)
-        return LazyBlob(table, digests, self._source, cache, parallel=self._parallel)
+        if self._local is None:
+            self._local = self._store.local_chunks()
+        return LazyBlob(
+            table,
+            self._bootstrap.chunk_digests(entry.index),
+            self.fetcher,
+            cache,
+            parallel=self.parallel,
+            local=self._local,
+        )
 
     def _table(self, entry: BlobEntry) -> tuple[ChunkTable, str]:
         digest = self._tables.get(entry.blob_id)
@@ -118,13 +138,29 @@ class BlobSet(Sequence[LazyBlob]):
                 f"the chunk table of blob {entry.blob_id} claims {entry.ci_compressed_size} bytes"
             )
         size = entry.ci_compressed_size + CI_HEADER_SIZE
-        stored = self._source.read_range(entry.blob_id, entry.ci_offset, size)
+        # The table of an ordinary layer is in a blob of its own (RAFS v6 §6.6).
+        separate = entry.features & BlobFeature.SEPARATE and any(entry.meta_digest)
+        holder = entry.meta_digest.hex() if separate else entry.blob_id
+        stored = self.fetcher.read_range(holder, entry.ci_offset, size)
         table = ChunkTable.from_stored(stored, entry)
         digest = self._store.put_metadata(table.to_meta())
         self._tables[entry.blob_id] = digest
         if self._on_table is not None:
             self._on_table(entry.blob_id, digest)
         return table, digest
+
+
+def zones_of(table: ChunkTable) -> list[tuple[int, int]]:
+    """Cut a blob between pieces, about every :data:`ZONE_BYTES`: (first chunk, first byte)."""
+    zones = [(0, 0)]
+    step = max(ZONE_BYTES, table.uncompressed_size // MOST_ZONES)
+    for probe in range(step, table.uncompressed_size, step):
+        with suppress(FormatError):
+            first = table.piece_holding(table.chunks_in(probe, 1).start).first
+            offset = table.chunk_extent(first)[0]
+            if first > zones[-1][0] and offset > zones[-1][1]:
+                zones.append((first, offset))
+    return zones
 
 
 def check_supported(entry: BlobEntry) -> None:

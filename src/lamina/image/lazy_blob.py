@@ -1,67 +1,40 @@
 """One blob of an opened image: what is missing is fetched, verified and kept when it is asked for.
 
 Nothing that was not verified ever reaches the cache file: :meth:`LazyBlob.ensure` returns when the
-range is ready, or raises and leaves what is missing marked as missing.
+range has been made ready, or raises and leaves what is missing marked as missing.  With a budget
+for the node store, ready is not for ever: :meth:`LazyBlob.read_into` notices when a range is
+evicted while it reads, a kernel does not.  Whoever lets a kernel read the file must hold the blob.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Final, Self
 
-from lamina.blob.decode import decode_piece
 from lamina.blob.table import ChunkTable, Piece
 from lamina.erofs.chunk_digests import DigestSource
-from lamina.erofs.layout import BLOCK_SIZE, round_up
-from lamina.errors import Error, FetchError, IntegrityError
+from lamina.errors import StoreError
+from lamina.fetch.fetcher import Fetcher, fetcher_of
 from lamina.fetch.parallel import Parallel
-from lamina.fetch.single_flight import Flight, SingleFlight
-from lamina.fetch.source import Source, source_name
-from lamina.fetch.spans import Span, plan_spans
-from lamina.store.cache_blob import CacheBlob
-from lamina.store.files import store_error
+from lamina.fetch.source import Source
+from lamina.image.blob_filler import BlobFiller, BlobParts
+from lamina.image.statistics import Statistics
+from lamina.store.cache_blob import CacheBlob, Write
+from lamina.store.local_chunks import LocalChunks
 
-LOG: Final = logging.getLogger("lamina")
+__all__ = ["LazyBlob", "Statistics"]
 
-WINDOW_BYTES: Final = 16 << 20
-"""Plaintext that one call of ensure works on at a time.
-
-It bounds memory, and how long others wait for a piece at the far end of a big range.
-"""
-
-RUN_BYTES: Final = 1 << 20
-"""Neighbours of a pack are joined for one write up to this length."""
-
-Write: TypeAlias = Callable[[int, bytes | bytearray | memoryview], None]
-
-
-@dataclass(slots=True)
-class Statistics:
-    """What one blob cost so far."""
-
-    requests: int = 0
-    fetched_bytes: int = 0
-    decoded_pieces: int = 0
-    decoded_bytes: int = 0
-
-    def add(self, other: Statistics) -> None:
-        """Add what another blob cost."""
-        self.requests += other.requests
-        self.fetched_bytes += other.fetched_bytes
-        self.decoded_pieces += other.decoded_pieces
-        self.decoded_bytes += other.decoded_bytes
+MOST_TURNS: Final = 1000
+"""How often a reader gets its range ready again because it was evicted before it was read."""
 
 
 class LazyBlob:
     """A blob whose content arrives as it is read.  Threads share it; all calls block.
 
-    Closing it closes the cache file; *parallel* stays the caller's if it was given.
+    Closing it closes the cache file; *parallel* and *local* stay the caller's if they were given.
     """
 
     def __init__(
@@ -72,18 +45,26 @@ class LazyBlob:
         cache: CacheBlob,
         *,
         parallel: Parallel | None = None,
+        local: LocalChunks | None = None,
     ) -> None:
-        """Own *cache* from now on.  *table*, *digests* and *cache* must be of the same blob."""
+        """Own *cache* from now on.  *table*, *digests* and *cache* must be of the same blob.
+
+        *source* is asked once unless it is a Fetcher; *local* has the chunks of other blobs.
+        """
         self.blob_id = table.blob_id
         self.table = table
         self.digests = digests
-        self.source = source
+        self.source: Fetcher = fetcher_of(source)
         self.cache = cache
-        self.statistics = Statistics()
-        self._flights: SingleFlight[int] = SingleFlight()
-        self._counting = threading.Lock()
         self._own_parallel = parallel is None
         self._parallel = parallel or Parallel()
+        parts = BlobParts(table, digests, self.source, cache, local)
+        self._filler = BlobFiller(parts, self._parallel)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What it cost so far."""
+        return self._filler.statistics
 
     @property
     def size_bytes(self) -> int:
@@ -102,28 +83,123 @@ class LazyBlob:
 
     @property
     def complete(self) -> bool:
-        """True once every chunk is ready; this never changes back."""
+        """True if every chunk is ready.  Only while the blob is held does that stay so."""
         return self.cache.complete
 
-    def ensure(self, offset: int, size_bytes: int, *, write: Write | None = None) -> None:
-        """Return when this range of the uncompressed address space is ready.
+    def hold(self) -> None:
+        """Keep what is ready from being evicted until :meth:`let_go` or :meth:`close`.
+
+        A device calls it before a kernel may read the file by itself: for a complete blob that is
+        mounted as it is, and for all blobs of a fanotify device, whose readers go on after the
+        answer.  See :meth:`lamina.store.cache_blob.CacheBlob.hold`.
+        """
+        self.cache.hold()
+
+    def hold_if_complete(self) -> bool:
+        """Hold the blob if it is complete; returns whether it is, and so will stay."""
+        return self.cache.hold_if_complete()
+
+    def let_go(self) -> None:
+        """End one :meth:`hold`."""
+        self.cache.let_go()
+
+    def call_when_complete(self, callback: Callable[[], None]) -> None:
+        """Call *callback* when the last missing chunk arrives here, from the thread that got it.
+
+        It must not read the blob, may be called more than once, and is not if another process
+        completes the blob.
+        """
+        self._filler.on_complete = callback
+
+    def ensure(
+        self,
+        offset: int,
+        size_bytes: int,
+        *,
+        write: Write | None = None,
+        background: bool = False,
+    ) -> None:
+        """Return when this range of the uncompressed address space has been made ready.
 
         What lies beyond the end of the blob counts as ready.  *write* is used for what this call
-        fetches instead of writing to the cache file itself; it must write all of the buffer to
-        that same file, may raise OSError, and is called from several threads at once.
+        gets instead of writing to the cache file itself; it must write all of the buffer to that
+        same file, may raise OSError, and is called from several threads at once.  With
+        *background* others that prefetch need not wait for this call.
 
-        Raises IntegrityError if the bytes are not the promised ones (after asking once more),
-        FetchError if they do not come, StoreError if they cannot be written, and FormatError if
-        the chunk table does not cover the range.  Whoever fetched logs each failure, once.
+        Raises IntegrityError if the bytes are not the promised ones (from any source), FetchError
+        if they do not come (DeadlineError, ETIMEDOUT, when it takes too long), StoreError if they
+        cannot be written, and FormatError if the chunk table does not cover the range.  Whoever
+        fetched logs each failure, once.
         """
+        self.ensure_ranges([(offset, size_bytes)], write=write, background=background)
+
+    def ensure_ranges(
+        self,
+        ranges: Iterable[tuple[int, int]],
+        *,
+        write: Write | None = None,
+        background: bool = False,
+    ) -> None:
+        """The same for several ranges, (offset, size) each, with all requests in flight at once."""
         if self.cache.complete:
             return
-        chunks = self.table.chunks_in(offset, size_bytes)
-        while True:
-            missing = self.cache.first_missing(chunks.start, chunks.stop)
-            if missing < 0:
+        missing = self.cache.first_missing
+        wanted = [self.table.chunks_in(offset, size) for offset, size in ranges]
+        wanted = [chunks for chunks in wanted if missing(chunks.start, chunks.stop) >= 0]
+        for window in self._windows(wanted):
+            self._ensure_window(window, write, background)
+
+    def _ensure_window(
+        self, window: Sequence[range], write: Write | None, background: bool
+    ) -> None:
+        deadline = time.monotonic() + self.source.policy.deadline_s
+        for _ in range(MOST_TURNS):
+            pieces = self._missing(window)
+            if not pieces:
                 return
-            self._fill(range(missing, chunks.stop), write or self.cache.write)
+            if background:
+                self._filler.fill(pieces, write, deadline)
+            else:
+                with self.source.traffic.foreground():
+                    self._filler.fill(pieces, write, deadline)
+        raise StoreError(
+            f"what is read of {self.path} is evicted faster than it can be read",
+            hint="raise --store-budget",
+        )
+
+    def _windows(self, wanted: Sequence[range]) -> Iterator[list[range]]:
+        """Cut what is wanted into parts that one call works on at a time.
+
+        That bounds memory, what must be ready at one time, and how long others wait for a piece at
+        the far end of a big range.
+        """
+        limit = self.cache.space.window_bytes
+        window: list[range] = []
+        size = 0
+        for chunks in wanted:
+            start = chunks.start
+            for chunk in chunks:
+                if size >= limit:
+                    yield [*window, range(start, chunk)]
+                    window, size, start = [], 0, chunk
+                if not self.cache.is_ready(chunk):
+                    size += self.table.chunk_extent(chunk)[1]
+            window.append(range(start, chunks.stop))
+        if window:
+            yield window
+
+    def _missing(self, window: Sequence[range]) -> dict[int, tuple[Piece, list[int]]]:
+        """The pieces that have missing chunks in the window, by first chunk, and these chunks."""
+        found: dict[int, tuple[Piece, list[int]]] = {}
+        for chunks in window:
+            chunk = self.cache.first_missing(chunks.start, chunks.stop)
+            while chunk >= 0:
+                piece = self.table.piece_holding(chunk)
+                stop = min(piece.first + piece.count, chunks.stop)
+                here = [n for n in range(chunk, stop) if not self.cache.is_ready(n)]
+                found.setdefault(piece.first, (piece, []))[1].extend(here)
+                chunk = self.cache.first_missing(stop, chunks.stop)
+        return found
 
     def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
         """Fill *buffer* from *offset* on; returns the count, less only at the end of the blob.
@@ -131,124 +207,27 @@ class LazyBlob:
         Raises what :meth:`ensure` does.
         """
         view = memoryview(buffer).cast("B")
-        self.ensure(offset, len(view))
-        return self.cache.read_into(offset, view)
+        size = max(min(len(view), self.size_bytes - offset), 0) if offset >= 0 else 0
+        step = self.cache.space.window_bytes
+        for start in range(0, size, step):
+            part = view[start : min(start + step, size)]
+            if self._read_window(offset + start, part) != len(part):
+                raise StoreError(f"the cache file {self.path} is shorter than its blob")
+        return size
 
-    def _fill(self, chunks: range, write: Write) -> None:
-        """Fetch the missing pieces at the beginning of *chunks*, or wait for who does."""
-        wanted = {piece.first: piece for piece in self._missing_pieces(chunks)}
-        mine, others = self._flights.claim(wanted)
-        flights = {flight.key: flight for flight in mine}
-        failures: list[Error] = []
-        try:
-            # Some may have become ready between looking and claiming.
-            pieces = [wanted[first] for first in flights if not self.cache.is_ready(first)]
-            spans = plan_spans(pieces)
-            self._parallel.run(partial(self._fetch_span, flights, failures, write), spans)
-        finally:
-            # What lands without an error and is not ready was given up: who waited tries itself.
-            for flight in mine:
-                self._flights.land(flight)
-        if failures:
-            raise failures[0]
-        for flight in others:
-            error = flight.wait()
-            if error is not None:
-                raise error
-
-    def _missing_pieces(self, chunks: range) -> Iterator[Piece]:
-        left = WINDOW_BYTES
-        chunk = self.cache.first_missing(chunks.start, chunks.stop)
-        while chunk >= 0 and left > 0:
-            piece = self.table.piece_holding(chunk)
-            yield piece
-            left -= piece.raw_size
-            chunk = self.cache.first_missing(piece.first + piece.count, chunks.stop)
-
-    def _fetch_span(
-        self,
-        flights: dict[int, Flight[int]],
-        failures: list[Error],
-        write: Write,
-        span: Span[Piece],
-    ) -> None:
-        if failures:
-            return
-        try:
-            view = memoryview(self._request(span.offset, span.size))
-        except Error as error:
-            self._log(span.pieces[0], error)
-            failures.append(error)
-            for piece in span.pieces:
-                self._flights.land(flights[piece.first], error)
-            return
-        for piece in span.pieces:
-            start = piece.offset - span.offset
-            try:
-                self._keep(piece, view[start : start + piece.size], write)
-            except Error as error:
-                self._log(piece, error)
-                failures.append(error)
-                self._flights.land(flights[piece.first], error)
-            else:
-                self._flights.land(flights[piece.first])
-
-    def _request(self, offset: int, size_bytes: int) -> bytes:
-        data = self.source.read_range(self.blob_id, offset, size_bytes)
-        if len(data) != size_bytes:
-            raise FetchError(f"{len(data)} bytes arrived where {size_bytes} were asked for")
-        with self._counting:
-            self.statistics.requests += 1
-            self.statistics.fetched_bytes += size_bytes
-        return data
-
-    def _keep(self, piece: Piece, stored: memoryview, write: Write) -> None:
-        """Verify a piece, write it and mark it; a damaged one is asked for once more."""
-        try:
-            chunks = decode_piece(self.table, piece, stored, self.digests, self.blob_id)
-        except IntegrityError:
-            again = self._request(piece.offset, piece.size)
-            chunks = decode_piece(self.table, piece, again, self.digests, self.blob_id)
-        try:
-            for offset, data in self._runs(chunks):
-                write(offset, data)
-        except OSError as error:
-            raise store_error(f"write to {self.path}", error) from error
-        self.cache.mark(piece.first, piece.count)
-        with self._counting:
-            self.statistics.decoded_pieces += 1
-            self.statistics.decoded_bytes += piece.raw_size
-
-    def _runs(
-        self, chunks: list[tuple[int, memoryview]]
-    ) -> Iterator[tuple[int, bytes | memoryview]]:
-        """Join neighbours, with the zeros between them, so that a pack costs few writes."""
-        parts: list[bytes | memoryview] = []
-        start = end = 0
-        for chunk, data in chunks:
-            offset = self.table.chunk_extent(chunk)[0]
-            if parts and (offset != round_up(end, BLOCK_SIZE) or offset - start >= RUN_BYTES):
-                yield start, parts[0] if len(parts) == 1 else b"".join(parts)
-                parts = []
-            if parts:
-                parts.append(bytes(offset - end))
-            else:
-                start = offset
-            parts.append(data)
-            end = offset + len(data)
-        if parts:
-            yield start, parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _log(self, piece: Piece, error: Error) -> None:
-        LOG.error(
-            "blob %s, chunks %d to %d, %d bytes at offset %d from %s: %s",
-            self.blob_id,
-            piece.first,
-            piece.first + piece.count - 1,
-            piece.size,
-            piece.offset,
-            source_name(self.source),
-            error,
+    def _read_window(self, offset: int, view: memoryview) -> int:
+        count = self.cache.read_complete(offset, view)
+        if count >= 0:
+            return count
+        chunks = self.table.chunks_in(offset, len(view))
+        for _ in range(MOST_TURNS):
+            self._ensure_window([chunks], None, background=False)
+            count = self.cache.read_ready(offset, view, chunks)
+            if count >= 0:
+                return count
+        raise StoreError(
+            f"what is read of {self.path} is evicted faster than it can be read",
+            hint="raise --store-budget",
         )
 
     def close(self) -> None:

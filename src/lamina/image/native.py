@@ -6,7 +6,7 @@ directories on its way, a read the chunks it covers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,11 +162,39 @@ class NativeImage(ImageBase):
             return b""
         buffer = bytearray(end - offset)
         view = memoryview(buffer)
-        for start, length, blob_index, blob_offset in self._runs(stat, offset, end):
+        runs = list(self._runs(stat, offset, end))
+        if len(runs) > 1:
+            self.ensure((index, start, length) for _, length, index, start in runs)
+        for start, length, blob_index, blob_offset in runs:
             part = view[start - offset : start - offset + length]
             if self.blobs[blob_index].read_into(blob_offset, part) != length:
                 raise FormatError(f"{shown(stat.path)}: a chunk lies outside its blob")
         return bytes(buffer)
+
+    def ensure(self, ranges: Iterable[tuple[int, int, int]], *, background: bool = False) -> None:
+        """Make ranges of blobs ready, (blob index, offset, size) each, over all connections.
+
+        More than a budget of the store allows at one time is left to who reads it.  Raises what
+        :meth:`lamina.image.lazy_blob.LazyBlob.ensure` does.
+        """
+        by_blob: dict[int, list[tuple[int, int]]] = {}
+        room = -1
+        for index, offset, size in ranges:
+            if room < 0:
+                room = self.blobs[index].cache.space.window_bytes
+            if size > room:
+                break
+            room -= size
+            by_blob.setdefault(index, []).append((offset, size))
+
+        def work(index: int) -> None:
+            self.blobs[index].ensure_ranges(by_blob[index], background=background)
+
+        if len(by_blob) > 1 and isinstance(self.blobs, BlobSet):
+            self.blobs.parallel.run(work, by_blob)
+        else:
+            for index in by_blob:
+                work(index)
 
     def _runs(self, stat: Stat, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (offset in file, size, blob, offset in blob); neighbours in a blob are joined."""

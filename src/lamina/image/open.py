@@ -8,11 +8,13 @@ and nothing at all for a digest; they map the bootstrap and never read all of it
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamina.errors import FormatError, NotFoundError, UnsupportedError
+from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.source import RepositorySource, Source
 from lamina.image.blob_set import BlobSet
 from lamina.image.mapped import mapped_bootstrap
@@ -45,12 +47,14 @@ def open_image(
     store: NodeStore | str | os.PathLike[str] | None = None,
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
+    sources: Sequence[Source] = (),
 ) -> NativeImage:
     """Open a native image in a registry, an OCI layout or an archive.
 
     *store* is the node store or its directory (default: :func:`lamina.store.node.default_root`);
     *platform* chooses from an index, ``OS/ARCHITECTURE[/VARIANT]``, this machine's by default.
-    Nothing of the files' content is fetched.
+    Nothing of the files' content is fetched.  Later it comes from *sources* (peers, mirrors) in
+    their order, and from the image's own place if they fail.
 
     Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
     cannot be had, UnsupportedError for an ordinary OCI image, IntegrityError or FormatError for one
@@ -78,8 +82,8 @@ def open_image(
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
         bootstrap = stack.enter_context(mapped_bootstrap(path))
-        source = RepositorySource(repository)
-        blobs = BlobSet(bootstrap, files, source, node, on_table=keep_table)
+        fetcher = Fetcher([*sources, RepositorySource(repository)])
+        blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table)
         stack.callback(blobs.close)
         origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())

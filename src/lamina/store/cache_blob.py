@@ -2,33 +2,57 @@
 
 The file is as long as the address space and can be a device of a kernel mount.  A chunk is written
 and only then marked.  Nothing here verifies anything: the caller has done so before it writes.
+
+What is ready can be evicted again when the store's budget wants it (:mod:`lamina.store.space`), so
+reads go through :meth:`CacheBlob.read_ready`, which notices.  A kernel that reads the file by
+itself does not: while it may, the blob must be held with :meth:`CacheBlob.hold`.
 """
 
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from lamina.store.files import store_error, write_all
-from lamina.store.readiness import ReadinessMap
+from lamina.store.locks import Lock, lock_shared, unlock
+from lamina.store.readiness import ReadinessMap, use_time
+
+if TYPE_CHECKING:
+    from lamina.store.space import Space
+
+Data: TypeAlias = bytes | bytearray | memoryview
+Write: TypeAlias = Callable[[int, Data], None]
 
 
 class CacheBlob:
     """An open cache file.  Threads and processes may share one blob; close it when all are done."""
 
-    def __init__(self, path: Path, fd: int, size_bytes: int, readiness: ReadinessMap) -> None:
-        """Own *fd* and *readiness* from now on."""
+    def __init__(
+        self, path: Path, fd: int, readiness: ReadinessMap, lock_fd: int, space: Space
+    ) -> None:
+        """Own both descriptors and *readiness* from now on."""
         self.path = path
         self.fd = fd
-        self.size_bytes = size_bytes
+        self.size_bytes = readiness.size_bytes
         self.chunk_count = readiness.chunk_count
+        self.space = space
+        self.lock_fd = lock_fd
+        """Carries the locks: a process that is to keep a hold must keep this open."""
         self._readiness = readiness
         self._first_missing = 0
+        self._seen_generation = readiness.generation
+        self._writing = threading.Lock()
+        self._holding = threading.Lock()
+        self._holds = 0
+        lock_shared(lock_fd, Lock.OPEN)
 
     def is_ready(self, chunk: int) -> bool:
-        """Tell whether *chunk* can be read from the file."""
+        """Tell whether *chunk* is ready."""
         return self._readiness.is_ready(chunk)
 
     def first_missing(self, first: int, stop: int) -> int:
@@ -36,16 +60,31 @@ class CacheBlob:
         return self._readiness.first_missing(first, stop)
 
     def mark(self, first: int, count: int = 1) -> None:
-        """Make chunks ready for every process that has the blob open; write their data first."""
+        """Make chunks ready for every process that has the blob open; write their data first.
+
+        Data that may be evicted meanwhile is written and marked at once by :meth:`put`.
+        """
         self._readiness.mark(first, count)
+
+    def is_doubtful(self, chunk: int) -> bool:
+        """Tell whether the file may hold *chunk* from before the last boot, to be verified."""
+        return self._readiness.is_doubtful(chunk)
+
+    def dispel(self, first: int, count: int = 1) -> None:
+        """Forget what the file may hold of these chunks."""
+        self._readiness.dispel(first, count)
 
     @property
     def complete(self) -> bool:
-        """True once every chunk is ready; this never changes back."""
-        # Marks are only ever added, so what was ready need not be looked at again.
+        """True if every chunk is ready; it stays so while the blob is held."""
+        readiness = self._readiness
+        generation = readiness.generation
+        if generation != self._seen_generation:
+            self._first_missing, self._seen_generation = 0, generation
+        # Between evictions marks are only added, so what was ready need not be looked at again.
         first = self._first_missing
         if first < self.chunk_count:
-            found = self._readiness.first_missing(first, self.chunk_count)
+            found = readiness.first_missing(first, self.chunk_count)
             self._first_missing = first = found if found >= 0 else self.chunk_count
         return first >= self.chunk_count
 
@@ -54,7 +93,58 @@ class CacheBlob:
         """How many chunks are ready."""
         return self._readiness.ready_count
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+    @property
+    def used_bytes(self) -> int:
+        """What the file takes on disk."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def put(
+        self, parts: Iterable[tuple[int, Data]], chunks: range, write: Write | None = None
+    ) -> None:
+        """Write *parts*, (offset, data) each, and then mark *chunks*.
+
+        Makes room first if the store has a budget, and when the disk is full.  *write* is used in
+        place of :meth:`write` and may raise OSError.  Raises StoreError.
+        """
+        todo = list(parts)
+        size = sum(-(-len(data) // 4096) * 4096 for _, data in todo)
+        with self.space.room(size) as room:
+            try:
+                self._put(todo, chunks, write)
+            except OSError as error:
+                if not room.is_full(error) or not room.more(size):
+                    raise store_error(f"write to {self.path}", error) from error
+                self._retry(todo, chunks, write)
+
+    def _retry(self, todo: list[tuple[int, Data]], chunks: range, write: Write | None) -> None:
+        try:
+            self._put(todo, chunks, write)
+        except OSError as error:
+            raise store_error(f"write to {self.path}", error) from error
+
+    def _put(self, todo: list[tuple[int, Data]], chunks: range, write: Write | None) -> None:
+        with self.writing():
+            for offset, data in todo:
+                if write is None:
+                    write_all(self.fd, data, offset)
+                else:
+                    write(offset, data)
+            self._readiness.mark(chunks.start, len(chunks))
+            if todo:
+                start, (last, data) = todo[0][0], todo[-1]
+                self._readiness.touch(start, last + len(data) - start, use_time())
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep evictions away; for a moment only, and never while waiting for anybody."""
+        with self._writing:
+            lock_shared(self.lock_fd, Lock.WRITE)
+            try:
+                yield
+            finally:
+                unlock(self.lock_fd, Lock.WRITE)
+
+    def write(self, offset: int, data: Data) -> None:
         """Write *data* at *offset* of the address space.  Raises StoreError."""
         try:
             write_all(self.fd, data, offset)
@@ -62,7 +152,7 @@ class CacheBlob:
             raise store_error(f"write to {self.path}", error) from error
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
-        """Fill *buffer* from the file; returns the count.  Raises StoreError."""
+        """Fill *buffer* from the file, whatever is there; returns the count.  Raises StoreError."""
         filled = 0
         try:
             while filled < len(buffer):
@@ -74,20 +164,78 @@ class CacheBlob:
             raise store_error(f"read {self.path}", error) from error
         return filled
 
+    def read_ready(self, offset: int, buffer: memoryview, chunks: range) -> int:
+        """Fill *buffer* from the file if *chunks*, which it lies in, are ready all the while.
+
+        Returns the count, or -1 if one was not, or was evicted before the data had been read; then
+        the content of *buffer* means nothing.  Raises StoreError.
+        """
+        generation = self._readiness.generation
+        if self._readiness.first_missing(chunks.start, chunks.stop) >= 0:
+            return -1
+        return self._read_unless_evicted(offset, buffer, generation)
+
+    def read_complete(self, offset: int, buffer: memoryview) -> int:
+        """The same if the whole blob is ready, which costs less to find out."""
+        generation = self._readiness.generation
+        return self._read_unless_evicted(offset, buffer, generation) if self.complete else -1
+
+    def _read_unless_evicted(self, offset: int, buffer: memoryview, generation: int) -> int:
+        count = self.read_into(offset, buffer)
+        if self._readiness.generation != generation:
+            return -1
+        if self.space.evicts:
+            self._readiness.touch(offset, len(buffer), use_time())
+        return count
+
+    def hold(self) -> None:
+        """Keep all of the blob from being evicted until :meth:`let_go`; calls nest.
+
+        For a kernel that reads the file without asking, as it does with a complete blob, or between
+        the answer to a fanotify event and the end of the read that it allowed.  The hold belongs to
+        ``lock_fd``: it lasts while any process has that open.
+        """
+        with self._holding:
+            if self._holds == 0:
+                lock_shared(self.lock_fd, Lock.KERNEL)
+            self._holds += 1
+
+    def hold_if_complete(self) -> bool:
+        """Hold the blob if it is complete and return whether it is, and so will stay."""
+        self.hold()
+        if self.complete:
+            return True
+        self.let_go()
+        return False
+
+    def let_go(self) -> None:
+        """End one hold."""
+        with self._holding:
+            if self._holds:
+                self._holds -= 1
+                if self._holds == 0:
+                    unlock(self.lock_fd, Lock.KERNEL)
+
+    def flush(self) -> None:
+        """Make a complete blob outlive a power cut; others are verified again after one."""
+        with self.writing():
+            if self.complete and not self._readiness.clean:
+                os.fdatasync(self.fd)
+                self._readiness.set_clean()
+
     def close(self) -> None:
         """Close the file; a complete blob is flushed first, so that it outlives a reboot."""
         if self.fd < 0:
             return
-        fd, self.fd = self.fd, -1
         try:
-            if self.complete and not self._readiness.clean:
-                os.fdatasync(fd)
-                self._readiness.set_clean()
+            self.flush()
         except OSError:
-            # Not flushed means not clean: the next boot fetches the blob again.
+            # Not flushed means not clean: the next boot verifies the blob again.
             pass
         finally:
+            fd, self.fd = self.fd, -1
             self._readiness.close()
+            os.close(self.lock_fd)
             os.close(fd)
 
     def __enter__(self) -> Self:

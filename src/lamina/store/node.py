@@ -6,6 +6,8 @@
         lock                           held (flock) while a blob's files are opened or created
         blobs/ID.IDENTITY.data         cache file of a blob (lamina.store.cache_blob)
         blobs/ID.IDENTITY.ready        its readiness map (lamina.store.readiness, byte by byte)
+        index/chunks                   which blob has a chunk (lamina.store.chunk_index)
+        space.lock                     held while room is made and used (lamina.store.space)
         metadata/ALGORITHM/HEX         manifests, configs, bootstraps, chunk tables by their digest
         records/KIND/ALGORITHM-HEX     small facts about what has that digest: 64 hex digits
                                        (SHA-256 of the rest), a newline, then the content
@@ -22,22 +24,26 @@ lie.  Images that agree share, others do not.
 What is written here was verified before, and the store is nobody else's, so files are believed when
 they are read back: small metadata is hashed again on every read, big metadata that is mapped is
 not, and blobs follow the rules of their readiness map.
+
+``$LAMINA_STORE_BUDGET`` bounds the whole of it, see :mod:`lamina.store.space`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lamina.errors import FormatError, IntegrityError, StoreError
 from lamina.store.cache_blob import CacheBlob
+from lamina.store.chunk_index import ChunkIndex
 from lamina.store.files import (
     FILE_MODE,
     make_private_directory,
@@ -45,13 +51,16 @@ from lamina.store.files import (
     store_error,
     write_atomically,
 )
-from lamina.store.readiness import Header, create_map, current_boot_id, open_map
+from lamina.store.local_chunks import LocalChunks
+from lamina.store.readiness import ONE_ZONE, Header, create_map, current_boot_id, open_map
+from lamina.store.space import BUDGET_VARIABLE, Space, parse_budget
 
 MAX_BLOB_SIZE: Final = 1 << 44
 MAX_CHUNK_COUNT: Final = 1 << 24
 BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DIGEST: Final = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 RECORD_PREFIX: Final = 65
+RESIDENT: Final = "resident"
 
 
 def default_root() -> Path:
@@ -68,9 +77,18 @@ def default_root() -> Path:
 class NodeStore:
     """A store directory.  Holds nothing open, so it needs no closing; threads may share it."""
 
-    def __init__(self, root: Path | None = None) -> None:
-        """Use (and create) *root*.  Raises StoreError if others could write to it."""
+    def __init__(self, root: Path | None = None, *, budget: int | str | None = None) -> None:
+        """Use (and create) *root*.
+
+        *budget* is in bytes or as :func:`lamina.store.space.parse_budget` takes it; by default
+        ``$LAMINA_STORE_BUDGET``, and without that there is none.
+
+        Raises StoreError if others could write to *root*, UsageError for a malformed budget.
+        """
         self.root = default_root() if root is None else root
+        chosen = os.environ.get(BUDGET_VARIABLE) or None if budget is None else budget
+        limit = parse_budget(chosen, self.root) if isinstance(chosen, str) else chosen
+        self.space = Space(self.root, limit, self.resident_blobs)
         self._blobs = self.root / "blobs"
         self._metadata = self.root / "metadata"
         sha256, sha512 = self._metadata / "sha256", self._metadata / "sha512"
@@ -78,11 +96,18 @@ class NodeStore:
             make_private_directory(directory)
 
     def blob(
-        self, blob_id: str, size_bytes: int, chunk_count: int, *, identity: bytes = b""
+        self,
+        blob_id: str,
+        size_bytes: int,
+        chunk_count: int,
+        *,
+        identity: bytes = b"",
+        zones: Callable[[], Sequence[tuple[int, int]]] = lambda: ONE_ZONE,
     ) -> CacheBlob:
         """Open the cache file of a blob, creating it with nothing ready if there is none to trust.
 
-        *identity* is everything the bytes are verified against, see the module.  Raises
+        *identity* is everything the bytes are verified against, see the module; *zones* tells, for
+        a new file, where it may be cut for eviction: (first chunk, first byte), ascending.  Raises
         FormatError for an impossible id or size and StoreError if the file cannot be made.
         """
         if not BLOB_ID.fullmatch(blob_id):
@@ -98,15 +123,75 @@ class NodeStore:
         pair = data_path, Path(f"{stem}.ready"), size_bytes, chunk_count, key
         try:
             with self._locked():
-                found = _open_pair(*pair)
+                found = self._open_pair(*pair)
                 if found is None:
-                    _create_pair(*pair)
-                    found = _open_pair(*pair)
+                    _create_pair(*pair, zones())
+                    found = self._open_pair(*pair)
         except OSError as error:
             raise store_error(f"open the cache file {data_path}", error) from error
         if found is None:
             raise StoreError(f"the cache file {data_path} changed while it was made")
         return found
+
+    def _open_pair(
+        self, data_path: Path, map_path: Path, size_bytes: int, chunk_count: int, identity: bytes
+    ) -> CacheBlob | None:
+        try:
+            fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        found = None
+        try:
+            if os.fstat(fd).st_size == size_bytes:
+                expected = _expected_header(fd, size_bytes, chunk_count, identity)
+                found = open_map(map_path, expected)
+        finally:
+            if found is None:
+                os.close(fd)
+        return None if found is None else CacheBlob(data_path, fd, *found, self.space)
+
+    def local_chunks(self) -> LocalChunks:
+        """Open the index of the chunks that are on this node; close it when done."""
+        with self._locked():
+            index = ChunkIndex(self.root / "index")
+        return LocalChunks(self._blobs, index)
+
+    def keep_resident(self, name: str, facts: dict[str, object], blobs: Iterable[str]) -> None:
+        """Never evict or collect the cache files *blobs* (their names without an ending).
+
+        *name* is what the user calls it, *facts* is what else is to be remembered.
+        """
+        document = {"name": name, **facts, "blobs": sorted(blobs)}
+        self.put_record(RESIDENT, _name_digest(name), json.dumps(document).encode())
+
+    def resident(self, name: str) -> dict[str, Any] | None:
+        """Return what was given to :meth:`keep_resident`, or None."""
+        data = self.record(RESIDENT, _name_digest(name))
+        return None if data is None else _parsed_record(data)
+
+    def residents(self) -> list[dict[str, Any]]:
+        """Return all of them, by name."""
+        folder = self.root / "records" / RESIDENT
+        names = os.listdir(folder) if folder.is_dir() else []
+        digests = [name.replace("-", ":", 1) for name in names if not name.startswith(".")]
+        found = [self.record(RESIDENT, digest) for digest in digests]
+        records = [_parsed_record(data) for data in found if data is not None]
+        return sorted(filter(None, records), key=lambda record: str(record["name"]))
+
+    def release_resident(self, name: str) -> bool:
+        """Undo :meth:`keep_resident`; False if there was nothing to undo."""
+        path = self._record_path(RESIDENT, _name_digest(name))
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise store_error(f"remove {path}", error) from error
+        return True
+
+    def resident_blobs(self) -> frozenset[str]:
+        """Return the names, without endings, of the cache files that are kept for ever."""
+        return frozenset(name for record in self.residents() for name in record["blobs"])
 
     def metadata(self, digest: str) -> bytes | None:
         """Return the content with this digest (``sha256:...``), or None; it is hashed again.
@@ -206,6 +291,19 @@ class NodeStore:
             os.close(fd)
 
 
+def _name_digest(name: str) -> str:
+    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _parsed_record(data: bytes) -> dict[str, Any] | None:
+    """Return a record of :meth:`NodeStore.keep_resident`, None if another version wrote it."""
+    with suppress(ValueError):
+        found = json.loads(data)
+        if isinstance(found, dict) and isinstance(found.get("blobs"), list) and "name" in found:
+            return found
+    return None
+
+
 def _parsed(digest: str) -> tuple[str, str]:
     match = DIGEST.fullmatch(digest)
     if match is None:
@@ -224,26 +322,13 @@ def _record_prefix(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n"
 
 
-def _open_pair(
-    data_path: Path, map_path: Path, size_bytes: int, chunk_count: int, identity: bytes
-) -> CacheBlob | None:
-    try:
-        fd = os.open(data_path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    readiness = None
-    try:
-        if os.fstat(fd).st_size == size_bytes:
-            expected = _expected_header(fd, size_bytes, chunk_count, identity)
-            readiness = open_map(map_path, expected)
-    finally:
-        if readiness is None:
-            os.close(fd)
-    return CacheBlob(data_path, fd, size_bytes, readiness) if readiness is not None else None
-
-
 def _create_pair(
-    data_path: Path, map_path: Path, size_bytes: int, chunk_count: int, identity: bytes
+    data_path: Path,
+    map_path: Path,
+    size_bytes: int,
+    chunk_count: int,
+    identity: bytes,
+    zones: Sequence[tuple[int, int]],
 ) -> None:
     """Put an empty cache file and its map in place.
 
@@ -253,7 +338,7 @@ def _create_pair(
     fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         os.truncate(fd, size_bytes)
-        create_map(map_path, _expected_header(fd, size_bytes, chunk_count, identity))
+        create_map(map_path, _expected_header(fd, size_bytes, chunk_count, identity), zones)
         os.rename(temporary, data_path)
     except BaseException:
         os.unlink(temporary)

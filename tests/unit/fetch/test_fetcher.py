@@ -172,7 +172,9 @@ def test_the_link_is_measured() -> None:
     clock = Clock()
 
     class Slow(Scripted):
-        def read_range_within(self, blob_id: str, offset: int, size: int, timeout_s: float) -> bytes:
+        def read_range_within(
+            self, blob_id: str, offset: int, size: int, timeout_s: float
+        ) -> bytes:
             clock.now += 0.02 + size / 1e6
             return BLOB[offset : offset + size]
 

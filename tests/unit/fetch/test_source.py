@@ -7,6 +7,7 @@ import pytest
 from lamina.errors import FetchError, NotFoundError
 from lamina.fetch.source import DirectorySource, RepositorySource, TimedSource, source_name
 
+
 class FakeRepository:
     reference = "docker://registry/app"
 

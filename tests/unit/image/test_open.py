@@ -368,7 +368,7 @@ def test_blobs_open_once_and_as_a_sequence(layout: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "feature",
-    [BlobFeature.ENCRYPTED, BlobFeature.TARFS, BlobFeature.ZRAN, BlobFeature.SEPARATE],
+    [BlobFeature.ENCRYPTED, BlobFeature.TARFS, BlobFeature.EXTERNAL],
 )
 def test_kinds_of_blobs_that_cannot_be_read(built: BuiltImage, feature: BlobFeature) -> None:
     with Bootstrap(built.bootstrap) as bootstrap:

@@ -52,7 +52,9 @@ def test_a_large_image_opens_like_a_small_one(
         layout = tmp_path / str(number)
         push_image(build_image(files, chunk_size=1 << 16, pack_size=1 << 14), layout)
         reference = f"oci:{layout}:latest"
-        open_image(reference, store=tmp_path / "store").close()
+        with open_image(reference, store=tmp_path / "store") as image:
+            # Makes the cache file.
+            image.open("d000/f00001").read()
         inodes.clear()
         with counting_calls(calls), open_image(reference, store=tmp_path / "store") as image:
             assert image.open("d000/f00050").read() == b"00050" * 100

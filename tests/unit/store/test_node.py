@@ -155,6 +155,8 @@ def test_a_partial_blob_is_not_trusted_after_a_reboot(
     reboot(monkeypatch, 1)
     with store.blob(BLOB, 8192, 2) as blob:
         assert blob.ready_count == 0
+        assert blob.is_doubtful(0)
+        assert not blob.is_doubtful(1)
 
 
 def test_a_complete_blob_that_was_closed_outlives_a_reboot(

@@ -12,13 +12,23 @@ from lamina.store.readiness import (
     CLEAN_OFFSET,
     HEADER_SIZE,
     Header,
+    ReadinessMap,
     create_map,
     decode_header,
     encode_header,
-    open_map,
 )
 
 BOOT = bytes(range(16))
+
+
+def open_map(path: Path, expected: Header) -> ReadinessMap | None:
+    found = readiness.open_map(path, expected)
+    if found is None:
+        return None
+    os.close(found[1])
+    return found[0]
+
+
 HEADER = Header(10, 40960, 77, b"i" * 32, BOOT)
 
 
@@ -26,13 +36,14 @@ def test_header_has_the_documented_layout() -> None:
     encoded = encode_header(HEADER)
     assert len(encoded) == 112 == CLEAN_OFFSET
     assert encoded[:8] == b"LAMREADY"
-    assert int.from_bytes(encoded[8:12], "little") == 1
+    assert int.from_bytes(encoded[8:12], "little") == 2
     assert int.from_bytes(encoded[16:24], "little") == 10
     assert int.from_bytes(encoded[24:32], "little") == 40960
     assert int.from_bytes(encoded[32:40], "little") == 77
     assert encoded[40:72] == b"i" * 32
     assert encoded[72:88] == BOOT
-    assert encoded[88:] == bytes(24)
+    assert int.from_bytes(encoded[88:96], "little") == 1
+    assert encoded[96:] == bytes(16)
     assert decode_header(encoded.ljust(HEADER_SIZE, b"\0")) == HEADER
 
 
@@ -76,7 +87,6 @@ def test_marks_are_shared_by_all_who_map_the_file(tmp_path: Path) -> None:
         {"size_bytes": 4096},
         {"inode": 78},
         {"identity": b"j" * 32},
-        {"boot_id": bytes(16)},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -99,31 +109,107 @@ def test_there_may_be_no_map(tmp_path: Path) -> None:
 
 def test_only_a_clean_and_complete_map_outlives_a_boot(tmp_path: Path) -> None:
     path = tmp_path / "map"
-    create_map(path, HEADER)
-    found = open_map(path, HEADER)
+    boots = [HEADER._replace(boot_id=bytes([number]) * 16) for number in range(4)]
+    create_map(path, boots[0])
+    found = open_map(path, boots[0])
     assert found is not None
     found.mark(0, 9)
     found.set_clean()
     found.close()
-    next_boot = HEADER._replace(boot_id=bytes(16))
-    assert open_map(path, next_boot) is None, "clean but not complete"
 
-    create_map(path, HEADER)
-    found = open_map(path, HEADER)
+    found = open_map(path, boots[1])
     assert found is not None
+    assert found.ready_count == 0, "clean but not complete"
+    assert found.doubtful_count == 9
+    assert not found.clean
     found.mark(0, 10)
+    assert found.doubtful_count == 0
     found.close()
-    assert open_map(path, next_boot) is None, "complete but not clean"
 
-    found = open_map(path, HEADER)
+    found = open_map(path, boots[2])
     assert found is not None
+    assert found.ready_count == 0, "complete but not clean"
+    assert found.doubtful_count == 10
+    found.mark(0, 10)
     found.set_clean()
     found.close()
-    found = open_map(path, next_boot)
+
+    found = open_map(path, boots[3])
     assert found is not None
     assert found.complete
+    assert found.clean
     found.close()
-    assert open_map(path, HEADER._replace(boot_id=b"x" * 16)) is not None
+
+
+def test_doubts_last_until_they_are_settled(tmp_path: Path) -> None:
+    path = tmp_path / "map"
+    boots = [HEADER._replace(boot_id=bytes([number]) * 16) for number in range(4)]
+    create_map(path, boots[0])
+    for number, boot in enumerate(boots):
+        found = open_map(path, boot)
+        assert found is not None
+        assert [chunk for chunk in range(10) if found.is_doubtful(chunk)] == [1, 5, 8][:number]
+        found.mark([1, 5, 8, 9][number])
+        found.close()
+    found = open_map(path, boots[-1])
+    assert found is not None
+    found.dispel(5)
+    assert not found.is_doubtful(5)
+    assert not found.is_ready(5)
+    found.close()
+
+
+ZONES = ((0, 0), (3, 12288), (7, 28672))
+
+
+def zoned(path: Path) -> ReadinessMap:
+    create_map(path, HEADER, ZONES)
+    found = open_map(path, HEADER)
+    assert found is not None
+    return found
+
+
+def test_zones_have_their_chunks_and_bytes(tmp_path: Path) -> None:
+    found = zoned(tmp_path / "map")
+    assert [(zone.first, zone.stop, zone.offset, zone.end) for zone in found.zones()] == [
+        (0, 3, 0, 12288),
+        (3, 7, 12288, 28672),
+        (7, 10, 28672, 40960),
+    ]
+    found.close()
+
+
+@pytest.mark.parametrize(
+    ("offset", "size", "touched"),
+    [
+        (0, 1, [0]),
+        (12287, 1, [0]),
+        (12287, 2, [0, 1]),
+        (12288, 1, [1]),
+        (20000, 20960, [1, 2]),
+        (0, 40960, [0, 1, 2]),
+    ],
+)
+def test_uses_are_kept_by_zone(tmp_path: Path, offset: int, size: int, touched: list[int]) -> None:
+    found = zoned(tmp_path / "map")
+    found.touch(offset, size, 77)
+    assert [zone.number for zone in found.zones() if zone.last_use == 77] == touched
+    found.close()
+
+
+def test_forgetting_a_zone(tmp_path: Path) -> None:
+    found = zoned(tmp_path / "map")
+    found.mark(0, 10)
+    found.set_clean()
+    assert not found.complete or found.clean
+    generation = found.generation
+    found.forget(found.zone(1))
+    assert [found.is_ready(chunk) for chunk in range(10)] == [True] * 3 + [False] * 4 + [True] * 3
+    assert found.generation == generation + 1
+    assert not found.clean, "the next boot must not trust the hole"
+    assert not found.holds_something(found.zone(1))
+    assert found.holds_something(found.zone(2))
+    found.close()
 
 
 def test_a_new_map_does_not_disturb_who_has_the_old_one(tmp_path: Path) -> None:

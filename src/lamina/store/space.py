@@ -1,0 +1,273 @@
+"""How much of the disk the store may take, and what goes when it is too much.
+
+The space in use is counted from the blocks of the files whenever it matters, never kept, so there
+is nothing to be wrong after a crash.  With a budget, counting, evicting and writing happen under
+one lock of the store: what is written has been made room for, whoever else writes at the time.
+
+Zones that were not used for longest go first.  What a kernel may read without asking
+(:attr:`lamina.store.locks.Lock.KERNEL`) and what is resident stays; if nothing else is left, the
+write fails with ENOSPC.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from lamina.errors import StoreError, UsageError
+from lamina.store.files import FILE_MODE
+from lamina.store.locks import Lock, is_locked, lock_exclusive, unlock
+from lamina.store.readiness import ReadinessMap, Zone, map_file, use_time
+
+LOG: Final = logging.getLogger("lamina")
+
+BUDGET_VARIABLE: Final = "LAMINA_STORE_BUDGET"
+BUDGET: Final = re.compile(r"(\d{1,15})([KMGT]?)(?:i?B)?|(\d{1,2}|100)%", re.IGNORECASE)
+FULL_DISK_STEP: Final = 16 << 20
+"""What is evicted at once when the disk itself is full."""
+
+LARGEST_WINDOW: Final = 16 << 20
+SMALLEST_WINDOW: Final = 64 << 10
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+
+
+def parse_budget(text: str, root: Path) -> int:
+    """Return bytes for ``20G``, ``500M`` or ``80%`` of the file system that *root* is on.
+
+    Raises UsageError.
+    """
+    match = BUDGET.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no budget for the node store", hint="write 20G, 500M or 80%")
+    if match[3]:
+        while not root.exists():
+            root = root.parent
+        status = os.statvfs(root)
+        return status.f_blocks * status.f_frsize * int(match[3]) // 100
+    return int(match[1]) << 10 * (" KMGT".index(match[2].upper()) if match[2] else 0)
+
+
+class Room:
+    """Leave to write, see :meth:`Space.room`."""
+
+    def __init__(self, space: Space) -> None:
+        self._space = space
+
+    def is_full(self, error: OSError) -> bool:
+        """Tell whether *error* says that there is no space."""
+        return error.errno in _FULL
+
+    def more(self, size_bytes: int) -> bool:
+        """Evict for a disk that is full, whatever the budget is; False if nothing could go."""
+        return self._space.evict(max(size_bytes, FULL_DISK_STEP)) > 0
+
+
+class _Victim(NamedTuple):
+    age: int
+    path: Path
+    zone: Zone
+
+
+class Space:
+    """The space of one store.  Threads and processes share it."""
+
+    def __init__(
+        self, root: Path, budget_bytes: int | None, pinned: Callable[[], frozenset[str]]
+    ) -> None:
+        """*pinned* gives the names, without their endings, of cache files that must stay."""
+        self.budget_bytes = budget_bytes
+        self._root = root
+        self._blobs = root / "blobs"
+        self._pinned = pinned
+        self._counted: tuple[int, int] | None = None
+
+    @property
+    def evicts(self) -> bool:
+        """Whether last uses are worth recording."""
+        return self.budget_bytes is not None
+
+    @property
+    def window_bytes(self) -> int:
+        """How much one reader may want to have ready at one time."""
+        if self.budget_bytes is None:
+            return LARGEST_WINDOW
+        return min(max(self.budget_bytes // 32, SMALLEST_WINDOW), LARGEST_WINDOW)
+
+    def used_bytes(self) -> int:
+        """Count what the store takes on disk."""
+        return self._metadata_bytes() + sum(
+            entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _entries(self._blobs)
+        )
+
+    def _metadata_bytes(self) -> int:
+        """What the small files take; counted anew only when one was added or removed."""
+        folders = [self._root, self._root / "metadata" / "sha256", self._root / "index"]
+        stamp = 0
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                stamp ^= hash((folder, folder.stat().st_mtime_ns))
+        if self._counted is None or self._counted[0] != stamp:
+            total = sum(
+                entry.stat(follow_symlinks=False).st_blocks * 512
+                for folder in folders
+                for entry in _entries(folder)
+                if not entry.is_dir(follow_symlinks=False)
+            )
+            self._counted = stamp, total
+        return self._counted[1]
+
+    @contextmanager
+    def room(self, size_bytes: int) -> Iterator[Room]:
+        """Make room for so many bytes, which the caller then writes inside the block.
+
+        Raises StoreError (ENOSPC) if the budget does not allow it.
+        """
+        if self.budget_bytes is None:
+            yield Room(self)
+            return
+        with self._locked():
+            excess = self.used_bytes() + size_bytes - self.budget_bytes
+            if excess > 0:
+                freed = self.evict(max(excess, self.budget_bytes // 64))
+                if freed < excess and self.used_bytes() + size_bytes > self.budget_bytes:
+                    raise StoreError(
+                        f"the node store {self._root} has reached its budget of"
+                        f" {self.budget_bytes} bytes, and all that is in it is in use",
+                        hint="raise --store-budget, or unmount or unpin an image",
+                    )
+            yield Room(self)
+
+    def evict(self, size_bytes: int) -> int:
+        """Evict at least so many bytes if that is possible; returns how many were freed."""
+        freed = 0
+        for victim in sorted(self._victims()):
+            if freed >= size_bytes:
+                break
+            freed += self._evict_zone(victim.path, victim.zone.number)
+        if freed < size_bytes:
+            freed += self._sweep()
+        if freed:
+            LOG.debug("evicted %d bytes from %s", freed, self._root)
+        return freed
+
+    def _victims(self) -> Iterator[_Victim]:
+        now = use_time()
+        for path in self._evictable():
+            with _opened(path) as (readiness, _, _):
+                if readiness is not None:
+                    for zone in readiness.zones():
+                        if readiness.holds_something(zone):
+                            age = (now - zone.last_use + 16) & 0xFFFFFFFF
+                            yield _Victim(-age, path, zone)
+
+    def _evictable(self) -> list[Path]:
+        pinned = self._pinned()
+        names = [entry.name for entry in _entries(self._blobs) if entry.name.endswith(".ready")]
+        return [
+            self._blobs / name
+            for name in names
+            if not name.startswith(".") and name.removesuffix(".ready") not in pinned
+        ]
+
+    def _evict_zone(self, path: Path, number: int) -> int:
+        """Take one zone out of a blob; returns the bytes that this freed."""
+        with _opened(path) as (readiness, lock_fd, data_fd):
+            if readiness is None or not _lock(lock_fd):
+                return 0
+            try:
+                zone = readiness.zone(number)
+                readiness.forget(zone)
+                return _punch(data_fd, zone.offset, zone.end)
+            finally:
+                unlock(lock_fd, Lock.WRITE)
+                unlock(lock_fd, Lock.KERNEL)
+
+    def _sweep(self) -> int:
+        """Free what was written but never marked, or forgotten but not freed, by who was killed."""
+        freed = 0
+        for path in self._evictable():
+            with _opened(path) as (readiness, lock_fd, data_fd):
+                if readiness is None or not _lock(lock_fd):
+                    continue
+                try:
+                    for zone in readiness.zones():
+                        if not readiness.holds_something(zone):
+                            freed += _punch(data_fd, zone.offset, zone.end)
+                finally:
+                    unlock(lock_fd, Lock.WRITE)
+                    unlock(lock_fd, Lock.KERNEL)
+        return freed
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fd = os.open(self._root / "space.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    found: list[os.DirEntry[str]] = []
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                entry.stat(follow_symlinks=False)
+                found.append(entry)
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[ReadinessMap | None, int, int]]:
+    """Open the map at *path* and its cache file, with an opening of its own for the locks."""
+    lock_fd = data_fd = -1
+    readiness = None
+    try:
+        with suppress(FileNotFoundError):
+            lock_fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            data_fd = os.open(path.with_suffix(".data"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if not is_locked(lock_fd, Lock.KERNEL):
+                readiness = map_file(lock_fd)
+        yield readiness, lock_fd, data_fd
+    finally:
+        if readiness is not None:
+            readiness.close()
+        for fd in (lock_fd, data_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _lock(lock_fd: int) -> bool:
+    """Exclude holders and writers; False if somebody holds the blob."""
+    if not lock_exclusive(lock_fd, Lock.KERNEL, wait=False):
+        return False
+    lock_exclusive(lock_fd, Lock.WRITE)
+    return True
+
+
+def _punch(fd: int, offset: int, end: int) -> int:
+    """Give the blocks of a range back; returns how many bytes these were."""
+    before = os.fstat(fd).st_blocks
+    if end > offset:
+        size = -(-(end - offset) // 4096) * 4096
+        punch_hole(fd, offset, size)
+    return (before - os.fstat(fd).st_blocks) * 512
+
+
+def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
+    """Make a range of a file a hole (fallocate(2), ``FALLOC_FL_PUNCH_HOLE``).  Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    arguments = ctypes.c_longlong(offset), ctypes.c_longlong(size_bytes)
+    if libc.fallocate(ctypes.c_int(fd), ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE), *arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
