@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from lamina.blob.layout import CHUNK_ZRAN
 from lamina.blob.table import ChunkTable, Piece
 from lamina.codec.compress import Compressor, decompress
+from lamina.codec.deflate_span import inflate_span
 from lamina.codec.digest import Digester, digest
+from lamina.codec.zstd_span import decode_frames
 from lamina.erofs.chunk_digests import DigestSource
-from lamina.errors import Error, IntegrityError, UnsupportedError
+from lamina.errors import Error, IntegrityError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,10 +28,7 @@ def decode_piece(
 
     Raises:
         IntegrityError: names the blob, the chunk and the offset where the promise is broken.
-        UnsupportedError: the piece belongs to an index image, whose data is in a gzip stream.
     """
-    if table.chunk_flags(piece.first) & CHUNK_ZRAN:
-        raise UnsupportedError(f"Blob {blob_id} is a gzip stream, which has no pieces to decode.")
     view = memoryview(stored).cast("B")
     if len(view) != piece.size:
         raise IntegrityError(
@@ -37,7 +36,7 @@ def decode_piece(
         )
     if piece.compressed:
         try:
-            plain = decompress(Compressor(table.entry.compressor), view, piece.raw_size)
+            plain = _decompress(table, piece, view)
         except Error as error:
             where = _where(blob_id, piece, piece.first)
             raise IntegrityError(f"{where}: {error}", hint=_HINT) from error
@@ -49,6 +48,17 @@ def decode_piece(
         if _verify(kind, table, chunk, data, digests, _where(blob_id, piece, chunk)):
             chunks.append((chunk, data))
     return chunks
+
+
+def _decompress(table: ChunkTable, piece: Piece, view: memoryview) -> bytes:
+    compressor = Compressor(table.entry.compressor)
+    if not table.chunk_flags(piece.first) & CHUNK_ZRAN:
+        return decompress(compressor, view, piece.raw_size)
+    if compressor == Compressor.ZSTD:
+        return decode_frames(view, piece.raw_size)
+    context = table.zran_contexts[table.zran_context_of(piece.first)]
+    window = table.zran_dictionary(context)
+    return inflate_span(view, context.bits, context.byte, window, piece.raw_size)
 
 
 _HINT = "The source delivered damaged or forged data; nothing of it was used."

@@ -31,6 +31,8 @@ from lamina.blob.layout import (
     CI_HEADER_SIZE,
     COMPRESSED_OFFSET_MASK,
     CONTEXT_SIZE,
+    MAX_ZRAN_DICTIONARY,
+    MAX_ZRAN_OUTPUT,
     V1_OFFSET_MASK,
     ZRAN_CONTEXT,
     CiHeader,
@@ -197,6 +199,8 @@ class ChunkTable:
     @cached_property
     def _piece_firsts(self) -> array[int] | None:
         """First chunk of each piece; None where every chunk is a piece of its own."""
+        if self.entry.features & BlobFeature.ZRAN:
+            return self._context_firsts()
         if not self.entry.features & BlobFeature.BATCH:
             return None
         firsts = array("I")
@@ -213,6 +217,16 @@ class ChunkTable:
                     raise self._bad(f"batch {previous} is out of order at chunk {chunk}")
                 expected += 1
                 firsts.append(chunk)
+        return firsts
+
+    def _context_firsts(self) -> array[int]:
+        firsts = array("I")
+        previous: int | None = None
+        for chunk in range(self.chunk_count):
+            context = self._group_of(chunk)
+            if context is None or context != previous:
+                firsts.append(chunk)
+            previous = context
         return firsts
 
     @property
@@ -250,17 +264,19 @@ class ChunkTable:
         Raises:
             FormatError, UnsupportedError: as :meth:`piece`.
         """
-        batch = self._batch_of(chunk)
+        group = self._group_of(chunk)
         first, end = chunk, chunk + 1
-        if batch is not None:
-            while first and self._batch_of(first - 1) == batch:
+        if group is not None:
+            while first and self._group_of(first - 1) == group:
                 first -= 1
-            while end < self.chunk_count and self._batch_of(end) == batch:
+            while end < self.chunk_count and self._group_of(end) == group:
                 end += 1
         return self._piece(-1, first, end - first)
 
-    def _batch_of(self, chunk: int) -> int | None:
-        return self._words[chunk * 3 + 2] >> 32 if self.chunk_flags(chunk) & CHUNK_BATCH else None
+    def _group_of(self, chunk: int) -> int | None:
+        """Return the number of the batch or context that a chunk shares with its neighbours."""
+        grouped = self.chunk_flags(chunk) & (CHUNK_BATCH | CHUNK_ZRAN)
+        return self._words[chunk * 3 + 2] >> 32 if grouped else None
 
     def _piece(self, index: int, first: int, count: int) -> Piece:
         flags = self.chunk_flags(first)
@@ -272,6 +288,13 @@ class ChunkTable:
         if flags & CHUNK_BATCH:
             size, raw_size = self._batch_context(self._words[first * 3 + 2] >> 32)
             compressed = size != raw_size
+        elif flags & CHUNK_ZRAN:
+            context = self.zran_contexts[self.zran_context_of(first)]
+            offset, size, raw_size = context.in_offset, context.in_size, context.out_size
+            # Stored blocks may make a span longer than what it yields, but not by much.
+            if not 0 < raw_size <= MAX_ZRAN_OUTPUT or size > 2 * MAX_ZRAN_OUTPUT:
+                raise self._bad(f"the context of chunk {first} claims {raw_size} bytes in {size}")
+            compressed = True
         if size == 0 or offset + size > self._limit:
             raise self._bad(f"the piece of chunk {first} lies outside the data of the blob")
         if not compressed and size != raw_size:
@@ -309,7 +332,7 @@ class ChunkTable:
         """Return the inflate window that a context starts with."""
         start = self.header.context_count * CONTEXT_SIZE + context.dict_offset
         end = start + context.dict_size
-        if end > self.header.context_size:
+        if end > self.header.context_size or context.dict_size > MAX_ZRAN_DICTIONARY:
             raise self._bad("an inflate dictionary lies outside the table")
         return self._extra[start:end]
 

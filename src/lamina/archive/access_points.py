@@ -1,0 +1,58 @@
+"""Points from which a compressed layer can be decoded without what comes before.
+
+A *point* is a boundary in the compressed stream with its place in the decompressed one.  For
+gzip it is a boundary of deflate blocks, which may lie inside a byte and needs the 32 KiB of output
+before it (the *window*); for zstd it is the begin of a frame and needs nothing.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+WINDOW_BYTES = 32 << 10
+"""Farthest that deflate refers back (RFC 1951 §2)."""
+
+
+class AccessPoint(NamedTuple):
+    """Where decoding can begin.
+
+    ``in_offset`` is the first whole byte to feed and ``out_offset`` the position in the
+    decompressed stream.  ``bits`` high bits of ``byte``, the one before ``in_offset``, come first.
+    """
+
+    in_offset: int
+    out_offset: int
+    bits: int = 0
+    byte: int = 0
+    window: bytes = b""
+
+
+@dataclass(slots=True)
+class PointMap:
+    """All boundaries of a stream (``ins`` -> ``outs``, ascending), and the chosen points among
+    them.
+    """
+
+    ins: array[int] = field(default_factory=lambda: array("Q"))
+    outs: array[int] = field(default_factory=lambda: array("Q"))
+    points: list[AccessPoint] = field(default_factory=list)
+
+    def add(self, in_offset: int, out_offset: int) -> None:
+        """Note a boundary."""
+        self.ins.append(in_offset)
+        self.outs.append(out_offset)
+
+    def in_before(self, out_offset: int) -> int:
+        """Return an input position at or before which all that yields ``out_offset`` begins."""
+        position = bisect_right(self.outs, out_offset) - 1
+        return self.ins[position] if position >= 0 else 0
+
+    def in_after(self, out_offset: int, size_bytes: int) -> int:
+        """Return how much input yields all output before ``out_offset``; the stream has
+        ``size_bytes``.
+        """
+        position = bisect_left(self.outs, out_offset)
+        return self.ins[position] if position < len(self.ins) else size_bytes

@@ -1,0 +1,174 @@
+"""Inflate a gzip stream and note the points from which it can be inflated again.
+
+One pass of zlib that stops at every deflate block; so it costs no more than inflating does, plus a
+call per block.  Any number of members, any flags.  Sources: RFC 1951, RFC 1952; RAFS v6 §7.1.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Self
+
+from lamina.archive import deflate_library as libz
+from lamina.archive.access_points import WINDOW_BYTES, AccessPoint, PointMap
+from lamina.errors import FormatError
+
+OUTPUT_BYTES = 1 << 20
+DEFAULT_SPACING_BYTES = 256 << 10
+"""Compressed bytes from one point to the next, at least: what a read of one small file costs."""
+
+MAX_OUTPUT_SPACING_BYTES = 2 << 20
+"""Plain bytes after which the next boundary becomes a point, however little they take."""
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+class GzipPoints:
+    """A gzip stream that is read once, from its begin to its end.
+
+    ``read_input()`` returns the next compressed bytes, b"" at the end.  :attr:`map` grows while it
+    is read.
+    """
+
+    compression = "gzip"
+
+    def __init__(
+        self, read_input: Callable[[], bytes], spacing_bytes: int = DEFAULT_SPACING_BYTES
+    ) -> None:
+        self.map = PointMap()
+        self._read_input = read_input
+        self._spacing = spacing_bytes
+        self._stream = libz.new_inflate()
+        self._inflate = libz.load_library().inflate
+        self._reference = ctypes.byref(self._stream)
+        self._buffer = (ctypes.c_char * (WINDOW_BYTES + OUTPUT_BYTES))()
+        self._view = memoryview(self._buffer).cast("B")
+        self._address = ctypes.addressof(self._buffer)
+        self._input = b""
+        self._input_start = 0
+        self._last_byte = 0
+        self._out = 0
+        self._member_out = 0
+        self._members = 0
+        self._in_member = False
+        self._closed = False
+
+    @property
+    def in_offset(self) -> int:
+        """Compressed bytes consumed."""
+        return self._input_start + len(self._input) - int(self._stream.avail_in)
+
+    def read(self, _size: int = OUTPUT_BYTES, /) -> bytes:
+        """Return the next decompressed bytes, at most 1 MiB; b"" only at the end.
+
+        Raises FormatError for damaged or truncated data.
+        """
+        stream = self._stream
+        self._view[:WINDOW_BYTES] = bytes(self._view[-WINDOW_BYTES:])
+        stream.next_out = self._address + WINDOW_BYTES
+        stream.avail_out = OUTPUT_BYTES
+        while stream.avail_out:
+            if not self._in_member and not self._next_member():
+                break
+            if not stream.avail_in and not self._refill():
+                raise FormatError(
+                    "The layer ends in the middle of its gzip data.",
+                    hint="The layer is truncated; fetch it again.",
+                )
+            self._step()
+        # Less than a full buffer is the end, after which no window is needed.
+        filled = OUTPUT_BYTES - stream.avail_out
+        return bytes(self._view[WINDOW_BYTES : WINDOW_BYTES + filled])
+
+    def _step(self) -> None:
+        stream = self._stream
+        before, had = stream.avail_out, stream.avail_in
+        code = self._inflate(self._reference, libz.Z_BLOCK)
+        self._out += before - stream.avail_out
+        if code == libz.Z_STREAM_END:
+            self.map.add(self.in_offset, self._out)
+            self._in_member = False
+        elif code != libz.Z_OK and (code != libz.Z_BUF_ERROR or stream.avail_in == had):
+            message = (stream.msg or b"").decode("ascii", "replace")
+            raise FormatError(
+                f"The layer is not valid gzip: {message or code}.",
+                hint="The layer is damaged; fetch it again.",
+            )
+        elif stream.data_type & libz.AT_BLOCK_END:
+            self._boundary(stream.data_type)
+
+    def _boundary(self, state: int) -> None:
+        here = self.in_offset
+        self.map.add(here, self._out)
+        if state & libz.IN_LAST_BLOCK:
+            return
+        points = self.map.points
+        if points:
+            last = points[-1]
+            near = here - last.in_offset < self._spacing
+            if near and self._out - last.out_offset < MAX_OUTPUT_SPACING_BYTES:
+                return
+        bits = state & libz.UNUSED_BITS
+        byte = 0
+        if bits:
+            offset = here - self._input_start - 1
+            byte = self._input[offset] if offset >= 0 else self._last_byte
+        end = WINDOW_BYTES + OUTPUT_BYTES - self._stream.avail_out
+        size = min(WINDOW_BYTES, self._out - self._member_out)
+        window = bytes(self._view[end - size : end])
+        points.append(AccessPoint(here, self._out, bits, byte, window))
+
+    def _refill(self) -> bool:
+        if self._input:
+            self._last_byte = self._input[-1]
+        left = self._input[len(self._input) - self._stream.avail_in :]
+        more = self._read_input()
+        self._input_start += len(self._input) - len(left)
+        self._input = left + more if left else more
+        self._stream.next_in = ctypes.cast(ctypes.c_char_p(self._input), ctypes.c_void_p).value
+        self._stream.avail_in = len(self._input)
+        return bool(more)
+
+    def _next_member(self) -> bool:
+        rest = self._skip_padding() if self._members else self._peek()
+        if not rest:
+            if not self._members:
+                raise FormatError("The layer ends before its gzip data.")
+            return False
+        if rest[:2] != GZIP_MAGIC:
+            raise FormatError("The layer has bytes after its last gzip member that are not gzip.")
+        libz.load_library().inflateReset(self._reference)
+        self._members += 1
+        self._member_out = self._out
+        self._in_member = True
+        return True
+
+    def _peek(self) -> bytes:
+        """Return the next two bytes of input, fewer at the end."""
+        while self._stream.avail_in < 2 and self._refill():
+            pass
+        start = len(self._input) - self._stream.avail_in
+        return self._input[start : start + 2]
+
+    def _skip_padding(self) -> bytes:
+        """Skip the zeros after a member; return the two bytes that follow."""
+        stream = self._stream
+        while self._peek()[:1] == b"\0":
+            rest = self._input[len(self._input) - stream.avail_in :]
+            skipped = len(rest) - len(rest.lstrip(b"\0"))
+            stream.next_in = (stream.next_in or 0) + skipped
+            stream.avail_in -= skipped
+        return self._peek()
+
+    def close(self) -> None:
+        """Free the state of zlib; may be called again."""
+        if not self._closed:
+            self._closed = True
+            libz.end_inflate(self._stream)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()

@@ -1,0 +1,62 @@
+"""Index images that the real nydus-image makes of gzip and tar layers (RAFS v6 §6.6, §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lamina.build.source_image import open_source_image
+from lamina.erofs.layout import BlobFeature
+from lamina.errors import Error, IntegrityError
+from lamina.fetch.source import DirectorySource
+from lamina.image.compare import compare
+from lamina.image.open import open_bootstrap
+from tests.support.index_layers import COMPRESSIONS, lower_layer, nydus_targz_ref, upper_layer
+from tests.support.layers import oci_layout
+
+pytestmark = pytest.mark.tools
+
+
+@pytest.mark.parametrize("kind", [kind for kind in COMPRESSIONS if not kind.startswith("zstd")])
+def test_images_of_nydus_compare_equal(
+    kind: str, peer: Callable[[str], Path], tmp_path: Path
+) -> None:
+    compress = COMPRESSIONS[kind]
+    layers = [compress(lower_layer()), compress(upper_layer())]
+    boot = nydus_targz_ref(peer("nydus-image"), layers, tmp_path / "nydus")
+    plain = oci_layout(tmp_path / "layout", [lower_layer(), upper_layer()])
+    source = DirectorySource(tmp_path / "nydus" / "blobs")
+    with (
+        open_bootstrap(boot, source, store=tmp_path / "store") as image,
+        open_source_image(plain) as wanted,
+    ):
+        zran = [bool(blob.features & BlobFeature.ZRAN) for blob in image.bootstrap.blobs]
+        assert zran == [kind != "tar"] * 2
+        assert [str(one) for one in compare(image, wanted)] == []
+
+
+def test_damaged_layers_are_errors(peer: Callable[[str], Path], tmp_path: Path) -> None:
+    layer = COMPRESSIONS["gzip -6"](lower_layer())
+    boot = nydus_targz_ref(peer("nydus-image"), [layer], tmp_path / "nydus")
+    (file,) = [
+        path
+        for path in (tmp_path / "nydus" / "blobs").iterdir()
+        if path.stat().st_size == len(layer)
+    ]
+    for number, place in enumerate(range(1000, len(layer) // 2, len(layer) // 5)):
+        damaged = bytearray(layer)
+        damaged[place] ^= 4
+        file.write_bytes(damaged)
+        source = DirectorySource(file.parent)
+        with open_bootstrap(boot, source, store=tmp_path / f"s{number}") as image:
+            failed = 0
+            for path, stat in image.walk():
+                if stat.is_file:
+                    try:
+                        image.pread(stat, 0, stat.size)
+                    except Error as error:
+                        assert isinstance(error, IntegrityError), path
+                        failed += 1
+            assert failed
