@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from lamina.fetch.amplify import (
@@ -43,7 +45,7 @@ def test_the_bounds_hold_on_long_fat_links() -> None:
 @pytest.mark.parametrize("round_trip", [0.003, 0.02, 0.2])
 def test_more_bandwidth_never_means_less(round_trip: float) -> None:
     found = [choose_spans(Link(round_trip, 10.0**power)) for power in range(4, 10)]
-    for less, more in zip(found, found[1:], strict=False):
+    for less, more in pairwise(found):
         assert all(a <= b for a, b in zip(less, more, strict=True))
 
 

@@ -281,16 +281,19 @@ def test_a_token_that_ends_in_the_middle_is_renewed_once_for_all() -> None:
 
 
 def test_an_address_that_expired_is_resolved_again() -> None:
-    with fake_registry() as store, fake_registry() as registry:
-        with registry_fetcher(registry) as (source, blob_id):
-            store.add_blob(BLOB)
-            registry.redirect_blobs_to = store.host
+    with (
+        fake_registry() as store,
+        fake_registry() as registry,
+        registry_fetcher(registry) as (source, blob_id),
+    ):
+        store.add_blob(BLOB)
+        registry.redirect_blobs_to = store.host
+        assert source.read_range(blob_id, 0, 10) == BLOB[:10]
+        for code in (403, 404):
+            store.rule("GET", "", status(code))  # type: ignore[arg-type]
+            before = registry.count("GET", "/blobs/")
             assert source.read_range(blob_id, 0, 10) == BLOB[:10]
-            for code in (403, 404):
-                store.rule("GET", "", status(code))  # type: ignore[arg-type]
-                before = registry.count("GET", "/blobs/")
-                assert source.read_range(blob_id, 0, 10) == BLOB[:10]
-                assert registry.count("GET", "/blobs/") == before + 1
+            assert registry.count("GET", "/blobs/") == before + 1
 
 
 def test_silence_ends_at_the_deadline() -> None:
