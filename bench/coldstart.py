@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("coldstart: needs root for network namespaces", file=sys.stderr)
         return 2
+    # So that what was started ends and what was mounted goes when the benchmark is told to stop.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     layout = _image_layout(options.image)
     print(report.describe_machine())
     print(f"image {options.image}, `{options.command}`, {options.rate}, {options.rounds} rounds")
