@@ -11,6 +11,9 @@ from lamina.errors import FormatError, UsageError
 from lamina.registry.reference import Reference, parse_reference
 from lamina.trust import strict_json
 
+ANY_NAME: Final = "anyName"
+"""A rule that no policy file can ask for: the signature need not state a name."""
+
 _FIELDS: Final[dict[str, tuple[str, ...]]] = {
     "matchExact": (),
     "matchRepoDigestOrExact": (),
@@ -34,6 +37,8 @@ class IdentityRule:
 
         A tag that was asked for must be the signed one, except with matchRepository.
         """
+        if self.kind == ANY_NAME:
+            return True
         named = _parse(signed)
         if named is None:
             return False

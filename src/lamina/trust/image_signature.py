@@ -7,22 +7,29 @@ suite, and a verifier can demand a minimum, which stops a roll-back to an older 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lamina.errors import FormatError, TrustError, UsageError
+from lamina.errors import FormatError, TrustError, UnsupportedError, UsageError
 from lamina.registry.manifest import Descriptor
 from lamina.registry.reference import Reference, parse_reference
 from lamina.registry.repository import Repository
-from lamina.trust import signature
+from lamina.trust import bundle, signature
 from lamina.trust.attachments import Attached, add_signature, read_signatures
+from lamina.trust.bundle_store import add_bundle, read_bundles
 from lamina.trust.identity import IdentityRule
 from lamina.trust.keys import PrivateKey, PublicKey
 from lamina.trust.simple_signing import Payload
 
 RELEASE: Final = "release"
 SUITE: Final = "suite"
+FORMS: Final = ("tag", "bundle")
+"""Where a signature is put: under cosign's tag, and as a bundle that refers to the image."""
+_NAME: Final = "docker-reference"
+"""Annotation of a bundle's subject that has the name."""
+
+_Check = Callable[["Demand"], Payload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +60,10 @@ def sign_image(
     *,
     identity: str | None = None,
     optional: dict[str, Any] | None = None,
+    forms: Sequence[str] = FORMS,
 ) -> tuple[Descriptor, Payload]:
-    """Sign what the repository's reference names, under ``identity`` or that reference.
+    """Sign what the repository's reference names, under ``identity`` or that reference, in all
+    ``forms``.
 
     Raises UsageError for local images without an identity, and for a reference without a tag.
     """
@@ -62,8 +71,13 @@ def sign_image(
     payload = Payload(
         _checked_identity(identity, repository.reference), descriptor.digest, optional or {}
     )
-    data = payload.encode()
-    add_signature(repository, descriptor.digest, Attached(data, signature.sign(key, data)))
+    if "tag" in forms:
+        data = payload.encode()
+        add_signature(repository, descriptor.digest, Attached(data, signature.sign(key, data)))
+    if "bundle" in forms:
+        annotations = {_NAME: payload.reference, **payload.optional}
+        made = bundle.make_bundle(key, descriptor.digest, annotations)
+        add_bundle(repository, descriptor, made)
     return descriptor, payload
 
 
@@ -95,24 +109,35 @@ def verify_image(
     """
     descriptor, data = repository.manifest()
     wanted = wanted or repository.reference
-    attached = read_signatures(repository, descriptor.digest)
-    if not attached:
+    checks = _candidates(repository, descriptor.digest, wanted)
+    if not checks:
         raise TrustError(
             f"{wanted} ({descriptor.digest}) has no signature",
             hint="sign it: lamina sign --key FILE IMAGE",
         )
-    payloads = [_satisfy(demand, attached, descriptor.digest, wanted) for demand in demands]
+    payloads = [_satisfy(demand, checks, wanted) for demand in demands]
     return Verified(descriptor, data, tuple(payloads))
 
 
-def _satisfy(
-    demand: Demand, attached: Sequence[Attached], digest: str, wanted: Reference
-) -> Payload:
+def _candidates(repository: Repository, digest: str, wanted: Reference) -> list[_Check]:
+    """A check for each signature of both forms."""
+
+    def of_tag(entry: Attached) -> _Check:
+        return lambda demand: check_signature(demand, entry, digest, wanted)
+
+    def of_bundle(data: bytes) -> _Check:
+        return lambda demand: _check_bundle(demand, data, digest, wanted)
+
+    checks = [of_tag(entry) for entry in read_signatures(repository, digest)]
+    return checks + [of_bundle(data) for data in read_bundles(repository, digest)]
+
+
+def _satisfy(demand: Demand, checks: Sequence[_Check], wanted: Reference) -> Payload:
     reasons: dict[str, None] = {}
-    for entry in attached:
+    for check in checks:
         try:
-            return check_signature(demand, entry, digest, wanted)
-        except (TrustError, FormatError) as error:
+            return check(demand)
+        except (TrustError, FormatError, UnsupportedError) as error:
             reasons[str(error)] = None
     raise TrustError(f"no signature of {wanted} is good enough: {'; '.join(reasons)}")
 
@@ -130,13 +155,22 @@ def check_signature(demand: Demand, attached: Attached, digest: str, wanted: Ref
     payload = Payload.decode(attached.payload)
     if payload.digest != digest:
         raise TrustError(f"it is for another digest, {payload.digest}")
-    if not demand.identity.allows(payload.reference, wanted):
-        raise TrustError(f"it is for another name, {payload.reference[:200]!r}")
-    _check_anchors(demand, payload)
+    _check_statement(demand, payload, wanted)
     return payload
 
 
-def _check_anchors(demand: Demand, payload: Payload) -> None:
+def _check_bundle(demand: Demand, data: bytes, digest: str, wanted: Reference) -> Payload:
+    """The same of a bundle: name and anchors stand in the annotations of its subject."""
+    subject = bundle.check_bundle(data, demand.keys, digest)
+    optional = {name: value for name, value in subject.annotations.items() if name != _NAME}
+    payload = Payload(str(subject.annotations.get(_NAME, "")), digest, optional)
+    _check_statement(demand, payload, wanted)
+    return payload
+
+
+def _check_statement(demand: Demand, payload: Payload, wanted: Reference) -> None:
+    if not demand.identity.allows(payload.reference, wanted):
+        raise TrustError(f"it is for another name, {payload.reference[:200]!r}")
     if demand.minimum_release:
         release = payload.optional.get(RELEASE)
         if type(release) is not int or release < demand.minimum_release:

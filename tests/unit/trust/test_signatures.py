@@ -21,7 +21,7 @@ from lamina.registry.reference import Reference, parse_reference
 from lamina.registry.repository import Repository, open_repository
 from lamina.trust import attachments, image_signature, signature
 from lamina.trust.attachments import Attached
-from lamina.trust.identity import IdentityRule, parse_rule
+from lamina.trust.identity import ANY_NAME, IdentityRule, parse_rule
 from lamina.trust.image_signature import Demand, check_signature, sign_image, verify_image
 from lamina.trust.policy import parse_policy, scopes_of
 from lamina.trust.simple_signing import Payload
@@ -240,6 +240,43 @@ def test_names_to_sign(tmp_path: Path) -> None:
     assert check("app:2", IMAGE) == "docker.io/library/app:2"
     with pytest.raises(UsageError, match="no tag"):
         check(None, parse_reference(f"docker://{NAME}@{DIGEST}"))
+
+
+def test_bundles_alone_are_enough(repository: Repository) -> None:
+    """As cosign 3 leaves them: nothing under the tag of signatures."""
+    from lamina.trust import bundle, bundle_store
+
+    descriptor = repository.resolve()
+    demand = Demand((KEY.public(),))
+    data = bundle.make_bundle(KEY, descriptor.digest)
+    bundle_store.add_bundle(repository, descriptor, data)
+    with pytest.raises(TrustError, match="another name"):
+        verify_image(repository, [demand], IMAGE)
+    loose = Demand((KEY.public(),), IdentityRule(ANY_NAME))
+    assert verify_image(repository, [loose], IMAGE).payloads
+    with pytest.raises(TrustError, match="not by a key"):
+        verify_image(repository, [Demand((FOREIGN.public(),), IdentityRule(ANY_NAME))], IMAGE)
+    annotations = {"docker-reference": f"{NAME}:v1", "release": 4}
+    data = bundle.make_bundle(KEY, descriptor.digest, annotations)
+    bundle_store.add_bundle(repository, descriptor, data)
+    assert verify_image(repository, [demand], IMAGE).payloads[0].optional == {"release": 4}
+    assert len(bundle_store.read_bundles(repository, descriptor.digest)) == 2
+    with pytest.raises(TrustError, match="older"):
+        verify_image(repository, [Demand((KEY.public(),), minimum_release=5)], IMAGE)
+
+
+def test_a_bundle_that_refers_to_another_image(repository: Repository, tmp_path: Path) -> None:
+    from lamina.registry import manifest as m
+    from lamina.trust import bundle_store
+
+    old, _ = sign_image(repository, KEY, identity=f"{NAME}:v1")
+    index = repository.manifest(bundle_store.fallback_tag(old.digest))[1]
+    make_image(tmp_path / "l", "v1", seed=9)
+    new = repository.resolve()
+    repository.push_manifest(bundle_store.fallback_tag(new.digest), m.OCI_INDEX, index)
+    assert bundle_store.read_bundles(repository, new.digest) == []
+    with pytest.raises(TrustError, match="no signature"):
+        verify_image(repository, [Demand((KEY.public(),))], IMAGE)
 
 
 # ---- policies ----------------------------------------------------------------------------------

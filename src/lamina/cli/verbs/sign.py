@@ -20,8 +20,9 @@ from lamina.cli.parser import Parser
 
 PAGE: Final = Page(
     """
-    Signs an image with a private key and puts the signature beside it, under the tag
-    sha256-HEX.sig, where cosign, skopeo and podman look for it. What is signed is the digest of
+    Signs an image with a private key and puts the signature beside it in two forms: under the tag
+    sha256-HEX.sig, where cosign 2, skopeo and podman look for it, and as a Sigstore bundle that
+    refers to the image, where cosign 3 looks. What is signed is the digest of
     the manifest, or of the index of a multi-platform image, and the exact name with its tag.
 
     Sign after everything else: after conversion, encryption and pushing.
@@ -59,6 +60,13 @@ def add_arguments(parser: Parser) -> None:
         help="the name to sign, if it is not IMAGE (needed for local images)",
     )
     parser.add_argument(
+        "--form",
+        choices=("both", "tag", "bundle"),
+        default="both",
+        metavar="both|tag|bundle",
+        help="in which form: both, only the tag, or only the bundle",
+    )
+    parser.add_argument(
         "--release", metavar="N", type=int, help="release number to state in the signature"
     )
     parser.add_argument("--suite", metavar="TEXT", help="suite to state in the signature")
@@ -87,7 +95,7 @@ def run(args: Namespace) -> int:
     """Sign, and tell the digest."""
     from lamina.registry.reference import parse_reference
     from lamina.registry.repository import open_repository
-    from lamina.trust.image_signature import RELEASE, SUITE, sign_image
+    from lamina.trust.image_signature import FORMS, RELEASE, SUITE, sign_image
 
     protect_process()
     key = load_signing_key(args.key)
@@ -96,9 +104,12 @@ def run(args: Namespace) -> int:
         optional[RELEASE] = args.release
     if args.suite is not None:
         optional[SUITE] = args.suite
+    forms = FORMS if args.form == "both" else (args.form,)
     reference = parse_reference(args.image)
     with open_repository(reference, write=True, options=client_options(args)) as repository:
-        descriptor, payload = sign_image(repository, key, identity=args.identity, optional=optional)
+        descriptor, payload = sign_image(
+            repository, key, identity=args.identity, optional=optional, forms=forms
+        )
     if args.json:
         print_json(
             {

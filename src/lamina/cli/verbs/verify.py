@@ -70,6 +70,12 @@ def add_arguments(parser: Parser) -> None:
         help="accept a signature for any tag, or none, of the repository",
     )
     parser.add_argument(
+        "--any-name",
+        action="store_true",
+        help="accept a signature that states another name or none, as bundles of cosign do; the "
+        "digest is proven all the same",
+    )
+    parser.add_argument(
         "--min-release",
         metavar="N",
         type=int,
@@ -94,14 +100,15 @@ def run(args: Namespace) -> int:
     """Verify, and tell the digest that was proven."""
     from lamina.registry.reference import parse_reference
     from lamina.registry.repository import open_repository
-    from lamina.trust.identity import IdentityRule
+    from lamina.trust.identity import ANY_NAME, IdentityRule
     from lamina.trust.image_signature import Demand, verify_image
     from lamina.trust.keys import load_public_key, read_key_file
     from lamina.trust.policy import load_policy
 
     if bool(args.key) == bool(args.policy):
         raise UsageError("give either --key or --policy", hint="lamina verify --key FILE IMAGE")
-    if args.policy and (args.min_release or args.suite or args.annotation or args.match_repository):
+    demands = (args.min_release, args.suite, args.annotation, args.match_repository, args.any_name)
+    if args.policy and any(demands):
         raise UsageError("a policy file says itself what it demands")
     reference = parse_reference(args.image)
     wanted = parse_reference(f"docker://{args.identity}") if args.identity else reference
@@ -112,7 +119,9 @@ def run(args: Namespace) -> int:
             keys = tuple(
                 load_public_key(read_key_file(path, private=False), path) for path in args.key
             )
-            rule = IdentityRule("matchRepository") if args.match_repository else IdentityRule()
+            kind = ANY_NAME if args.any_name else "matchRepository"
+            loose = args.any_name or args.match_repository
+            rule = IdentityRule(kind) if loose else IdentityRule()
             demand = Demand(keys, rule, args.min_release, args.suite, dict(args.annotation))
             verified = verify_image(repository, [demand], wanted)
     if args.json:
