@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from lamina.errors import Error, KernelError
-from lamina.linux.mount import attach_mount, create_mount
+from lamina.linux.mount import SuperblockWatch, attach_mount, create_mount
 from lamina.serve.device import BlobDevice
+from lamina.serve.readahead import shorten_readahead
 from lamina.serve.reported_error import decode_error, encode_error
 from lamina.serve.state import mounting_lock
 
@@ -16,11 +17,14 @@ _DONE = b"mounted"
 
 
 class ErofsMount(NamedTuple):
-    """What to mount: the metadata file, where, and with which ``MOUNT_ATTR_*``."""
+    """What to mount: the metadata file, where, with which ``MOUNT_ATTR_*``, and whether blobs are
+    incomplete.
+    """
 
     bootstrap: str
     mountpoint: str
     attributes: int
+    lazy: bool
 
 
 def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
@@ -33,6 +37,7 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
     Raises SyscallError or KernelError; the caller then closes the device.
     """
     with mounting_lock():
+        watch = SuperblockWatch("erofs")
         paths = device.prepare()
         private = device.private_fds()
         read_end, write_end = os.pipe()
@@ -47,6 +52,9 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
         if report != _DONE:
             raise decode_error(report) if report else _killed(target)
         device.mounted()
+        watch.mounted()
+    if target.lazy:
+        shorten_readahead(watch.paths)
 
 
 def _killed(target: ErofsMount) -> KernelError:

@@ -219,8 +219,9 @@ def _mount_blobs(image: NativeImage, target: str, name: str, attributes: int) ->
         from lamina.serve.fuse_blob import FuseBlobDevice
 
         device = FuseBlobDevice(blobs)
+    lazy = not all(blob.complete for blob in blobs)
     try:
-        mount_erofs(ErofsMount(str(image.bootstrap_path), target, attributes), device)
+        mount_erofs(ErofsMount(str(image.bootstrap_path), target, attributes, lazy), device)
     except BaseException:
         device.close()
         raise
