@@ -41,8 +41,12 @@ class Cosign:
         self("sign", "--key", key, *options, *more, image)
 
     def verify(self, key: str, image: str, *more: str) -> bool:
-        options = ("--insecure-ignore-tlog", "--allow-insecure-registry")
+        # cosign 2 wants a trusted root for bundles even where a key is given.
+        root = self.folder / "root.json"
+        root.write_text('{"mediaType":"application/vnd.dev.sigstore.trustedroot+json;version=0.1"}')
+        options = ("--insecure-ignore-tlog", "--allow-insecure-registry", f"--trusted-root={root}")
         done = self("verify", "--key", key, *options, *more, image, check=False)
+        print(done.stderr)
         return done.returncode == 0
 
 
@@ -85,19 +89,26 @@ def make_pair(lamina: Callable[..., int], prefix: Path) -> tuple[str, str]:
     return f"{prefix}.key", f"{prefix}.pub"
 
 
+@pytest.mark.parametrize("form", ["tag", "bundle", "both"])
 @pytest.mark.parametrize("many", [False, True], ids=["image", "index"])
 def test_cosign_verifies_what_we_sign(
-    registry: RegistryServer, cosign: Cosign, lamina: Callable[..., int], tmp_path: Path, many: bool
+    registry: RegistryServer,
+    cosign: Cosign,
+    lamina: Callable[..., int],
+    tmp_path: Path,
+    many: bool,
+    form: str,
 ) -> None:
     key, public = make_pair(lamina, tmp_path / "team")
     _, foreign = make_pair(lamina, tmp_path / "foreign")
-    image = push(registry, tmp_path, f"trust/ours{many:d}:v1", many=many)
+    image = push(registry, tmp_path, f"trust/ours-{form}{many:d}:v1", many=many)
     assert not cosign.verify(public, image)
-    words = ("--release", "7", "-a", "owner=me")
+    words = ("--release", "7", "-a", "owner=me", "--form", form)
     assert lamina("sign", "-q", "--key", key, *words, image) == 0
     assert cosign.verify(public, image)
-    assert cosign.verify(public, image, "-a", "owner=me")
-    assert not cosign.verify(public, image, "-a", "owner=you")
+    if form == "tag":
+        assert cosign.verify(public, image, "-a", "owner=me")
+        assert not cosign.verify(public, image, "-a", "owner=you")
     assert not cosign.verify(foreign, image)
     assert lamina("verify", "-q", "--key", public, "--min-release", "7", image) == 0
     assert lamina("verify", "-q", "--key", public, "--min-release", "8", image) == 12
@@ -118,6 +129,22 @@ def test_we_verify_what_cosign_signs(
     assert lamina("verify", "-q", "--key", public, "--match-repository", other) == 12
 
 
+def test_bundles_both_ways(
+    registry: RegistryServer, cosign: Cosign, lamina: Callable[..., int], tmp_path: Path
+) -> None:
+    key, public = make_pair(lamina, tmp_path / "team")
+    _, foreign = make_pair(lamina, tmp_path / "foreign")
+    ours = push(registry, tmp_path, "trust/bundle-ours:v1")
+    assert lamina("sign", "-q", "--key", key, ours) == 0
+    assert cosign.verify(public, ours, "--new-bundle-format")
+    assert not cosign.verify(foreign, ours, "--new-bundle-format")
+    theirs = push(registry, tmp_path, "trust/bundle-theirs:v1")
+    cosign.sign(key, theirs, "--new-bundle-format")
+    assert lamina("verify", "-q", "--key", public, "--any-name", theirs) == 0
+    assert lamina("verify", "-q", "--key", public, theirs) == 12
+    assert lamina("verify", "-q", "--key", foreign, "--any-name", theirs) == 12
+
+
 def test_keys_of_each_other(
     registry: RegistryServer,
     cosign: Cosign,
@@ -129,7 +156,7 @@ def test_keys_of_each_other(
     theirs = f"{tmp_path}/cosign.key", f"{tmp_path}/cosign.pub"
     ours = make_pair(lamina, tmp_path / "team")
     image = push(registry, tmp_path, "trust/keys:v1")
-    assert lamina("sign", "-q", "--key", theirs[0], image) == 0
+    assert lamina("sign", "-q", "--key", theirs[0], "--form", "tag", image) == 0
     cosign.sign(ours[0], image)
     assert cosign.verify(theirs[1], image)
     assert cosign.verify(ours[1], image)

@@ -37,13 +37,16 @@ def read_bundles(repository: Repository, digest: str) -> list[bytes]:
     index = _read_index(repository, digest)
     found = []
     for entry in index.manifests if index else ():
-        if not entry.artifact_type.startswith(bundle.MEDIA_TYPE_PREFIX):
+        # The type that the index gives an entry is not always that of the artifact: cosign 2 writes
+        # the type of its configuration there.
+        if not entry.is_manifest:
             continue
-        manifest = m.parse_image_manifest(repository.manifest(entry)[1], "manifest of a bundle")
+        manifest = m.parse_image_manifest(repository.manifest(entry)[1], "manifest of a referrer")
         if manifest.subject is None or manifest.subject.digest != digest:
             continue
         for layer in manifest.layers[:1]:
-            if layer.size <= bundle.MAX_BUNDLE_BYTES:
+            is_bundle = layer.media_type.startswith(bundle.MEDIA_TYPE_PREFIX)
+            if is_bundle and layer.size <= bundle.MAX_BUNDLE_BYTES:
                 with repository.open_blob(layer) as stream:
                     found.append(stream.read())
     return found
