@@ -1,4 +1,4 @@
-"""The archives that Nydus tests itself with: tar entries as Python's tarfile reads them, gzip as gzip does."""
+"""The archives of the fixtures: tar entries as tarfile reads them, gzip as gzip does."""
 
 from __future__ import annotations
 
