@@ -9,6 +9,7 @@ import random
 import subprocess
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import zstandard
@@ -32,6 +33,7 @@ def content(size: int, seed: int) -> bytes:
     return b"".join(parts)[:size]
 
 
+@cache
 def lower_layer() -> bytes:
     """Return a tar stream of many small files and a few large ones."""
     items = [folder("d"), folder("d/e", 0o700), symlink("d/link", "e/../big")]
@@ -43,6 +45,7 @@ def lower_layer() -> bytes:
     return tar_bytes(items)
 
 
+@cache
 def upper_layer() -> bytes:
     """Return a tar stream that hides one file of the lower layer and replaces another."""
     return tar_bytes(

@@ -12,6 +12,7 @@ from typing import Self
 
 from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import WINDOW_BYTES, AccessPoint, PointMap
+from lamina.archive.sparse_window import LOOKAHEAD_BYTES, sparse_window
 from lamina.errors import FormatError
 
 OUTPUT_BYTES = 1 << 20
@@ -48,6 +49,7 @@ class GzipPoints:
         self._input = b""
         self._input_start = 0
         self._last_byte = 0
+        self._following: bytes | None = None
         self._out = 0
         self._member_out = 0
         self._members = 0
@@ -104,6 +106,7 @@ class GzipPoints:
         if state & libz.IN_LAST_BLOCK:
             return
         points = self.map.points
+        self._thin_out(at_end=False)
         if points:
             last = points[-1]
             near = here - last.in_offset < self._spacing
@@ -118,6 +121,10 @@ class GzipPoints:
         size = min(WINDOW_BYTES, self._out - self._member_out)
         window = bytes(self._view[end - size : end])
         points.append(AccessPoint(here, self._out, bits, byte, window))
+        if window:
+            start = here - self._input_start
+            self._following = self._input[start : start + LOOKAHEAD_BYTES]
+            self._thin_out(at_end=False)
 
     def _refill(self) -> bool:
         if self._input:
@@ -126,6 +133,9 @@ class GzipPoints:
         more = self._read_input()
         self._input_start += len(self._input) - len(left)
         self._input = left + more if left else more
+        if self._following is not None:
+            self._following += more[: LOOKAHEAD_BYTES - len(self._following)]
+            self._thin_out(at_end=not more)
         self._stream.next_in = ctypes.cast(ctypes.c_char_p(self._input), ctypes.c_void_p).value
         self._stream.avail_in = len(self._input)
         return bool(more)
@@ -143,6 +153,15 @@ class GzipPoints:
         self._member_out = self._out
         self._in_member = True
         return True
+
+    def _thin_out(self, *, at_end: bool) -> None:
+        """Zero what is not needed of the last window, once what follows it has been seen."""
+        if self._following is None or (len(self._following) < LOOKAHEAD_BYTES and not at_end):
+            return
+        point = self.map.points[-1]
+        window = sparse_window(point.window, self._following, point.bits, point.byte)
+        self.map.points[-1] = point._replace(window=window)
+        self._following = None
 
     def _peek(self) -> bytes:
         """Return the next two bytes of input, fewer at the end."""

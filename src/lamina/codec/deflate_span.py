@@ -82,6 +82,18 @@ def inflate_span(
     Raises:
         FormatError: the bytes are no deflate stream, or yield less.
     """
+    plain = inflate_begin(data, bits, byte, window, size_bytes, module=module)
+    if len(plain) != size_bytes:
+        raise FormatError(
+            f"A part of a gzip stream yields {len(plain)} bytes instead of {size_bytes}."
+        )
+    return plain
+
+
+def inflate_begin(
+    data: Buffer, bits: int, byte: int, window: Buffer, size_bytes: int, *, module: Any = None
+) -> bytes:
+    """Do as :func:`inflate_span`, but return less if ``data`` yields less."""
     module = module or engine()
     window = bytes(window)
     raw = module.decompressobj(RAW_WINDOW_BITS, zdict=window) if window else None
@@ -90,9 +102,6 @@ def inflate_span(
         parts = list(span.inflate(prime(bits, byte), size_bytes))
     except (module.error, ValueError) as error:
         raise FormatError(f"The gzip stream is damaged: {error}.") from error
-    found = sum(map(len, parts))
-    if found != size_bytes:
-        raise FormatError(f"A part of a gzip stream yields {found} bytes instead of {size_bytes}.")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -76,12 +76,14 @@ class BlobFeature(IntFlag):
     IS_CHUNKDICT_GENERATED = 0x00000200
     IS_SEPARATED_WITH_PREFETCH_FILES = 0x00000400
     EXTERNAL = 0x00000800
+    ZSTD_FRAMES = 0x00001000
+    """Of Lamina: contexts are runs of zstd frames.  A bit that makes Nydus refuse the blob."""
     HAS_TAR_HEADER = 0x10000000
     HAS_TOC = 0x20000000
     CAP_TAR_TOC = 0x40000000
 
 
-BLOB_FEATURES_REFUSED = 0x8000F000
+BLOB_FEATURES_REFUSED = 0x8000E000
 
 
 class Layout(IntEnum):

@@ -1,0 +1,58 @@
+"""Which bytes of a window a deflate stream refers to; the others may as well be zero.
+
+Deflate refers back by at most 32 KiB, so whatever the stream takes from the window it takes for
+its next 32 KiB of output.  These are inflated three times with windows that are not the real one:
+of a byte that comes from the window they tell the low and the high half of its position, and a
+third with the low halves inverted tells such bytes from literals.  Nothing is parsed here, and
+nothing can go wrong but that bytes are kept in vain.
+"""
+
+from __future__ import annotations
+
+from array import array
+from itertools import compress
+
+from lamina.archive.access_points import WINDOW_BYTES
+from lamina.codec.deflate_span import inflate_begin
+from lamina.errors import FormatError
+
+LOOKAHEAD_BYTES = 40 << 10
+"""Compressed bytes after a point that surely yield 32 KiB, unless the stream ends."""
+
+_LOW = bytes(range(256)) * (WINDOW_BYTES // 256)
+_HIGH = b"".join(bytes([number]) * 256 for number in range(WINDOW_BYTES // 256))
+_INVERTED = bytes(byte ^ 255 for byte in _LOW)
+_FROM_WINDOW = bytes(255) + b"\1"
+
+
+def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> bytes:
+    """Return the window with zeros where the stream after it does not refer to it.
+
+    ``following`` are the compressed bytes after the point, :data:`LOOKAHEAD_BYTES` or all there
+    are.  What cannot be told keeps the window whole.
+    """
+    size = len(window)
+    outputs = []
+    for pattern in (_LOW, _INVERTED, _HIGH):
+        try:
+            plain = inflate_begin(following, bits, byte, pattern[:size], WINDOW_BYTES)
+        except FormatError:
+            return window
+        outputs.append(plain)
+    low, inverted, high = outputs
+    length = len(low)
+    if not length or len(inverted) != length or len(high) != length:
+        return window
+    if length < WINDOW_BYTES and len(following) >= LOOKAHEAD_BYTES:
+        return window
+    differ = int.from_bytes(low, "little") ^ int.from_bytes(inverted, "little")
+    chosen = differ.to_bytes(length, "little").translate(_FROM_WINDOW)
+    places = bytearray(2 * length)
+    places[0::2], places[1::2] = low, high
+    words = array("H", bytes(places))
+    used = bytearray(size)
+    for place in set(compress(words, chosen)):
+        if place < size:
+            used[place] = 255
+    kept = int.from_bytes(window, "little") & int.from_bytes(used, "little")
+    return kept.to_bytes(size, "little")

@@ -1,0 +1,158 @@
+"""Index one layer: read it once, and note its files, its chunks and its access points."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from lamina.archive import tar
+from lamina.archive.access_points import AccessPoint, PointMap
+from lamina.archive.blocks import BlockReader
+from lamina.archive.gzip_points import GzipPoints
+from lamina.archive.stream import GZIP_MAGIC, check_media_type
+from lamina.archive.zstd_frames import MAGIC, is_skippable
+from lamina.archive.zstd_points import ZstdPoints
+from lamina.build.scan import MODE_OF_KIND, LayerScan, encode_rdev
+from lamina.codec.digest import Digester
+from lamina.erofs.layout import MAX_CHUNKS_PER_BLOB
+from lamina.errors import FormatError
+
+if TYPE_CHECKING:
+    from lamina.registry.manifest import Descriptor
+    from lamina.registry.repository import Repository
+
+READ_BYTES = 1 << 20
+
+
+class IndexedLayer(NamedTuple):
+    """A layer that was read: what is in it, and where it can be entered.
+
+    ``ins`` and ``outs`` are the boundaries that chunks end at; only the points that chunks are
+    read from keep their windows.
+    """
+
+    scan: LayerScan
+    ins: array[int]
+    outs: array[int]
+    points: list[AccessPoint]
+    size: int
+
+    @property
+    def map(self) -> PointMap:
+        """The boundaries and points."""
+        return PointMap(self.ins, self.outs, self.points)
+
+
+class _PlainPoints:
+    """A tar that is not compressed: every byte is a point."""
+
+    compression = "none"
+
+    def __init__(self, read_input: Callable[[], bytes]) -> None:
+        self.map = PointMap()
+        self._read_input = read_input
+
+    def read(self, _size: int = READ_BYTES, /) -> bytes:
+        return self._read_input()
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+def index_layer(
+    repository: Repository,
+    descriptor: Descriptor,
+    chunk_size: int,
+    spacing_bytes: int,
+    digester: Digester,
+) -> IndexedLayer:
+    """Read a layer to its end, its digest verified.
+
+    Raises FormatError and UnsupportedError for a layer that cannot be read, and what reading it
+    from the repository raises.
+    """
+    check_media_type(descriptor.media_type)
+    with repository.open_blob(descriptor) as raw:
+        head = _read_head(raw)
+
+        def read_input() -> bytes:
+            nonlocal head
+            if head:
+                first, head = head, b""
+                return first
+            return raw.read(READ_BYTES)
+
+        with closing(_points(head, read_input, spacing_bytes)) as stream:
+            scan = _scan(stream, chunk_size, digester)
+            while read_input():
+                pass
+            found = stream.map
+    return IndexedLayer(scan, found.ins, found.outs, found.points, descriptor.size)
+
+
+def _scan(
+    stream: GzipPoints | ZstdPoints | _PlainPoints, chunk_size: int, digester: Digester
+) -> LayerScan:
+    """Return the entries and chunks of a tar stream; chunk offsets are places in it."""
+    scan = LayerScan(chunk_size, compression=stream.compression)
+    reader = BlockReader(stream.read)
+    hasher = _hasher(digester)
+    paths: list[bytes] = []
+    links: list[bytes] = []
+    digests: list[bytes] = []
+    for entry in tar.walk(reader):
+        if entry.xattrs:
+            scan.xattrs[len(paths)] = entry.xattrs
+        paths.append(entry.path)
+        links.append(entry.link)
+        mode = MODE_OF_KIND[entry.kind] | entry.mode
+        rdev = encode_rdev(entry.device_major, entry.device_minor)
+        # fmt: off
+        scan.numbers.extend((entry.kind, mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns,
+                             entry.size, rdev))
+        # fmt: on
+        for start in range(0, entry.size, chunk_size):
+            length = min(chunk_size, entry.size - start)
+            state = hasher()
+            for piece in reader.pieces(length):
+                state.update(piece)
+            digests.append(state.digest())
+            scan.chunk_sizes.append(length)
+            scan.chunk_offsets.append(entry.data_offset + start)
+        if len(digests) >= MAX_CHUNKS_PER_BLOB:
+            raise FormatError(
+                f"The layer has too many chunks of {chunk_size} bytes.",
+                hint="Choose a larger chunk size.",
+            )
+    scan.tar_bytes = reader.drain()
+    scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
+    scan.digests = b"".join(digests)
+    return scan
+
+
+def _hasher(digester: Digester) -> Callable[[], Any]:
+    if digester == Digester.SHA256:
+        return hashlib.sha256
+    from blake3 import blake3
+
+    return blake3
+
+
+def _read_head(raw: BinaryIO) -> bytes:
+    head = raw.read(READ_BYTES)
+    while 0 < len(head) < 4 and (more := raw.read(READ_BYTES)):
+        head += more
+    return head
+
+
+def _points(
+    head: bytes, read_input: Callable[[], bytes], spacing_bytes: int
+) -> GzipPoints | ZstdPoints | _PlainPoints:
+    if head[:2] == GZIP_MAGIC:
+        return GzipPoints(read_input, spacing_bytes)
+    if head[:4] == MAGIC or (len(head) >= 4 and is_skippable(head[:4])):
+        return ZstdPoints(read_input)
+    return _PlainPoints(read_input)

@@ -1,0 +1,210 @@
+"""The chunk table of an indexed layer: records, contexts and windows (RAFS v6 §2.4-2.6, §7)."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from bisect import bisect_right
+from typing import NamedTuple
+
+from lamina.archive.access_points import AccessPoint
+from lamina.blob.layout import (
+    CHUNK_COMPRESSED,
+    CHUNK_ZRAN,
+    MAX_STORED_SIZE_V2,
+    MAX_ZRAN_OUTPUT,
+    ZRAN_CONTEXT,
+    CiHeader,
+    pack_v2,
+)
+from lamina.build.index_layer import IndexedLayer
+from lamina.build.plan import LayerPlan
+from lamina.codec.compress import Compressor, compress
+from lamina.codec.digest import Digester
+from lamina.erofs.layout import CHUNK_ENTRY, CHUNK_FLAG_COMPRESSED, BlobEntry, BlobFeature
+from lamina.errors import UnsupportedError
+
+TABLE_LEVEL = 19
+_FEATURES = (
+    BlobFeature.ALIGNED | BlobFeature.CHUNK_INFO_V2 | BlobFeature.SEPARATE | BlobFeature.CAP_TAR_TOC
+)
+
+
+class IndexBlob(NamedTuple):
+    """What is pushed for a layer (``data``), its entry in the blob table, and its chunk entries."""
+
+    data: bytes
+    entry: BlobEntry
+    chunk_entries: bytes
+
+
+class _Context(NamedTuple):
+    point: AccessPoint
+    in_size: int
+    out_size: int
+
+
+def index_blob(
+    layer_id: str, layer: IndexedLayer, plan: LayerPlan, chunk_size: int, digester: Digester
+) -> IndexBlob:
+    """Return the table of a layer with chunks; ``layer_id`` is the hex of its digest.
+
+    Raises UnsupportedError for a stream that can be entered at too few points.
+    """
+    offsets = array("Q", [layer.scan.chunk_offsets[number] for number in plan.chunks])
+    compression = layer.scan.compression
+    features = int(_FEATURES)
+    compressor = Compressor.GZIP
+    contexts: list[_Context] = []
+    owners = array("I")
+    if compression != "none":
+        features |= BlobFeature.ZRAN
+        contexts, owners = _contexts(layer, plan, offsets)
+    if compression == "zstd":
+        features |= BlobFeature.ZSTD_FRAMES
+        compressor = Compressor.ZSTD
+    places = _places(layer, plan, offsets, compressed=bool(contexts))
+    records = _records(plan, offsets, places, contexts, owners)
+    extra = _encode_contexts(contexts)
+    payload = records + extra
+    stored = compress(Compressor.ZSTD, payload, TABLE_LEVEL)
+    header = CiHeader(
+        features=features,
+        compressor=Compressor.ZSTD,
+        entries=plan.chunk_count,
+        offset=0,
+        compressed_size=len(stored),
+        uncompressed_size=len(payload),
+        context_offset=len(records) if extra else 0,
+        context_size=len(extra),
+        context_count=len(contexts),
+    )
+    data = stored + header.pack()
+    entry = BlobEntry(
+        blob_id=layer_id,
+        index=0,
+        chunk_size=chunk_size,
+        chunk_count=plan.chunk_count,
+        compressor=compressor,
+        digester=digester,
+        features=features,
+        compressed_size=layer.size,
+        uncompressed_size=plan.uncompressed_size,
+        toc_size=0,
+        ci_compressor=Compressor.ZSTD,
+        ci_offset=0,
+        ci_compressed_size=len(stored),
+        ci_uncompressed_size=len(payload),
+        meta_digest=hashlib.sha256(data).digest(),
+        meta_size=len(data),
+    )
+    return IndexBlob(data, entry, _chunk_entries(plan, layer, places, compressed=bool(contexts)))
+
+
+def _contexts(
+    layer: IndexedLayer, plan: LayerPlan, offsets: array[int]
+) -> tuple[list[_Context], array[int]]:
+    """Return the contexts, and the one of each chunk: the last point before it.
+
+    Points that no chunk is read from are left out.
+    """
+    points = layer.points
+    starts = [point.out_offset for point in points]
+    found: list[_Context] = []
+    owners = array("I")
+    boundaries = layer.map
+    last = -1
+    for offset, size in zip(offsets, plan.chunk_sizes, strict=True):
+        number = bisect_right(starts, offset) - 1
+        if number != last:
+            last = number
+            found.append(_Context(points[number], 0, 0))
+        owners.append(len(found) - 1)
+        point = points[number]
+        out_size = max(found[-1].out_size, offset + size - point.out_offset)
+        found[-1] = _Context(point, 0, out_size)
+    whole = []
+    for point, _, out_size in found:
+        if out_size > MAX_ZRAN_OUTPUT:
+            raise UnsupportedError(
+                f"The {layer.scan.compression} stream of a layer has no point of entry for "
+                f"{out_size} bytes.",
+                hint="Convert the image with `lamina convert`, or compress it in frames.",
+            )
+        end = boundaries.in_after(point.out_offset + out_size, layer.size)
+        whole.append(_Context(point, end - point.in_offset, out_size))
+    return whole, owners
+
+
+def _places(
+    layer: IndexedLayer, plan: LayerPlan, offsets: array[int], *, compressed: bool
+) -> list[tuple[int, int]]:
+    """Return (offset, size) of the stored bytes around each chunk."""
+    if not compressed:
+        return list(zip(offsets, plan.chunk_sizes, strict=True))
+    boundaries = layer.map
+    places = []
+    for offset, size in zip(offsets, plan.chunk_sizes, strict=True):
+        start = boundaries.in_before(offset)
+        end = boundaries.in_after(offset + size, layer.size)
+        places.append((start, min(end - start, MAX_STORED_SIZE_V2)))
+    return places
+
+
+def _records(
+    plan: LayerPlan,
+    offsets: array[int],
+    places: list[tuple[int, int]],
+    contexts: list[_Context],
+    owners: array[int],
+) -> bytes:
+    words: list[int] = []
+    flags = CHUNK_COMPRESSED | CHUNK_ZRAN if contexts else 0
+    rows = zip(plan.addresses, plan.chunk_sizes, places, offsets, strict=True)
+    for number, (address, size, (start, stored_size), offset) in enumerate(rows):
+        data = 0
+        if contexts:
+            owner = owners[number]
+            data = owner << 32 | offset - contexts[owner].point.out_offset
+        words += pack_v2(address, size, start, stored_size, flags, data)
+    values = array("Q", words)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return values.tobytes()
+
+
+def _encode_contexts(contexts: list[_Context]) -> bytes:
+    """Return the contexts and their windows, equal windows once."""
+    known: dict[bytes, int] = {}
+    windows: list[bytes] = []
+    total = 0
+    records = []
+    for point, in_size, out_size in contexts:
+        window = point.window
+        place = known.get(window)
+        if place is None:
+            place = known[window] = total
+            windows.append(window)
+            total += len(window)
+        # fmt: off
+        records.append(ZRAN_CONTEXT.pack(point.in_offset, point.out_offset, place, in_size,
+                                         out_size, len(window), point.byte, point.bits))
+        # fmt: on
+    return b"".join(records + windows)
+
+
+def _chunk_entries(
+    plan: LayerPlan, layer: IndexedLayer, places: list[tuple[int, int]], *, compressed: bool
+) -> bytes:
+    """Return the 80-byte entries of the chunks, of blob 0."""
+    digests = plan.digests(layer.scan)
+    flags = CHUNK_FLAG_COMPRESSED if compressed else 0
+    rows = zip(plan.chunk_sizes, plan.addresses, places, strict=True)
+    # fmt: off
+    return b"".join([
+        CHUNK_ENTRY.pack(digests[32 * index : 32 * index + 32], 0, flags, stored_size, size, start,
+                         address, 0, index, 0)
+        for index, (size, address, (start, stored_size)) in enumerate(rows)
+    ])
+    # fmt: on

@@ -1,0 +1,89 @@
+"""Index an image of every kind of layer, open the index, and compare it with the image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lamina.build.index import IndexOptions, IndexReport, build_index, fallback_tag
+from lamina.build.source_image import open_source_image
+from lamina.image.compare import compare
+from lamina.image.open import open_image
+from lamina.registry.manifest import parse_image_manifest, parse_index
+from lamina.registry.reference import parse_reference
+from lamina.registry.repository import open_repository
+from tests.support.index_layers import COMPRESSIONS, lower_layer, media_type, upper_layer
+from tests.support.layers import add_blob, write_index
+
+
+def ordinary_image(layout: Path, kind: str) -> str:
+    """Write an ordinary image with layers of a kind; return its reference."""
+    tars = [lower_layer(), upper_layer()]
+    layers = [COMPRESSIONS[kind](tar) for tar in tars]
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {
+            "type": "layers",
+            "diff_ids": ["sha256:" + hashlib.sha256(tar).hexdigest() for tar in tars],
+        },
+    }
+    config_type = "application/vnd.oci.image.config.v1+json"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": add_blob(layout, config_type, json.dumps(config).encode()),
+        "layers": [add_blob(layout, media_type(layer), layer) for layer in layers],
+    }
+    data = json.dumps(manifest).encode()
+    write_index(layout, "latest", add_blob(layout, str(manifest["mediaType"]), data))
+    return f"oci:{layout}:latest"
+
+
+def index(reference: str, **options: int) -> IndexReport:
+    """Index an image in its layout, with the tag ``index``."""
+    with open_repository(parse_reference(reference), write=True) as repository:
+        descriptor, data = repository.manifest()
+        manifest = parse_image_manifest(data)
+        with repository.open_blob(manifest.config) as stream:
+            config = stream.read()
+        wanted = IndexOptions(**options)  # type: ignore[arg-type]
+        return build_index(repository, descriptor, manifest, config, wanted, tag="index")
+
+
+@pytest.mark.parametrize("kind", COMPRESSIONS)
+@pytest.mark.parametrize("spacing", [1, 256 << 10])
+def test_every_kind_of_layer(kind: str, spacing: int, tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", kind)
+    report = index(reference, spacing_bytes=spacing)
+    with (
+        open_image(f"oci:{tmp_path / 'layout'}:index", store=tmp_path / "store") as image,
+        open_source_image(reference) as wanted,
+    ):
+        assert [str(one) for one in compare(image, wanted)] == []
+        origin = image.origin
+        assert origin is not None
+        assert origin.manifest is not None
+        assert origin.manifest.subject is not None
+        assert origin.manifest.subject.digest == report.source_digest
+    with open_repository(parse_reference(reference)) as repository:
+        _, data = repository.manifest(fallback_tag(report.source_digest))
+        assert [entry.digest for entry in parse_index(data).manifests] == [report.digest]
+
+
+def test_the_same_image_gives_the_same_index(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    assert index(reference).digest == index(reference, jobs=1).digest
+
+
+def test_a_read_fetches_little_of_a_layer(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    index(reference, spacing_bytes=65536)
+    with open_image(f"oci:{tmp_path / 'layout'}:index", store=tmp_path / "store") as image:
+        with image.open("/d/100") as file:
+            assert len(file.read()) == 3700
+        assert 0 < image.statistics.fetched_bytes < 250_000
+        assert image.statistics.requests == 1
