@@ -85,8 +85,8 @@ def main() -> int:
         for case in cases:
             with case.mounted() as tree:
                 _reading("read", tree)
-        for _ in range(options.rounds):
-            for case in cases:
+        for number in range(options.rounds):
+            for case in cases if number % 2 == 0 else reversed(cases):
                 _measure(case, results[case.name])
         _print_results(results)
         misses = {
@@ -222,9 +222,13 @@ def _misses(
     places = _places(reference, folder / "plan", options.misses)
     found: dict[str, list[float]] = {"read_ms": [], "request_ms": []}
     with mount.mounted() as tree:
-        for place in places:
-            found["request_ms"].append(_curl(place))
+        for number, place in enumerate(places):
+            # Who comes second finds the piece in the registry's page cache, so they take turns.
+            if number % 2:
+                found["request_ms"].append(_curl(place))
             found["read_ms"].append(_pread(tree, place))
+            if not number % 2:
+                found["request_ms"].append(_curl(place))
     mount.forget()
     return found
 
@@ -286,15 +290,19 @@ def _curl(place: Place) -> float:
 def _print_misses(misses: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     rows = []
     for device, found in misses.items():
-        read, request = (report.median(found[name]) for name in ("read_ms", "request_ms"))
-        p90 = sorted(found["read_ms"])[len(found["read_ms"]) * 9 // 10]
-        verdict = "holds" if read - request <= MISS_BAR_MS else "MISSED"
-        cells = [f"{value:.2f}" for value in (read, p90, request, read - request)]
+        read, request = found["read_ms"], found["request_ms"]
+        more = [one - other for one, other in zip(read, request, strict=True)]
+        verdict = "holds" if report.median(more) <= MISS_BAR_MS else "MISSED"
+        cells = [_median_and_p90(values) for values in (read, request, more)]
         rows.append([f"lamina {device}", *cells, f"≤ {MISS_BAR_MS:.0f}", verdict])
     if rows:
         print()
-        headings = ["miss of 4 KiB, ms", "median", "p90", "curl of the piece", "more", "bar", ""]
+        headings = ["miss of 4 KiB, ms: p50 / p90", "read", "curl of the piece", "more", "bar", ""]
         report.print_table(headings, rows)
+
+
+def _median_and_p90(values: Sequence[float]) -> str:
+    return f"{report.median(values):.2f} / {sorted(values)[len(values) * 9 // 10]:.2f}"
 
 
 if __name__ == "__main__":
