@@ -98,21 +98,11 @@ def encrypt(payload: bytes, recipients: Sequence[Certificate], *, primitive: boo
     """Encrypt for every certificate; DER.  ``primitive`` writes the form of ocicrypt 1.2 and
     later.
     """
-    from cryptography.hazmat.primitives.asymmetric import padding
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     key, nonce = os.urandom(16), os.urandom(_NONCE_BYTES)
     sealed = AESGCM(key).encrypt(nonce, payload, None)
-    infos = b""
-    for recipient in recipients:
-        public = cast("RSAPublicKey", recipient.certificate.public_key())
-        infos += der.encode(
-            der.SEQUENCE,
-            der.encode(der.INTEGER, b"\0"),
-            recipient.issuer_and_serial,
-            der.encode(der.SEQUENCE, der.encode(der.OBJECT_IDENTIFIER, _RSA_ENCRYPTION)),
-            der.encode(der.OCTET_STRING, public.encrypt(key, padding.PKCS1v15())),
-        )
+    infos = b"".join(_recipient_info(recipient, key) for recipient in recipients)
     parameters = der.encode(
         der.SEQUENCE,
         der.encode(_NONCE_TAG, nonce),
@@ -138,6 +128,19 @@ def encrypt(payload: bytes, recipients: Sequence[Certificate], *, primitive: boo
         der.SEQUENCE,
         der.encode(der.OBJECT_IDENTIFIER, _ENVELOPED_DATA),
         der.encode(der.CONTEXT_0, enveloped),
+    )
+
+
+def _recipient_info(recipient: Certificate, key: bytes) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric import padding
+
+    public = cast("RSAPublicKey", recipient.certificate.public_key())
+    return der.encode(
+        der.SEQUENCE,
+        der.encode(der.INTEGER, b"\0"),
+        recipient.issuer_and_serial,
+        der.encode(der.SEQUENCE, der.encode(der.OBJECT_IDENTIFIER, _RSA_ENCRYPTION)),
+        der.encode(der.OCTET_STRING, public.encrypt(key, padding.PKCS1v15())),
     )
 
 

@@ -75,6 +75,13 @@ def add_arguments(parser: Parser) -> None:
         help="accept a signature that states another name or none, as bundles of cosign do; the "
         "digest is proven all the same",
     )
+    _add_demands(parser)
+    add_signing_registry_options(parser)
+    add_output_options(parser)
+
+
+def _add_demands(parser: Parser) -> None:
+    """What a signature must state beside the name."""
     parser.add_argument(
         "--min-release",
         metavar="N",
@@ -92,8 +99,6 @@ def add_arguments(parser: Parser) -> None:
         default=[],
         help="something else that it must state; may be repeated",
     )
-    add_signing_registry_options(parser)
-    add_output_options(parser)
 
 
 def run(args: Namespace) -> int:
