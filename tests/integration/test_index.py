@@ -10,9 +10,10 @@ import pytest
 
 from lamina.build.index import IndexOptions, IndexReport, build_index, fallback_tag
 from lamina.build.source_image import open_source_image
+from lamina.errors import IntegrityError, UnsupportedError
 from lamina.image.compare import compare
 from lamina.image.open import open_image
-from lamina.registry.manifest import parse_image_manifest, parse_index
+from lamina.registry.manifest import OCI_INDEX, OCI_MANIFEST, parse_image_manifest, parse_index
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import open_repository
 from tests.support.index_layers import COMPRESSIONS, lower_layer, media_type, upper_layer
@@ -87,3 +88,40 @@ def test_a_read_fetches_little_of_a_layer(tmp_path: Path) -> None:
             assert len(file.read()) == 3700
         assert 0 < image.statistics.fetched_bytes < 250_000
         assert image.statistics.requests == 1
+
+
+def test_an_ordinary_image_is_opened_by_its_index(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    with pytest.raises(UnsupportedError, match="ordinary"):
+        open_image(reference, store=tmp_path / "store")
+    report = index(reference)
+    with open_image(reference, store=tmp_path / "store") as image:
+        assert image.origin is not None
+        assert image.origin.reference is not None
+        assert image.origin.reference.digest == report.digest
+    with pytest.raises(UnsupportedError, match="ordinary"):
+        open_image(reference, store=tmp_path / "store", index="never")
+
+
+def test_an_index_of_another_image_is_refused(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    report = index(reference)
+    with open_repository(parse_reference(reference), write=True) as repository:
+        _, listed = repository.manifest(fallback_tag(report.source_digest))
+        _, data = repository.manifest()
+        other = data + b" "
+        moved = repository.push_manifest("latest", OCI_MANIFEST, other)
+        assert moved.digest != report.source_digest
+        repository.push_manifest(fallback_tag(moved.digest), OCI_INDEX, listed)
+    with pytest.raises(IntegrityError, match="another image"):
+        open_image(reference, store=tmp_path / "store")
+
+
+def test_other_referrers_stay_listed(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "tar")
+    first = index(reference, chunk_size=4096)
+    second = index(reference)
+    with open_repository(parse_reference(reference)) as repository:
+        _, data = repository.manifest(fallback_tag(first.source_digest))
+    listed = [entry.digest for entry in parse_index(data).manifests]
+    assert listed == [first.digest, second.digest]

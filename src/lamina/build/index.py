@@ -26,7 +26,8 @@ from lamina.build.workers import Workers
 from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
 from lamina.erofs.writer import BootstrapOptions, write_bootstrap
-from lamina.errors import UsageError
+from lamina.errors import NotFoundError, UsageError
+from lamina.image.indexed import fallback_tag
 from lamina.registry.manifest import (
     NYDUS_FS_VERSION,
     NYDUS_MANIFEST_ARTIFACT,
@@ -40,13 +41,14 @@ from lamina.registry.manifest import (
     Manifest,
     describe,
     encode,
+    parse_index,
 )
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
 __all__ = ["IndexOptions", "IndexReport", "build_index", "fallback_tag"]
 
 DEFAULT_CHUNK_SIZE = 128 << 10
-DEFAULT_SPACING_BYTES = 512 << 10
+DEFAULT_SPACING_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,11 +221,17 @@ def _push(
         size=pushed.size,
         artifact_type=NYDUS_MANIFEST_ARTIFACT,
     )
-    referrers = Index(schema_version=2, media_type=OCI_INDEX, manifests=(entry,))
-    repository.push_manifest(fallback_tag(source.digest), OCI_INDEX, encode(referrers))
+    tag = fallback_tag(source.digest)
+    others = [other for other in _referrers(repository, tag) if other.digest != entry.digest]
+    referrers = Index(schema_version=2, media_type=OCI_INDEX, manifests=(*others, entry))
+    repository.push_manifest(tag, OCI_INDEX, encode(referrers))
     return pushed
 
 
-def fallback_tag(digest: str) -> str:
-    """Return the tag of the list of what refers to a manifest."""
-    return digest.replace(":", "-", 1)
+def _referrers(repository: Repository, tag: str) -> Sequence[Descriptor]:
+    """Return what refers to the image already, so that nothing of it is lost."""
+    try:
+        _, data = repository.manifest(tag)
+    except NotFoundError:
+        return ()
+    return parse_index(data, f"list of referrers {tag}").manifests

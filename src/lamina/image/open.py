@@ -17,6 +17,7 @@ from lamina.errors import FormatError, NotFoundError, UnsupportedError
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.source import RepositorySource, Source
 from lamina.image.blob_set import BlobSet
+from lamina.image.indexed import IndexUse, find_index
 from lamina.image.mapped import mapped_bootstrap
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
 from lamina.image.native import NativeImage, Origin
@@ -48,23 +49,30 @@ def open_image(
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
     sources: Sequence[Source] = (),
+    index: IndexUse = "auto",
 ) -> NativeImage:
-    """Open a native image in a registry, an OCI layout or an archive.
+    """Open a native image, or an ordinary one by the index that is attached to it.
+
+    It may be in a registry, an OCI layout or an archive.
 
     *store* is the node store or its directory (default: :func:`lamina.store.node.default_root`);
     *platform* chooses from an index, ``OS/ARCHITECTURE[/VARIANT]``, this machine's by default.
     Nothing of the files' content is fetched.  Later it comes from *sources* (peers, mirrors) in
     their order, and from the image's own place if they fail.
 
+    With *index* ``"never"`` an attached index is not looked for.
+
     Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
-    cannot be had, UnsupportedError for an ordinary OCI image, IntegrityError or FormatError for one
-    that is not what it claims to be, and StoreError if it cannot be kept.
+    cannot be had, UnsupportedError for an ordinary OCI image without an index, IntegrityError or
+    FormatError for one that is not what it claims to be, and StoreError if it cannot be kept.
     """
     where = parse_reference(reference) if isinstance(reference, str) else reference
     node = _node_store(store)
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
         manifest, digest = find_manifest(repository, node, where, platform)
+        if not manifest.is_nydus and index == "auto":
+            manifest, digest = find_index(repository, node, digest) or (manifest, digest)
         if not manifest.is_nydus:
             raise UnsupportedError(
                 f"{where} is an ordinary OCI image, not a native one",
