@@ -128,7 +128,9 @@ def test_concurrent_readers_fetch_once(sample: Sample, device: str) -> None:
         with ThreadPoolExecutor(12) as pool:
             assert all(pool.map(read_all, range(0, 300, 25)))
     fetched = sum(size for _, size in sample.source.requests)
-    assert fetched == sum(size for _, size in sample.built.pieces)
+    assert len(set(sample.source.requests)) == len(sample.source.requests)
+    # Chunks of one content are fetched once, where the kernel does not fill the file.
+    assert fetched <= sum(size for _, size in sample.built.pieces)
 
 
 def test_this_process_may_read_beside_its_mount(sample: Sample, device: str) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from lamina.blob.table import ChunkTable, Piece
 from lamina.erofs.chunk_digests import DigestSource
@@ -22,8 +22,11 @@ from lamina.fetch.parallel import Parallel
 from lamina.fetch.source import Source
 from lamina.image.blob_filler import BlobFiller, BlobParts
 from lamina.image.statistics import Statistics
-from lamina.store.cache_blob import CacheBlob, Write
+from lamina.store.cache_blob import CacheBlob, StoreReadError, Write
 from lamina.store.local_chunks import LocalChunks
+
+if TYPE_CHECKING:
+    from lamina.linux.mount import SuperblockWatch
 
 __all__ = ["LazyBlob", "Statistics"]
 
@@ -98,6 +101,12 @@ class LazyBlob:
     def hold_if_complete(self) -> bool:
         """Hold the blob if it is complete; returns whether it is, and so will stay."""
         return self.cache.hold_if_complete()
+
+    def hold_through(self, watch: SuperblockWatch) -> None:
+        """Keep a blob that is held from being evicted even after the sudden end of this process,
+        while the superblock exists: :meth:`lamina.store.cache_blob.CacheBlob.hold_through`.
+        """
+        self.cache.hold_through(watch)
 
     def let_go(self) -> None:
         """End one :meth:`hold`."""
@@ -212,7 +221,7 @@ class LazyBlob:
         for start in range(0, size, step):
             part = view[start : min(start + step, size)]
             if self._read_window(offset + start, part) != len(part):
-                raise StoreError(f"the cache file {self.path} is shorter than its blob")
+                raise StoreReadError(f"the cache file {self.path} is shorter than its blob")
         return size
 
     def _read_window(self, offset: int, view: memoryview) -> int:

@@ -38,7 +38,8 @@ _BEYOND_ANY_BLOB: Final = 1 << 46
 class FanotifyDevice:
     """Serves the incomplete ones of ``blobs``, which stay the caller's.
 
-    Needs CAP_SYS_ADMIN, Linux 6.14, and the node store on ext4, xfs or btrfs.
+    Needs CAP_SYS_ADMIN, Linux 6.14, and the node store on ext4, xfs or btrfs.  The kernel reads the
+    cache files at moments that nobody is told of, so nothing is evicted from them while mounted.
     """
 
     name = "fanotify"
@@ -54,15 +55,26 @@ class FanotifyDevice:
         self._early: list[fanotify.Event] = []
         self._threads: list[threading.Thread] = []
         self._holder: Holder | None = None
+        self._held: list[LazyBlob] = []
         self._watch = SuperblockWatch("erofs")
 
     def prepare(self) -> Sequence[str]:
-        """Mark the incomplete blobs."""
+        """Hold all blobs and mark the incomplete ones."""
+        for blob in self._blobs:
+            # A reader goes on after the answer to its event, when nobody can tell whether it has
+            # read; and complete blobs are read without an event.
+            blob.hold()
+        for blob in self._blobs:
+            blob.cache.hold()
+            self._held.append(blob)
         lazy = [blob for blob in self._blobs if not blob.complete]
+        self._watch = SuperblockWatch("erofs")
         if lazy:
             self._group = fanotify.create_group()
             self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-            self._holder = Holder(self._group)
+        kept = [blob.cache.lock_fd for blob in self._blobs]
+        self._holder = Holder(self._group if lazy else None, kept, sorted(self._watch.before))
+        if lazy:
             for blob in lazy:
                 fanotify.add_mark(self._group, blob.fd)
                 status = os.fstat(blob.fd)
@@ -70,7 +82,6 @@ class FanotifyDevice:
             self._marked = set(self._by_inode)
             for key, blob in self._by_inode.items():
                 self._quieten(key, blob)
-            self._watch = SuperblockWatch("erofs")
         return [fd_path(blob.fd) for blob in self._blobs]
 
     def _quieten(self, key: tuple[int, int], blob: LazyBlob) -> None:
@@ -121,15 +132,17 @@ class FanotifyDevice:
             self._threads.append(thread)
 
     def mounted(self) -> None:
-        """Tell the holder what to watch."""
+        """Tell the holder, and the holds of the cache files, what to watch."""
         self._watch.mounted()
+        for blob in self._blobs:
+            blob.hold_through(self._watch)
         if self._holder is not None:
             self._holder.watch(self._watch.paths)
 
     @property
     def in_use(self) -> bool:
-        """Whether the superblock lives and some blob still needs us."""
-        return self._group >= 0 and self._watch.alive
+        """Whether the superblock lives."""
+        return self._watch.alive
 
     def _run(self) -> None:
         with select.epoll() as poll:
@@ -183,7 +196,7 @@ class FanotifyDevice:
                 fanotify.remove_mark(self._group, blob.fd)
 
     def abandon(self) -> None:
-        """Leave the group to the holder, which denies all reads until the superblock is gone."""
+        """Leave group and holds to the holder, which denies all reads of incomplete blobs."""
         self._end(handed_over=True)
 
     def close(self) -> None:
@@ -191,16 +204,21 @@ class FanotifyDevice:
         self._end(handed_over=False)
 
     def _end(self, *, handed_over: bool) -> None:
-        if self._group < 0:
-            return
-        os.eventfd_write(self._stop, 1)
-        for thread in self._threads:
-            thread.join()
+        if self._group >= 0:
+            os.eventfd_write(self._stop, 1)
+            for thread in self._threads:
+                thread.join()
         if self._holder is not None:
             self._holder.close(handed_over=handed_over)
-        os.close(self._stop)
-        os.close(self._group)
-        self._group = -1
+            self._holder = None
+        while self._held:
+            blob = self._held.pop()
+            if not handed_over:
+                blob.cache.let_go()
+        if self._group >= 0:
+            os.close(self._stop)
+            os.close(self._group)
+            self._group = -1
 
 
 def _read_far_away(fd: int) -> None:

@@ -38,11 +38,18 @@ class FuseBlobDevice:
         self._mount_fd = -1
         self._number = 0
         self._server: FuseServer | None = None
+        self._held: list[LazyBlob] = []
+        self._watch = mount.SuperblockWatch("erofs")
 
     def prepare(self) -> Sequence[str]:
         """Mount the FUSE side, unless every blob is complete."""
         paths = [fd_path(blob.fd) for blob in self._blobs]
-        lazy = [index for index, blob in enumerate(self._blobs) if not blob.complete]
+        # The kernel reads a complete cache file by itself, so it must stay complete.
+        self._held = [blob for blob in self._blobs if blob.hold_if_complete()]
+        lazy = [index for index, blob in enumerate(self._blobs) if blob not in self._held]
+        self._watch = mount.SuperblockWatch("erofs")
+        for blob in self._held:
+            blob.hold_through(self._watch)
         if lazy:
             self._device = fuse_device.open_device()
             self._mount_fd = fuse_device.create_fuse_mount(
@@ -66,6 +73,9 @@ class FuseBlobDevice:
     def mounted(self) -> None:
         """Let go of the FUSE mount: from now on EROFS alone keeps it."""
         self._release()
+        self._watch.mounted()
+        for blob in self._held:
+            blob.hold_through(self._watch)
 
     def _release(self) -> None:
         if self._mount_fd >= 0:

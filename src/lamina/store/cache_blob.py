@@ -10,23 +10,33 @@ itself does not: while it may, the blob must be held with :meth:`CacheBlob.hold`
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Self, TypeAlias
 
+from lamina.errors import StoreError
 from lamina.store.files import store_error, write_all
+from lamina.store.holds import HoldRecord
 from lamina.store.locks import Lock, lock_shared, unlock
 from lamina.store.readiness import ReadinessMap, use_time
 
 if TYPE_CHECKING:
+    from lamina.linux.mount import SuperblockWatch
     from lamina.store.space import Space
 
 Data: TypeAlias = bytes | bytearray | memoryview
 Write: TypeAlias = Callable[[int, Data], None]
+
+
+class StoreReadError(StoreError):
+    """A cache file does not give back what was put into it."""
+
+    errno: ClassVar[int] = errno.EIO
 
 
 class CacheBlob:
@@ -49,6 +59,7 @@ class CacheBlob:
         self._writing = threading.Lock()
         self._holding = threading.Lock()
         self._holds = 0
+        self._record = HoldRecord(space.root, path.stem)
         lock_shared(lock_fd, Lock.OPEN)
 
     def is_ready(self, chunk: int) -> bool:
@@ -161,7 +172,7 @@ class CacheBlob:
                     break
                 filled += count
         except OSError as error:
-            raise store_error(f"read {self.path}", error) from error
+            raise StoreReadError(f"cannot read {self.path}: {error.strerror}") from error
         return filled
 
     def read_ready(self, offset: int, buffer: memoryview, chunks: range) -> int:
@@ -216,6 +227,15 @@ class CacheBlob:
                 if self._holds == 0:
                     unlock(self.lock_fd, Lock.KERNEL)
 
+    def hold_through(self, watch: SuperblockWatch) -> None:
+        """Keep the blob from being evicted while the superblock that *watch* knows exists, whatever
+        becomes of this process.
+
+        Called before the mount is made, with a watch that was made just then, and again when it has
+        seen the mount.  Raises StoreError.
+        """
+        self._record.write(watch.before, watch.paths)
+
     def flush(self) -> None:
         """Make a complete blob outlive a power cut; others are verified again after one."""
         with self.writing():
@@ -234,6 +254,7 @@ class CacheBlob:
             pass
         finally:
             fd, self.fd = self.fd, -1
+            self._record.settle()
             self._readiness.close()
             os.close(self.lock_fd)
             os.close(fd)

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 
 from lamina.errors import StoreError, UsageError
 from lamina.store.files import FILE_MODE
+from lamina.store.holds import held_blobs
 from lamina.store.locks import Lock, is_locked, lock_exclusive, unlock
 from lamina.store.readiness import ReadinessMap, Zone, map_file, use_time
 
@@ -85,7 +86,7 @@ class Space:
     ) -> None:
         """*pinned* gives the names, without their endings, of cache files that must stay."""
         self.budget_bytes = budget_bytes
-        self._root = root
+        self.root = root
         self._blobs = root / "blobs"
         self._pinned = pinned
         self._counted: tuple[int, int] | None = None
@@ -110,7 +111,7 @@ class Space:
 
     def _metadata_bytes(self) -> int:
         """What the small files take; counted anew only when one was added or removed."""
-        folders = [self._root, self._root / "metadata" / "sha256", self._root / "index"]
+        folders = [self.root, self.root / "metadata" / "sha256", self.root / "index"]
         stamp = 0
         for folder in folders:
             with suppress(FileNotFoundError):
@@ -140,7 +141,7 @@ class Space:
                 freed = self.evict(max(excess, self.budget_bytes // 64))
                 if freed < excess and self.used_bytes() + size_bytes > self.budget_bytes:
                     raise StoreError(
-                        f"the node store {self._root} has reached its budget of"
+                        f"the node store {self.root} has reached its budget of"
                         f" {self.budget_bytes} bytes, and all that is in it is in use",
                         hint="raise --store-budget, or unmount or unpin an image",
                     )
@@ -156,7 +157,7 @@ class Space:
         if freed < size_bytes:
             freed += self._sweep()
         if freed:
-            LOG.debug("evicted %d bytes from %s", freed, self._root)
+            LOG.debug("evicted %d bytes from %s", freed, self.root)
         return freed
 
     def _victims(self) -> Iterator[_Victim]:
@@ -170,7 +171,7 @@ class Space:
                             yield _Victim(-age, path, zone)
 
     def _evictable(self) -> list[Path]:
-        pinned = self._pinned()
+        pinned = self._pinned() | held_blobs(self.root)
         names = [entry.name for entry in _entries(self._blobs) if entry.name.endswith(".ready")]
         return [
             self._blobs / name
@@ -209,7 +210,7 @@ class Space:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        fd = os.open(self._root / "space.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        fd = os.open(self.root / "space.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
