@@ -1,6 +1,7 @@
 """Walks and reads a tree, timed: ``python reading.py walk|read FOLDER`` prints JSON.
 
-Run as a program of its own, so that nothing but the tree is in the measurement.
+The timed programs are find and cat: a reader in Python takes longer than the file systems that it
+is to measure.
 """
 
 from __future__ import annotations
@@ -8,47 +9,40 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 import time
-
-BUFFER_BYTES = 1 << 20
 
 
 def walk(folder: str) -> dict[str, float]:
     """List every directory and lstat every entry: microseconds an entry."""
+    command = ["find", folder, "-xdev", "-printf", r"%s\n"]
     start_s = time.perf_counter()
-    count = 0
-    stack = [folder]
-    while stack:
-        with os.scandir(stack.pop()) as entries:
-            for entry in entries:
-                status = os.lstat(entry.path)
-                count += 1
-                if stat.S_ISDIR(status.st_mode):
-                    stack.append(entry.path)
-    return {"entries": count, "us_an_entry": (time.perf_counter() - start_s) * 1e6 / count}
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    passed_s = time.perf_counter() - start_s
+    count = done.stdout.count(b"\n")
+    return {"entries": count, "us_an_entry": passed_s * 1e6 / count}
 
 
 def read(folder: str) -> dict[str, float]:
     """Read every regular file from beginning to end: MB/s, the walk left out."""
-    paths = sorted(_regular_files(folder))
-    buffer = bytearray(BUFFER_BYTES)
-    total = 0
+    paths, total = _regular_files(os.fsencode(folder))
+    names = b"".join(path + b"\0" for path in sorted(paths))
     start_s = time.perf_counter()
-    for path in paths:
-        fd = os.open(path, os.O_RDONLY)
-        while count := os.readv(fd, [buffer]):
-            total += count
-        os.close(fd)
+    subprocess.run(["xargs", "-0", "cat", "--"], input=names, stdout=subprocess.DEVNULL, check=True)
     return {"bytes": total, "mb_per_s": total / (time.perf_counter() - start_s) / 1e6}
 
 
-def _regular_files(folder: str) -> list[str]:
+def _regular_files(folder: bytes) -> tuple[list[bytes], int]:
     found = []
+    total = 0
     for here, _, names in os.walk(folder):
-        paths = (os.path.join(here, name) for name in names)
-        found += [path for path in paths if stat.S_ISREG(os.lstat(path).st_mode)]
-    return found
+        for path in (os.path.join(here, name) for name in names):
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode):
+                found.append(path)
+                total += status.st_size
+    return found, total
 
 
 if __name__ == "__main__":
