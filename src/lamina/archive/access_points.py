@@ -16,6 +16,10 @@ WINDOW_BYTES = 32 << 10
 """Farthest that deflate refers back (RFC 1951 §2)."""
 
 
+MEMBER_END_BOUNDARIES = 4
+"""An empty block, the last block, the end of the member, and the begin of the next one."""
+
+
 class AccessPoint(NamedTuple):
     """Where decoding can begin.
 
@@ -55,4 +59,8 @@ class PointMap:
         ``size_bytes``.
         """
         position = bisect_left(self.outs, out_offset)
+        # Where a gzip member ends there, nydusd wants to see its trailer and the next header.
+        last = min(position + MEMBER_END_BOUNDARIES, len(self.outs) - 1)
+        while position < last and self.outs[position + 1] == out_offset:
+            position += 1
         return self.ins[position] if position < len(self.ins) else size_bytes
