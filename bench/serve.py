@@ -180,8 +180,8 @@ def _reading(what: str, tree: Path) -> Mapping[str, float]:
 
 
 def _measure(case: Case, into: dict[str, list[float]]) -> None:
+    drop_caches()
     with case.mounted() as tree:
-        drop_caches()
         for measure in ("first_walk_us", "second_walk_us"):
             into[measure].append(_reading("walk", tree)["us_an_entry"])
         drop_caches()
