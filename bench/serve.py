@@ -1,7 +1,7 @@
 """How fast a mounted image is: walk, reads, and the latency of a miss.
 
-The cases take turns in each round.  Each is mounted anew; the page cache is dropped before the
-first walk and before the first read, and the second time follows at once.  Everything is resident
+The cases take turns in each round.  The page cache is dropped, the case mounted anew and walked; it
+is dropped again before the first read, and the second time follows at once.  Everything is resident
 on this machine, except in the part about misses, where an empty store asks a docker-registry on
 loopback, and the same pieces are fetched with curl in between.  A case whose programs are missing
 is named and left out.  Needs root.
