@@ -16,7 +16,7 @@ from lamina.build.layer_blob import LayerBuild, OwnBlobs, borrowed_chunks, finis
 from lamina.build.layer_tree import apply_layer, devices_of, renumber
 from lamina.build.merge import MergedTree
 from lamina.build.options import ConvertProgress, LayerReport
-from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer, stretches
+from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer, segments
 from lamina.build.scan import LayerScan
 from lamina.build.workers import Workers
 from lamina.erofs.layout import MAX_BLOBS
@@ -102,16 +102,10 @@ class Assembly:
                     f"The image has more than {MAX_BLOBS} layers with data.",
                     hint="Flatten some of its layers first.",
                 )
-        packed_bytes = layer.plan.new_bytes
-        for stretch in stretches(layer.plan, layer.scan):
-            future = None
-            segment_bytes = sum(stretch.segment.chunk_sizes)
-            if segment_bytes:
-                future = self._workers.submit(tasks.pack, layer.number, stretch.segment)
-                future.add_done_callback(self._counter_of(segment_bytes))
-                packed_bytes -= segment_bytes
-            layer.packed.append((stretch, future))
-        self._count(packed=packed_bytes)
+        for segment in segments(layer.plan, layer.scan):
+            future = self._workers.submit(tasks.pack, layer.number, segment)
+            future.add_done_callback(self._counter_of(sum(segment.chunk_sizes)))
+            layer.packed.append((segment, future))
 
     def _apply(self, layer: LayerBuild) -> None:
         """Apply a layer to the merged tree, and lay out its own bootstrap."""

@@ -65,8 +65,8 @@ def built_image(
     with phases("start workers"):
         tasks.preload(options)
         files: list[tasks.LayerFiles] = []
-        jobs = options.jobs or len(os.sched_getaffinity(0))
-        job = tasks.Job(source, client, layers, files, options, jobs)
+        job = tasks.Job(source, client, layers, files, options)
+    jobs = options.jobs or len(os.sched_getaffinity(0))
     try:
         with phases("start workers"):
             files += [tasks.LayerFiles(work_folder(options.work_dir)) for _ in layers]

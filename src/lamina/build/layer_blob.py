@@ -16,8 +16,9 @@ from lamina.blob.framing import BlobOptions, BlobTail, FinishedBlob
 from lamina.build.bootstrap import fill_in
 from lamina.build.layer_tree import devices_of, renumber
 from lamina.build.options import ConvertOptions
+from lamina.build.pack import Segment
 from lamina.build.package import blob_descriptor
-from lamina.build.plan import LAYER_SHIFT, SLOT_MASK, LayerPlan, Stretch
+from lamina.build.plan import LAYER_SHIFT, SLOT_MASK, LayerPlan
 from lamina.build.regions import RegionFile
 from lamina.build.scan import LayerScan
 from lamina.build.tasks import LayerFiles
@@ -92,9 +93,7 @@ class LayerBuild:
     files: LayerFiles
     scan: LayerScan
     plan: LayerPlan
-    packed: list[tuple[Stretch, Future[tuple[array[int], float]] | None]] = field(
-        default_factory=list
-    )
+    packed: list[tuple[Segment, Future[tuple[array[int], float]]]] = field(default_factory=list)
     own_bootstrap: bytes = b""
     own_layers: Sequence[int] = ()
     borrowed: list[tuple[int, int]] = field(default_factory=list)
@@ -158,7 +157,7 @@ def finish_and_push(
     destination: Repository,
     progress: Callable[[int], None],
 ) -> LayerBuild:
-    """Take the packed stretches as they come, make the rest of the blob, and push it.
+    """Take the packed segments as they come, make the rest of the blob, and push it.
 
     ``lower`` are the lower layers on their way, which are waited for if chunks were borrowed from
     them.
@@ -200,17 +199,15 @@ def _finish(
 ) -> None:
     sha256 = hashlib.sha256()
     piece_sizes = array("I")
-    buffer = memoryview(bytearray(COPY_BYTES))
-    for stretch, future in layer.packed:
-        packed_sizes, cpu_s = future.result() if future else ((), 0.0)
+    for segment, future in layer.packed:
+        sizes, cpu_s = future.result()
         layer.pack_cpu_s += cpu_s
-        sizes, regions = stretch.regions(packed_sizes)
-        piece_sizes += sizes
-        layer.regions += regions
-        with RegionFile(layer.files.packed.fileno(), regions, b"") as file:
-            while count := file.readinto(buffer):
-                sha256.update(buffer[:count])
-                write(buffer[:count])
+        piece_sizes.extend(sizes)
+        layer.regions.append((segment.packed_offset, sum(sizes)))
+        with RegionFile(layer.files.packed.fileno(), layer.regions[-1:], b"") as region:
+            while data := region.read(COPY_BYTES):
+                sha256.update(data)
+                write(data)
     plan = layer.plan
     columns = BlobColumns(plan.chunk_sizes, plan.piece_counts, piece_sizes)
     blob_options = BlobOptions(options.chunk_size, options.compressor, options.digester)

@@ -1,12 +1,11 @@
-"""Temporary files of a layer: the spool, which has plaintext, and the packed file, which has pieces
-as they are stored.  Third phase of a conversion: compress from the one into the other.
+"""Third phase of a conversion: compress the pieces of a segment from the spool into the layer's
+packed file.
 """
 
 from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from lamina.codec.compress import Compressor, compress
@@ -14,14 +13,13 @@ from lamina.errors import StoreError
 
 WINDOW_BYTES = 4 << 20
 WRITE_BYTES = 2 << 20
-SPOOL_WRITE_BYTES = 512 << 10
 MAX_WRITE_BUFFERS = 1024
 
 
 class Segment(NamedTuple):
     """Neighbouring pieces that one task compresses; offsets and sizes in bytes.
 
-    ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the spool,
+    ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the tar stream,
     ``piece_counts`` how many of them make each piece.  The stored pieces go to ``packed_offset`` of
     the layer's packed file, where as much room is left as they have plaintext.
     """
@@ -58,76 +56,22 @@ class SpoolWindow:
         return memoryview(self._buffer)[start : start + size_bytes]
 
 
-class SpoolWriter:
-    """Appends chunks to a spool file, from its beginning on."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._buffer = bytearray()
-        self._start = 0
-
-    def keep(self, parts: list[memoryview], size_bytes: int) -> tuple[int, int]:
-        """Write a chunk; return (offset, 0), as a scan wants it."""
-        if len(self._buffer) + size_bytes > SPOOL_WRITE_BYTES:
-            self.flush()
-        offset = self._start + len(self._buffer)
-        for part in parts:
-            self._buffer += part
-        return offset, 0
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        self._start = _pwrite(self._fd, [self._buffer], self._start)
-        self._buffer.clear()
-
-
-class PackedWriter:
-    """Compresses pieces and writes them one after the other, from ``position`` of the file on."""
-
-    def __init__(self, fd: int, position: int, compressor: Compressor, level: int | None) -> None:
-        self._fd = fd
-        self._compressor = compressor
-        self._level = level
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-        self.position = position
-
-    def add(self, plain: memoryview | bytearray | bytes) -> int:
-        """Write a piece and return its stored size: as it is where compression does not shrink
-        it.
-        """
-        stored = b""
-        if self._compressor != Compressor.NONE:
-            stored = compress(self._compressor, plain, self._level)
-        if not 0 < len(stored) < len(plain):
-            stored = bytes(plain)
-        self._pending.append(stored)
-        self._pending_bytes += len(stored)
-        self.position += len(stored)
-        if self._pending_bytes >= WRITE_BYTES or len(self._pending) == MAX_WRITE_BUFFERS:
-            self.flush()
-        return len(stored)
-
-    def flush(self) -> None:
-        """Write what is buffered."""
-        _pwrite(self._fd, self._pending, self.position - self._pending_bytes)
-        self._pending = []
-        self._pending_bytes = 0
-
-
 def pack_segment(
     segment: Segment, spool_fd: int, packed_fd: int, compressor: Compressor, level: int | None
 ) -> array[int]:
-    """Compress the pieces of a segment and return their stored sizes in bytes.
+    """Compress the pieces of a segment, write them one after the other, and return their stored
+    sizes in bytes.
 
-    Raises StoreError if the temporary files fail.
+    A piece whose size did not shrink is stored as it is.  Raises StoreError if the temporary files
+    fail.
     """
     offsets, sizes = segment.chunk_offsets, segment.chunk_sizes
     end = max(map(int.__add__, offsets, sizes))
     window = SpoolWindow(spool_fd, end)
-    writer = PackedWriter(packed_fd, segment.packed_offset, compressor, level)
     stored_sizes = array("I")
-    chunk = 0
+    pending: list[bytes] = []
+    position = segment.packed_offset
+    pending_bytes = chunk = 0
     for count in segment.piece_counts:
         plain: memoryview | bytearray
         if count == 1:
@@ -137,8 +81,16 @@ def pack_segment(
             for member in range(chunk, chunk + count):
                 plain += window.view(offsets[member], sizes[member])
         chunk += count
-        stored_sizes.append(writer.add(plain))
-    writer.flush()
+        stored = b"" if compressor == Compressor.NONE else compress(compressor, plain, level)
+        if not 0 < len(stored) < len(plain):
+            stored = bytes(plain)
+        stored_sizes.append(len(stored))
+        pending.append(stored)
+        pending_bytes += len(stored)
+        if pending_bytes >= WRITE_BYTES or len(pending) == MAX_WRITE_BUFFERS:
+            position = _pwrite(packed_fd, pending, position)
+            pending, pending_bytes = [], 0
+    _pwrite(packed_fd, pending, position)
     return stored_sizes
 
 
@@ -161,7 +113,7 @@ def _preadv(fd: int, view: memoryview, offset: int, least: int) -> int:
     return filled
 
 
-def _pwrite(fd: int, buffers: Sequence[bytes | bytearray], offset: int) -> int:
+def _pwrite(fd: int, buffers: list[bytes], offset: int) -> int:
     """Write buffers one after the other and return the offset behind them."""
     total = sum(map(len, buffers))
     written = os.pwritev(fd, buffers, offset) if buffers else 0

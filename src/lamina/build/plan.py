@@ -13,8 +13,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
-from typing import NamedTuple
+from itertools import accumulate
 
 from lamina.build.pack import Segment
 from lamina.build.scan import LayerScan
@@ -34,44 +33,6 @@ waiting.
 
 LAYER_SHIFT = 32
 SLOT_MASK = (1 << LAYER_SHIFT) - 1
-
-
-def is_alone(size_bytes: int, chunk_size: int, pack_size: int) -> bool:
-    """Whether a chunk of this size is a piece of its own."""
-    return size_bytes == chunk_size or size_bytes > pack_size
-
-
-class Stretch(NamedTuple):
-    """Neighbouring pieces of a blob.  ``stored_offsets`` and ``stored_sizes`` in bytes say for each
-    where it lies in the layer's packed file; those of size 0 are still to be packed and make
-    ``segment``, in the same order.
-    """
-
-    segment: Segment
-    stored_offsets: array[int]
-    stored_sizes: array[int]
-
-    def regions(self, packed_sizes: Sequence[int]) -> tuple[array[int], list[tuple[int, int]]]:
-        """Return (stored size of each piece, the regions (offset, size) of the packed file that
-        they fill), given the sizes of the segment's pieces.
-        """
-        packed = iter(packed_sizes)
-        position = self.segment.packed_offset
-        sizes = array("I")
-        starts: list[int] = []
-        ends: list[int] = []
-        for offset, size in zip(self.stored_offsets, self.stored_sizes, strict=True):
-            if not size:
-                size = next(packed)
-                offset = position
-                position += size
-            sizes.append(size)
-            if ends and ends[-1] == offset:
-                ends[-1] = offset + size
-            else:
-                starts.append(offset)
-                ends.append(offset + size)
-        return sizes, [(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
 
 class KnownChunks:
@@ -175,7 +136,7 @@ def _storage_order(
     pack: list[int] = []
     pack_bytes = 0
     for slot, size in enumerate(sizes):
-        if is_alone(size, chunk_size, pack_size):
+        if size == chunk_size or size > pack_size:
             order.append(slot)
             piece_counts.append(1)
             continue
@@ -192,33 +153,23 @@ def _storage_order(
     return order
 
 
-def stretches(plan: LayerPlan, scan: LayerScan) -> Iterator[Stretch]:
-    """Cut the plan into parts, each with one packing task at most."""
-    packed_offset = scan.packed_bytes
-    last = len(plan.piece_counts)
-    chunks = iter(plan.chunks)
-    stretch, size = _new_stretch(packed_offset), 0
+def segments(plan: LayerPlan, scan: LayerScan) -> Iterator[Segment]:
+    """Cut the plan into packing tasks."""
+    offsets = array("Q", [scan.chunk_offsets[number] for number in plan.chunks])
+    first_chunk = first_piece = 0
+    chunk = packed_offset = size = 0
     for piece, count in enumerate(plan.piece_counts, 1):
-        numbers = list(islice(chunks, count))
-        stored = scan.stored_sizes[numbers[0]]
-        stretch.stored_sizes.append(stored)
-        stretch.stored_offsets.append(scan.chunk_offsets[numbers[0]])
-        if not stored:
-            segment = stretch.segment
-            segment.piece_counts.append(count)
-            for number in numbers:
-                segment.chunk_offsets.append(scan.chunk_offsets[number])
-                segment.chunk_sizes.append(scan.chunk_sizes[number])
-                size += scan.chunk_sizes[number]
-        if size >= SEGMENT_BYTES or piece == last:
-            yield stretch
+        size += sum(plan.chunk_sizes[chunk : chunk + count])
+        chunk += count
+        if size >= SEGMENT_BYTES or piece == len(plan.piece_counts):
+            yield Segment(
+                packed_offset,
+                offsets[first_chunk:chunk],
+                plan.chunk_sizes[first_chunk:chunk],
+                plan.piece_counts[first_piece:piece],
+            )
             packed_offset += size
-            stretch, size = _new_stretch(packed_offset), 0
-
-
-def _new_stretch(packed_offset: int) -> Stretch:
-    segment = Segment(packed_offset, array("Q"), array("I"), array("I"))
-    return Stretch(segment, array("Q"), array("I"))
+            first_chunk, first_piece, size = chunk, piece, 0
 
 
 def encode_references(

@@ -1,9 +1,9 @@
 """First phase of a conversion: read a layer once, and keep its headers, its chunk digests and its
 plaintext.
 
-Each chunk is kept as it is inflated and hashed, while its bytes are still in the processor's cache;
-one that the layer had before is not kept again.  The result travels between processes, so it is
-made of a few flat buffers instead of an object per file or chunk.
+The tar stream goes to a spool file as it is inflated and hashed, while its bytes are still in the
+processor's cache; later phases read chunks back by their offset.  The result travels between
+processes, so it is made of a few flat buffers instead of an object per file or chunk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import stat
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
@@ -33,11 +33,6 @@ MODE_OF_KIND = {
     tar.FIFO: stat.S_IFIFO,
 }
 NO_XATTRS: dict[bytes, bytes] = {}
-
-Keep = Callable[[list[memoryview], int], tuple[int, int]]
-"""Keeps a chunk, given as its parts and its size in bytes; returns (offset, stored size), see
-:class:`LayerScan`.
-"""
 
 
 class ScannedEntry(NamedTuple):
@@ -67,10 +62,8 @@ class ScannedEntry(NamedTuple):
 class LayerScan:
     """A scanned layer: entries in columns, chunks in the order of the archive.
 
-    ``digests`` holds 32 bytes a chunk, ``chunk_sizes`` its length in bytes.  ``stored_sizes`` are
-    the lengths of chunks that are compressed already, at ``chunk_offsets`` of the layer's packed
-    file, which has ``packed_bytes`` then; it is 0 for those whose plaintext is at that offset of
-    the spool.  ``tar_bytes`` is the length of the tar stream.
+    ``digests`` holds 32 bytes a chunk, ``chunk_sizes`` its length and ``chunk_offsets`` its place
+    in the tar stream, in bytes.  ``tar_bytes`` is the length of that stream.
     """
 
     chunk_size: int
@@ -81,8 +74,6 @@ class LayerScan:
     digests: bytes = b""
     chunk_sizes: array[int] = field(default_factory=lambda: array("I"))
     chunk_offsets: array[int] = field(default_factory=lambda: array("Q"))
-    stored_sizes: array[int] = field(default_factory=lambda: array("I"))
-    packed_bytes: int = 0
     tar_bytes: int = 0
     compression: str = "none"
 
@@ -108,18 +99,20 @@ class LayerScan:
 
 
 def scan_layer(
-    stream: LayerStream, keep: Keep | None, chunk_size: int, digester: Digester
+    stream: LayerStream, spool: BinaryIO | None, chunk_size: int, digester: Digester
 ) -> LayerScan:
-    """Scan a decompressed layer to its end, giving each chunk to ``keep`` when it comes first.
+    """Scan a decompressed layer to its end, copying it to ``spool`` (unbuffered, at its beginning)
+    if one is given.
 
     Raises:
         FormatError, UnsupportedError: what :func:`lamina.archive.tar.walk` says of the archive.
     """
     scan = LayerScan(chunk_size, compression=stream.compression)
-    reader = BlockReader(lambda: stream.read(BLOCK_BYTES))
+    reader = BlockReader(_tee(stream, spool))
     paths: list[bytes] = []
     links: list[bytes] = []
-    chunks = _Chunks(scan, reader, _hasher(digester), keep)
+    digests: list[bytes] = []
+    hasher = _hasher(digester)
     add_row = scan.numbers.extend
     for entry in tar.walk(reader):
         paths.append(entry.path)
@@ -139,11 +132,26 @@ def scan_layer(
             )
         )
         if entry.size:
-            chunks.read(entry.size)
+            _scan_data(reader, entry.size, scan, hasher, digests)
     scan.tar_bytes = reader.drain()
     scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
-    scan.digests = b"".join(chunks.digests)
+    scan.digests = b"".join(digests)
     return scan
+
+
+def _tee(stream: LayerStream, spool: BinaryIO | None) -> Callable[[], bytes]:
+    if spool is None:
+        return lambda: stream.read(BLOCK_BYTES)
+    write = spool.write
+
+    def read_block() -> bytes:
+        block = stream.read(BLOCK_BYTES)
+        written = write(block)
+        while written < len(block):
+            written += write(memoryview(block)[written:])
+        return block
+
+    return read_block
 
 
 def _hasher(digester: Digester) -> Callable[..., Any]:
@@ -154,49 +162,30 @@ def _hasher(digester: Digester) -> Callable[..., Any]:
     return blake3
 
 
-class _Chunks:
-    """Reads the chunks of one file after the other into a scan."""
-
-    def __init__(
-        self,
-        scan: LayerScan,
-        reader: BlockReader,
-        hasher: Callable[..., Any],
-        keep: Keep | None,
-    ) -> None:
-        self.digests: list[bytes] = []
-        self._scan = scan
-        self._reader = reader
-        self._hasher = hasher
-        self._keep = keep
-        self._first: dict[bytes, int] = {}
-
-    def read(self, size_bytes: int) -> None:
-        """Digest and keep the chunks of a file."""
-        scan, keep = self._scan, self._keep
-        for start in range(0, size_bytes, scan.chunk_size):
-            length = min(scan.chunk_size, size_bytes - start)
-            parts = list(self._reader.pieces(length))
-            state = self._hasher(parts[0])
-            for part in parts[1:]:
-                state.update(part)
-            digest = state.digest()
-            if keep:
-                number = len(self.digests)
-                first = self._first.setdefault(digest, number)
-                if first == number:
-                    offset, stored = keep(parts, length)
-                else:
-                    offset, stored = scan.chunk_offsets[first], scan.stored_sizes[first]
-                scan.chunk_offsets.append(offset)
-                scan.stored_sizes.append(stored)
-            self.digests.append(digest)
-            scan.chunk_sizes.append(length)
-        if len(scan.chunk_sizes) > MAX_CHUNKS:
-            raise FormatError(
-                f"The layer has more than {MAX_CHUNKS} chunks of {scan.chunk_size} bytes.",
-                hint="Choose a larger chunk size.",
-            )
+def _scan_data(
+    reader: BlockReader,
+    size_bytes: int,
+    scan: LayerScan,
+    hasher: Callable[..., Any],
+    digests: list[bytes],
+) -> None:
+    """Digest the chunks of one file."""
+    chunk_size = scan.chunk_size
+    offset = reader.offset
+    for start in range(0, size_bytes, chunk_size):
+        length = min(chunk_size, size_bytes - start)
+        pieces = list(reader.pieces(length))
+        state = hasher(pieces[0])
+        for piece in pieces[1:]:
+            state.update(piece)
+        digests.append(state.digest())
+        scan.chunk_sizes.append(length)
+        scan.chunk_offsets.append(offset + start)
+    if len(scan.chunk_sizes) > MAX_CHUNKS:
+        raise FormatError(
+            f"The layer has more than {MAX_CHUNKS} chunks of {chunk_size} bytes.",
+            hint="Choose a larger chunk size.",
+        )
 
 
 def encode_rdev(major: int, minor: int) -> int:

@@ -2,7 +2,7 @@
 would give.
 
 Opening reads every layer once, into temporary files without a name; the tree is merged exactly as a
-conversion merges it, and file contents are read from temporary files.  So it takes as long as
+conversion merges it, and file contents are read from the tar streams.  So it takes as long as
 unpacking does, and as much space.
 """
 
@@ -20,7 +20,6 @@ from lamina.archive.stream import open_layer
 from lamina.build.layer_tree import apply_layer
 from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_LAYER_BYTES, work_folder
-from lamina.build.pack import SpoolWriter
 from lamina.build.scan import scan_layer
 from lamina.codec.digest import Digester
 from lamina.erofs.tree import Node
@@ -35,6 +34,7 @@ from lamina.registry.repository import ClientOptions, Repository, open_repositor
 
 CHUNK_SIZE = 16 << 20
 LAYER_SHIFT = 48
+OFFSET_MASK = (1 << LAYER_SHIFT) - 1
 MAX_INDEX_DEPTH = 4
 
 
@@ -88,21 +88,19 @@ def _apply(
 ) -> None:
     with repository.open_blob(layer) as raw:
         stream = open_layer(raw, layer.media_type, max_layer_bytes)
-        writer = SpoolWriter(spool.fileno())
-        scan = scan_layer(stream, writer.keep, CHUNK_SIZE, Digester.BLAKE3)
-        writer.flush()
+        scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3)
         while raw.read(1 << 20):
             pass
-    # In place of chunk indexes the nodes get the layer and the place in its spool.
+    # In place of chunk indexes the nodes get the layer and the place in its tar stream.
     places = array("Q", [number << LAYER_SHIFT | offset for offset in scan.chunk_offsets])
     apply_layer(tree, scan, places.tobytes(), lambda node: node)
 
 
 class SourceImage(ImageBase):
-    """The merged tree of an ordinary image; the contents of its files are temporary files."""
+    """The merged tree of an ordinary image; the tar streams of its layers are temporary files."""
 
     def __init__(self, root: Node, spools: list[int], resources: ExitStack) -> None:
-        """``spools`` are file descriptors of the layers' chunks; ``resources`` are closed with the
+        """``spools`` are file descriptors of the tar streams; ``resources`` are closed with the
         image.
         """
         self._spools = spools
@@ -150,18 +148,12 @@ class SourceImage(ImageBase):
     def pread(self, stat: Stat, offset: int, size: int) -> bytes:
         """Read ``size`` bytes of a regular file at ``offset``; fewer only at its end."""
         require_file(stat)
-        end = min(offset + size, stat.size)
-        if offset < 0 or end <= offset:
+        wanted = min(size, stat.size - offset)
+        if offset < 0 or wanted <= 0:
             return b""
-        places = array("Q", self._nodes[stat.ino].chunks)
-        parts = []
-        while offset < end:
-            number, inside = divmod(offset, CHUNK_SIZE)
-            layer, start = divmod(places[number], 1 << LAYER_SHIFT)
-            wanted = min(end - offset, CHUNK_SIZE - inside)
-            parts.append(os.pread(self._spools[layer], wanted, start + inside))
-            offset += wanted
-        return b"".join(parts)
+        place = array("Q", self._nodes[stat.ino].chunks[:8])[0]
+        start = (place & OFFSET_MASK) + offset
+        return os.pread(self._spools[place >> LAYER_SHIFT], wanted, start)
 
     def close(self) -> None:
         """Free the temporary files; may be called again."""

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from lamina.archive.stream import open_layer
 from lamina.build.options import ConvertOptions
-from lamina.build.pack import PackedWriter, Segment, SpoolWriter, pack_segment
-from lamina.build.plan import is_alone
+from lamina.build.pack import Segment, pack_segment
 from lamina.build.scan import LayerScan, scan_layer
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest
@@ -31,7 +30,7 @@ COUNTER_BYTES = 8
 
 
 class LayerFiles:
-    """The two temporary files of a layer, without a name: plaintext chunks, and packed pieces."""
+    """The two temporary files of a layer, without a name: the tar stream, and the packed pieces."""
 
     def __init__(self, work_dir: str) -> None:
         try:
@@ -66,25 +65,16 @@ class Job:
     layers: Sequence[Descriptor]
     files: Sequence[LayerFiles]
     options: ConvertOptions
-    jobs: int
     read_bytes: SharedCounters = field(init=False)
-    scanned: SharedCounters = field(init=False)
 
     def __post_init__(self) -> None:
         self.read_bytes = SharedCounters(len(self.layers))
-        self.scanned = SharedCounters(len(self.layers))
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether every worker has a layer to scan, so that none could take over packing."""
-        return len(self.layers) - self.scanned.total() >= self.jobs
 
     def close(self) -> None:
         """Free the temporary files and counters."""
         for files in self.files:
             files.close()
         self.read_bytes.close()
-        self.scanned.close()
 
 
 class SharedCounters:
@@ -153,8 +143,8 @@ def set_up(job: Job) -> None:
 
 
 def scan(layer: int) -> tuple[LayerScan, float]:
-    """Scan a layer, keeping its chunks; return (scan, seconds of CPU time).  Its compressed digest
-    is verified.
+    """Scan a layer into its spool; return (scan, seconds of CPU time).  Its compressed digest is
+    verified.
     """
     start = time.process_time()
     descriptor = _job.layers[layer]
@@ -162,38 +152,12 @@ def scan(layer: int) -> tuple[LayerScan, float]:
     with _job.source.open_blob(descriptor) as raw, _Counted(raw, _job.read_bytes, layer) as counted:
         source = cast("BinaryIO", counted)
         stream = open_layer(source, descriptor.media_type, options.max_layer_bytes)
-        keeper = _Keeper(_job.files[layer], options)
-        found = scan_layer(stream, keeper.keep, options.chunk_size, options.digester)
-        found.packed_bytes = keeper.flush()
+        spool = _job.files[layer].spool
+        found = scan_layer(stream, spool, options.chunk_size, options.digester)
         # The last read verifies the digest, and may lie behind the end of the archive.
         while counted.read(1 << 20):
             pass
-    _job.scanned.add(layer, 1)
     return found, time.process_time() - start
-
-
-class _Keeper:
-    """Packs a chunk at once if it is a piece of its own and nobody else could do it meanwhile; the
-    others go to the spool.
-    """
-
-    def __init__(self, files: LayerFiles, options: ConvertOptions) -> None:
-        self._spool = SpoolWriter(files.spool.fileno())
-        self._packed = PackedWriter(files.packed.fileno(), 0, options.compressor, options.level)
-        self._chunk_size, self._pack_size = options.chunk_size, options.pack_size
-
-    def keep(self, parts: list[memoryview], size_bytes: int) -> tuple[int, int]:
-        """Keep a chunk, as a scan wants it."""
-        if _job.is_busy and is_alone(size_bytes, self._chunk_size, self._pack_size):
-            offset = self._packed.position
-            return offset, self._packed.add(parts[0] if len(parts) == 1 else b"".join(parts))
-        return self._spool.keep(parts, size_bytes)
-
-    def flush(self) -> int:
-        """Write what is buffered; return the length of the packed file in bytes."""
-        self._spool.flush()
-        self._packed.flush()
-        return self._packed.position
 
 
 def pack(layer: int, segment: Segment) -> tuple[array[int], float]:

@@ -16,7 +16,7 @@ from lamina.build.plan import (
     LayerPlan,
     encode_references,
     plan_layer,
-    stretches,
+    segments,
 )
 from lamina.build.scan import LayerScan
 from lamina.errors import FormatError
@@ -31,7 +31,6 @@ def scan_of(chunks: list[tuple[int, int]]) -> LayerScan:
     scan.chunk_sizes = array("I", [size for _, size in chunks])
     offsets = itertools.accumulate((size for _, size in chunks), initial=512)
     scan.chunk_offsets = array("Q", list(offsets)[:-1])
-    scan.stored_sizes = array("I", bytes(4 * len(chunks)))
     return scan
 
 
@@ -110,7 +109,7 @@ def test_segments_cover_the_plan() -> None:
     size = SEGMENT_BYTES // 4
     scan = scan_of([(i, CHUNK if i % 3 else 77) for i in range(4000)])
     plan = plan_layer(0, scan, KnownChunks(), CHUNK)
-    found = [stretch.segment for stretch in stretches(plan, scan)]
+    found = list(segments(plan, scan))
     assert len(found) == -(-plan.new_bytes // SEGMENT_BYTES) > 1
     assert [count for segment in found for count in segment.piece_counts] == list(plan.piece_counts)
     assert [size for segment in found for size in segment.chunk_sizes] == list(plan.chunk_sizes)
@@ -122,25 +121,10 @@ def test_segments_cover_the_plan() -> None:
     assert size < position
 
 
-def test_stretches_join_what_is_stored_and_what_is_packed() -> None:
-    scan = scan_of([(0, CHUNK), (1, 100), (2, CHUNK), (3, CHUNK), (4, 200), (5, CHUNK)])
-    scan.stored_sizes = array("I", [500, 0, 600, 0, 0, 700])
-    scan.chunk_offsets = array("Q", [0, 0, 500, 100, 8292, 1100])
-    scan.packed_bytes = 1800
-    plan = plan_layer(0, scan, KnownChunks(), CHUNK)
-    assert pieces(plan) == [[0], [2], [3], [5], [1, 4]]
-    [stretch] = stretches(plan, scan)
-    assert list(stretch.segment.chunk_offsets) == [100, 0, 8292]
-    assert list(stretch.segment.piece_counts) == [1, 2]
-    sizes, regions = stretch.regions([400, 90])
-    assert list(sizes) == [500, 600, 400, 700, 90]
-    assert regions == [(0, 1100), (1800, 400), (1100, 700), (2200, 90)]
-
-
-def test_an_empty_layer_has_no_stretches() -> None:
+def test_an_empty_layer_has_no_segments() -> None:
     scan = scan_of([])
     plan = plan_layer(0, scan, KnownChunks(), CHUNK)
-    assert list(stretches(plan, scan)) == []
+    assert list(segments(plan, scan)) == []
     assert (plan.chunk_count, plan.uncompressed_size) == (0, 0)
 
 

@@ -9,7 +9,6 @@ import pytest
 from tests.support import layers
 from tests.support.layers import Item, folder, oci_layout, symlink
 
-from lamina.build import source_image
 from lamina.build.source_image import open_source_image
 from lamina.build.unpack import unpack_to_folder
 from lamina.errors import StoreError, UsageError
@@ -104,17 +103,3 @@ def test_source_image_lookups(tmp_path: Path) -> None:
         with pytest.raises(FileKindError):
             image.readlink("/d/f")
     image.close()
-
-
-def test_reads_cross_chunks_that_are_kept_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(source_image, "CHUNK_SIZE", 4096)
-    first, second = b"1" * 4096, b"2" * 4096
-    data = first + second + first + b"end"
-    items = [Item("a", second), Item("b", data)]
-    with open_source_image(oci_layout(tmp_path / "oci", [items])) as image:
-        stat = image.stat("/b")
-        assert image.pread(stat, 0, 1 << 20) == data
-        assert image.pread(stat, 4000, 9000) == data[4000:13000]
-        assert image.pread(stat, len(data), 1) == b""
