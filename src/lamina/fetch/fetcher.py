@@ -16,7 +16,7 @@ from lamina.errors import AuthError, Error, FetchError, NotFoundError
 from lamina.fetch.link import Link, LinkEstimator
 from lamina.fetch.retry import ONCE, DeadlineError, RetryPolicy, may_pass, retry_after_s
 from lamina.fetch.source import Source, TimedSource, exactly, source_name
-from lamina.fetch.traffic import Traffic
+from lamina.fetch.traffic import SHARED_TRAFFIC
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -48,7 +48,7 @@ class _Health:
 class Fetcher:
     """An ordered list of sources behind the interface of one.  Threads share it.
 
-    It measures the link to its first source as it goes.
+    It measures the link to one of them as it goes, *measured*, by default the first.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Fetcher:
         *,
         policy: RetryPolicy | None = None,
         estimator: LinkEstimator | None = None,
+        measured: Source | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -65,7 +66,8 @@ class Fetcher:
         self.sources = tuple(sources)
         self.policy = policy or RetryPolicy()
         self.estimator = estimator or LinkEstimator()
-        self.traffic = Traffic()
+        self._measured = measured or self.sources[0]
+        self.traffic = SHARED_TRAFFIC
         self._health = {id(source): _Health() for source in self.sources}
         self._lock = threading.Lock()
         self._clock = clock
@@ -143,7 +145,7 @@ class Fetcher:
         else:
             data = source.read_range(*what)
         data = exactly(data, source_name(source), *what)
-        if source is self.sources[0]:
+        if source is self._measured:
             self.estimator.add(size_bytes, self._clock() - begin)
         health = self._health[id(source)]
         if health.failures:

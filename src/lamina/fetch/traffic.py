@@ -47,11 +47,15 @@ class Traffic:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._readers = 0
+        self._waited_s = 0.0
+        self._since = 0.0
 
     @contextmanager
     def foreground(self) -> Iterator[None]:
         """While this is held, nothing new begins in the background."""
         with self._condition:
+            if not self._readers:
+                self._since = time.monotonic()
             self._readers += 1
         try:
             yield
@@ -59,7 +63,15 @@ class Traffic:
             with self._condition:
                 self._readers -= 1
                 if not self._readers:
+                    self._waited_s += time.monotonic() - self._since
                     self._condition.notify_all()
+
+    @property
+    def waited_s(self) -> float:
+        """How long some reader waited, so far; times that two waited at once count once."""
+        with self._condition:
+            running_s = time.monotonic() - self._since if self._readers else 0.0
+            return self._waited_s + running_s
 
     @property
     def readers(self) -> int:
@@ -83,3 +95,7 @@ class Traffic:
                 return True
             stopped.wait(min(pause_s, _LONGEST_WAIT_S))
         return False
+
+
+SHARED_TRAFFIC: Final = Traffic()
+"""All images of a process share its link."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lamina.erofs.layout import Inode
 from lamina.erofs.reader import Bootstrap
@@ -24,6 +24,13 @@ from lamina.image.lazy_blob import LazyBlob, Statistics
 if TYPE_CHECKING:
     from lamina.registry.manifest import ImageConfig, Manifest
     from lamina.registry.reference import Reference
+
+
+class Closable(Protocol):
+    """What has an end."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class FileChunk(NamedTuple):
@@ -104,6 +111,14 @@ class NativeImage(ImageBase):
     def root(self) -> Stat:
         """The root directory."""
         return _stat(b"/", self.bootstrap.inode(self.bootstrap.root_nid))
+
+    def stat_of(self, nid: int) -> Stat:
+        """Return an inode by its number, without a path.  Raises FormatError if there is none."""
+        return _stat(b"", self.bootstrap.inode(nid))
+
+    def close_with(self, resource: Closable) -> None:
+        """Close *resource* before the image itself is closed."""
+        self._resources.callback(resource.close)
 
     def child(self, directory: Stat, name: bytes) -> Stat | None:
         """Return the entry *name* of a directory, or None; O(log n) of its size."""

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.errors import FormatError, NotFoundError, UnsupportedError
 from lamina.fetch.fetcher import Fetcher
+from lamina.fetch.link import LinkEstimator
 from lamina.fetch.source import RepositorySource, Source
 from lamina.image.blob_set import BlobSet
 from lamina.image.indexed import IndexUse, find_index
+from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
 from lamina.image.native import NativeImage, Origin
@@ -50,6 +52,7 @@ def open_image(
     platform: str | Platform | None = None,
     sources: Sequence[Source] = (),
     index: IndexUse = "auto",
+    refresh: bool = False,
 ) -> NativeImage:
     """Open a native image, or an ordinary one by the index that is attached to it.
 
@@ -59,6 +62,9 @@ def open_image(
     *platform* chooses from an index, ``OS/ARCHITECTURE[/VARIANT]``, this machine's by default.
     Nothing of the files' content is fetched.  Later it comes from *sources* (peers, mirrors) in
     their order, and from the image's own place if they fail.
+
+    A tag of an image that is resident (:func:`lamina.image.residency.make_resident`) means that
+    image, and no network is asked what it points to, unless *refresh* is set.
 
     With *index* ``"never"`` an attached index is not looked for.
 
@@ -70,7 +76,8 @@ def open_image(
     node = _node_store(store)
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
-        manifest, digest = find_manifest(repository, node, where, platform)
+        wanted = where if refresh else _resident_version(node, where)
+        manifest, digest = find_manifest(repository, node, wanted, platform)
         if not manifest.is_nydus and index == "auto":
             manifest, digest = find_index(repository, node, digest) or (manifest, digest)
         if not manifest.is_nydus:
@@ -78,8 +85,9 @@ def open_image(
                 f"{where} is an ordinary OCI image, not a native one",
                 hint=f"Convert it first: lamina convert {where} DESTINATION",
             )
-        config = _config(repository, node, manifest.config)
-        files = _metadata_files(repository, node, manifest.layers[-1], digest)
+        estimator = LinkEstimator(known_link(node, where))
+        config = _config(repository, node, manifest.config, estimator)
+        files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
         known = dict(files.tables)
 
         def keep_table(blob_id: str, table: str) -> None:
@@ -90,7 +98,9 @@ def open_image(
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
         bootstrap = stack.enter_context(mapped_bootstrap(path))
-        fetcher = Fetcher([*sources, RepositorySource(repository)])
+        own = RepositorySource(repository)
+        fetcher = Fetcher([*sources, own], measured=own, estimator=estimator)
+        stack.callback(lambda: remember_link(node, where, fetcher.link))
         blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table)
         stack.callback(blobs.close)
         origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
@@ -144,24 +154,39 @@ def find_manifest(
     raise FormatError(f"{reference} is an index of indexes of indexes, without an image in reach")
 
 
-def _config(repository: Repository, node: NodeStore, descriptor: Descriptor) -> ImageConfig:
+def _resident_version(node: NodeStore, reference: Reference) -> Reference:
+    if reference.digest is not None:
+        return reference
+    record = node.resident(str(reference))
+    digest = record.get("digest") if record is not None and record.get("complete") else None
+    return reference if digest is None else reference.with_version(digest=digest)
+
+
+def _config(
+    repository: Repository, node: NodeStore, descriptor: Descriptor, estimator: LinkEstimator
+) -> ImageConfig:
     data = node.metadata(descriptor.digest)
     if data is None:
         if descriptor.size > MAX_CONFIG_BYTES:
             raise FormatError(f"the image configuration claims {descriptor.size} bytes")
-        with repository.open_blob(descriptor) as stream:
+        size = descriptor.size
+        with measured(estimator, size), repository.open_blob(descriptor) as stream:
             data = stream.read()
         node.put_metadata(data, descriptor.digest)
     return parse_config(data)
 
 
 def _metadata_files(
-    repository: Repository, node: NodeStore, layer: Descriptor, digest: str
+    repository: Repository,
+    node: NodeStore,
+    layer: Descriptor,
+    digest: str,
+    estimator: LinkEstimator,
 ) -> MetadataFiles:
     record = node.record(RECORD, digest)
     files = None if record is None else MetadataFiles.decode(record)
     if files is None or not files.present(node):
-        with repository.open_blob(layer) as stream:
+        with measured(estimator, layer.size), repository.open_blob(layer) as stream:
             files = unpack_metadata_layer(stream, layer.media_type, node)
         node.put_record(RECORD, digest, files.encode())
     return files

@@ -36,7 +36,7 @@ import json
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -51,8 +51,10 @@ from lamina.store.files import (
     store_error,
     write_atomically,
 )
+from lamina.store.holds import held_blobs
 from lamina.store.local_chunks import LocalChunks
 from lamina.store.readiness import ONE_ZONE, Header, create_map, current_boot_id, open_map
+from lamina.store.removal import remove_old, remove_unused
 from lamina.store.space import BUDGET_VARIABLE, Space, parse_budget
 
 MAX_BLOB_SIZE: Final = 1 << 44
@@ -150,6 +152,37 @@ class NodeStore:
                 os.close(fd)
         return None if found is None else CacheBlob(data_path, fd, *found, self.space)
 
+    def remove_unused_blobs(self) -> tuple[tuple[int, int], frozenset[str]]:
+        """Remove the cache files that nobody has open, no kernel mount reads and that are not
+        resident; returns (number, bytes on disk), and the names of those that stay.
+        """
+        with self._locked():
+            return remove_unused(self._blobs, self.resident_blobs() | held_blobs(self.root))
+
+    def records(self, kind: str) -> Iterator[tuple[str, bytes]]:
+        """Yield (digest, content) of all records of a kind that are not damaged."""
+        folder = self.root / "records" / kind
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+            digest = name.replace("-", ":", 1)
+            if DIGEST.fullmatch(digest):
+                content = self.record(kind, digest)
+                if content is not None:
+                    yield digest, content
+
+    def remove_metadata(self, kind: str, keep: Collection[str]) -> tuple[int, int]:
+        """Remove metadata files, and records of *kind*, whose digests are not in *keep*; returns
+        (number of files, bytes on disk).  Young ones stay: somebody may be opening their image.
+        """
+        files = [
+            (f"{folder.name}:{path.name}", path)
+            for folder in (self._metadata / "sha256", self._metadata / "sha512")
+            for path in folder.iterdir()
+        ]
+        folder = self.root / "records" / kind
+        if folder.is_dir():
+            files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
+        return remove_old(path for digest, path in files if digest not in keep)
+
     def local_chunks(self) -> LocalChunks:
         """Open the index of the chunks that are on this node; close it when done."""
         with self._locked():
@@ -171,11 +204,7 @@ class NodeStore:
 
     def residents(self) -> list[dict[str, Any]]:
         """Return all of them, by name."""
-        folder = self.root / "records" / RESIDENT
-        names = os.listdir(folder) if folder.is_dir() else []
-        digests = [name.replace("-", ":", 1) for name in names if not name.startswith(".")]
-        found = [self.record(RESIDENT, digest) for digest in digests]
-        records = [_parsed_record(data) for data in found if data is not None]
+        records = [_parsed_record(data) for _, data in self.records(RESIDENT)]
         return sorted(filter(None, records), key=lambda record: str(record["name"]))
 
     def release_resident(self, name: str) -> bool:

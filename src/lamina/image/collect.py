@@ -1,0 +1,54 @@
+"""Removing what nothing on this node uses any more: ``lamina gc``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lamina.errors import Error
+from lamina.image.metadata_layer import MetadataFiles
+from lamina.image.open import RECORD
+from lamina.registry.manifest import Index, parse_manifest
+from lamina.store.node import NodeStore
+
+
+class Collected(NamedTuple):
+    """What was removed: number and bytes on disk of blobs and of metadata files."""
+
+    blobs: int
+    blob_bytes: int
+    files: int
+    file_bytes: int
+
+
+def collect(store: NodeStore) -> Collected:
+    """Remove blobs that are not open in any process, not read by any kernel mount and not resident,
+    and the metadata of images that are left without any.  Raises StoreError.
+    """
+    removed, kept = store.remove_unused_blobs()
+    digests = set(_kept_digests(store, kept))
+    files = store.remove_metadata(RECORD, digests)
+    return Collected(*removed, *files)
+
+
+def _kept_digests(store: NodeStore, kept: frozenset[str]) -> Iterator[str]:
+    """The digests of metadata that images with a kept blob, and resident images, need."""
+    residents = {record.get("digest") for record in store.residents()}
+    kept_ids = {stem.rpartition(".")[0] for stem in kept}
+    for digest, data in store.records(RECORD):
+        files = MetadataFiles.decode(data)
+        if files is None:
+            continue
+        if digest in residents or kept_ids & files.chunk_sets.keys():
+            yield from (digest, files.bootstrap, *files.tables.values())
+            yield from _config_digest(store, digest)
+
+
+def _config_digest(store: NodeStore, digest: str) -> Iterator[str]:
+    try:
+        data = store.metadata(digest)
+        document = None if data is None else parse_manifest(data, digest)
+    except Error:
+        return
+    if document is not None and not isinstance(document, Index):
+        yield document.config.digest

@@ -1,0 +1,234 @@
+"""How much of an image is on this node, and getting the rest of it.
+
+*Resident* is an image of which every chunk is ready, and stays: nothing of it is evicted or
+collected, and no network is asked for it again, not even for what its tag points to.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from lamina.errors import Error, StoreError, UsageError
+from lamina.fetch.amplify import background_span_bytes
+from lamina.fetch.traffic import TokenBucket
+from lamina.image.base import Stat
+from lamina.image.native import NativeImage
+from lamina.store.node import NodeStore
+
+LOG: Final = logging.getLogger("lamina")
+
+STEP_BYTES: Final = 4 << 20
+"""What a foreground transfer asks for at a time: enough for all connections."""
+
+RETRY_S: Final = 30.0
+"""How long the background rests after a failure."""
+
+Progress = Callable[[int], None]
+"""Told the plain bytes that became ready, or were, since the last call."""
+
+
+class Extent(NamedTuple):
+    """A range of the uncompressed address space of one blob."""
+
+    blob_index: int
+    offset: int
+    size_bytes: int
+
+
+class BlobCoverage(NamedTuple):
+    """How much of a blob is ready; in bytes of its uncompressed address space."""
+
+    blob_id: str
+    ready_chunks: int
+    chunks: int
+    ready_bytes: int
+    size_bytes: int
+
+
+class FileCoverage(NamedTuple):
+    """How much of a file is ready."""
+
+    path: bytes
+    ready_bytes: int
+    size_bytes: int
+
+
+def whole_image(image: NativeImage) -> list[Extent]:
+    """Return all of all blobs."""
+    return [Extent(number, 0, blob.size_bytes) for number, blob in enumerate(image.blobs)]
+
+
+def extents_of(image: NativeImage, stats: Iterable[Stat]) -> list[Extent]:
+    """Return where the content of regular files is, in their order; others have none."""
+    found: list[Extent] = []
+    for stat in stats:
+        if not stat.is_file:
+            continue
+        for chunk in image.chunks(stat):
+            last = found[-1] if found else None
+            start = chunk.blob_offset
+            if last and last.blob_index == chunk.blob_index and start == last.offset + last[2]:
+                found[-1] = last._replace(size_bytes=last.size_bytes + chunk.size_bytes)
+            else:
+                found.append(Extent(chunk.blob_index, start, chunk.size_bytes))
+    return found
+
+
+def files_below(image: NativeImage, paths: Iterable[str | bytes]) -> Iterator[Stat]:
+    """Yield the files that *paths* name, or that are in the folders they name."""
+    for path in paths:
+        here = image.stat(path)
+        if here.is_dir:
+            yield from (stat for _, stat in image.walk(here) if stat.is_file)
+        else:
+            yield here
+
+
+def prefetch_list(image: NativeImage) -> list[Stat]:
+    """Return the files that the image itself wants to be fetched early (RAFS v6 §1.2), in order."""
+    found: list[Stat] = []
+    for nid in image.bootstrap.prefetch_nids:
+        here = image.stat_of(nid)
+        found += [stat for _, stat in image.walk(here)] if here.is_dir else [here]
+    return [stat for stat in found if stat.is_file]
+
+
+def blob_coverage(image: NativeImage) -> list[BlobCoverage]:
+    """Return how much of each blob is ready."""
+    found = []
+    for blob in image.blobs:
+        cache, extent = blob.cache, blob.table.chunk_extent
+        ready = sum(extent(n)[1] for n in range(cache.chunk_count) if cache.is_ready(n))
+        size = sum(extent(n)[1] for n in range(cache.chunk_count))
+        found.append(BlobCoverage(blob.blob_id, cache.ready_count, cache.chunk_count, ready, size))
+    return found
+
+
+def file_coverage(image: NativeImage) -> Iterator[FileCoverage]:
+    """Yield how much of each regular file is ready, in the order of a walk."""
+    for path, stat in image.walk():
+        if stat.is_file:
+            ready = sum(
+                chunk.size_bytes
+                for chunk in image.chunks(stat)
+                if image.blobs[chunk.blob_index].cache.is_ready(chunk.chunk_index)
+            )
+            yield FileCoverage(path, ready, stat.size)
+
+
+def fetch(image: NativeImage, extents: Iterable[Extent], progress: Progress | None = None) -> None:
+    """Make *extents* ready as fast as possible.  Raises what reading them would."""
+    for extent in extents:
+        blob = image.blobs[extent.blob_index]
+        for start in range(0, extent.size_bytes, STEP_BYTES):
+            size = min(STEP_BYTES, extent.size_bytes - start)
+            blob.ensure(extent.offset + start, size)
+            if progress is not None:
+                progress(size)
+
+
+def fetch_gently(
+    image: NativeImage,
+    extents: Iterable[Extent],
+    stopped: threading.Event,
+    *,
+    bucket: TokenBucket | None = None,
+    progress: Progress | None = None,
+) -> bool:
+    """Make *extents* ready while nobody reads, at the rate of *bucket*.
+
+    Returns False if it was stopped before the end.  Raises what reading them would.
+    """
+    for extent in extents:
+        blob = image.blobs[extent.blob_index]
+        fetcher = blob.source
+        position, end = extent.offset, extent.offset + extent.size_bytes
+        while position < end:
+            size = min(background_span_bytes(fetcher.link), end - position)
+            chunks = blob.table.chunks_in(position, size)
+            if blob.cache.first_missing(chunks.start, chunks.stop) >= 0:
+                # Nothing is claimed while this waits, so no reader waits for it.
+                if not fetcher.traffic.wait_idle(size, bucket, stopped):
+                    return False
+                blob.ensure(position, size, background=True)
+            position += size
+            if progress is not None:
+                progress(size)
+    return not stopped.is_set()
+
+
+class BackgroundFill:
+    """Completes an image while it is used: first what it wants early, then the rest.
+
+    Failures are logged and tried again later.  Close it before the image.
+    """
+
+    def __init__(self, image: NativeImage, *, bytes_per_s: float | None = None) -> None:
+        """Start at once."""
+        self._image = image
+        self._bucket = TokenBucket(bytes_per_s) if bytes_per_s else None
+        self._stopped = threading.Event()
+        self.finished = threading.Event()
+        """Set when every chunk is ready."""
+        self._thread = threading.Thread(target=self._run, name="lamina-fill", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                early = extents_of(self._image, prefetch_list(self._image))
+                extents = [*early, *whole_image(self._image)]
+                if fetch_gently(self._image, extents, self._stopped, bucket=self._bucket):
+                    for blob in self._image.blobs:
+                        blob.cache.flush()
+                    self.finished.set()
+                    return
+            except Error as error:
+                LOG.warning("completing the image in the background failed: %s", error)
+                self._stopped.wait(RETRY_S)
+            except Exception:
+                LOG.exception("completing the image in the background ended because of a defect")
+                return
+
+    def close(self) -> None:
+        """Stop; may be called again."""
+        self._stopped.set()
+        self._thread.join()
+
+
+def make_resident(
+    image: NativeImage, store: NodeStore, name: str, progress: Progress | None = None
+) -> None:
+    """Fetch all of an image and keep it for ever under *name*, the reference it was opened by.
+
+    Raises what reading it would; then, or if the budget of the store does not allow it, the image
+    is as resident as it was before.
+    """
+    reference = image.origin.reference if image.origin is not None else None
+    if reference is None or reference.digest is None:
+        raise UsageError("only an image that was opened by a reference can be made resident")
+    before = store.resident(name)
+    stems = [blob.cache.path.stem for blob in image.blobs]
+    facts: dict[str, object] = {"digest": reference.digest, "complete": False}
+    # First of all, or a budget would evict the beginning while the end arrives.
+    store.keep_resident(name, facts, stems)
+    try:
+        fetch(image, whole_image(image), progress)
+        _flush(image)
+    except BaseException:
+        store.release_resident(name)
+        if before is not None:
+            kept = {"digest": before.get("digest"), "complete": before.get("complete")}
+            store.keep_resident(name, kept, before["blobs"])
+        raise
+    store.keep_resident(name, facts | {"complete": True}, stems)
+
+
+def _flush(image: NativeImage) -> None:
+    for blob in image.blobs:
+        if not blob.complete:
+            raise StoreError(f"chunks of blob {blob.blob_id} were evicted meanwhile")
+        blob.cache.flush()
