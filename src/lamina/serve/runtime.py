@@ -41,6 +41,7 @@ _CANNOT_INVOKE_WORDS: Final = (
     "open executable: operation not permitted",
 )
 _SI_KERNEL: Final = 0x80
+_LOOK_S: Final = 1.0
 _DEFAULTS: Final = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
@@ -153,8 +154,9 @@ def _wait(pid: int, server_pid: int, watched: set[signal.Signals], own_group: bo
     """
     server_ended = False
     while True:
-        info = signal.sigwaitinfo(watched)
-        if info.si_signo != signal.SIGCHLD:
+        # With a time limit, because a thread that does not block SIGCHLD may have got it.
+        info = signal.sigtimedwait(watched, _LOOK_S)
+        if info is not None and info.si_signo != signal.SIGCHLD:
             # What the terminal sends, the runtime got as well, being in the same group.
             if own_group or info.si_code != _SI_KERNEL:
                 os.kill(pid, info.si_signo)
