@@ -10,17 +10,19 @@ from lamina.cli.options import client_options
 from lamina.errors import NotFoundError, UnsupportedError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lamina.image.base import Image
     from lamina.image.native import NativeImage
+    from lamina.store.node import NodeStore
 
 
-def store_path(args: argparse.Namespace) -> Path | None:
-    """The folder of ``--store``, or None for the default."""
+def node_store(args: argparse.Namespace) -> NodeStore:
+    """The store that ``--store`` and ``--store-budget`` say.  Raises StoreError, UsageError."""
     from pathlib import Path
 
-    return Path(args.store) if args.store is not None else None
+    from lamina.store.node import NodeStore
+
+    root = Path(args.store) if args.store is not None else None
+    return NodeStore(root, budget=args.store_budget)
 
 
 def is_folder(text: str) -> bool:
@@ -36,7 +38,7 @@ def open_native(args: argparse.Namespace, reference: str) -> NativeImage:
 
     return open_image(
         reference,
-        store=store_path(args),
+        store=node_store(args),
         options=client_options(args),
         platform=args.platform,
     )

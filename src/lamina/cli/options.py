@@ -21,7 +21,10 @@ _CREDENTIALS_HELP: Final = (
 )
 STORE_ENVIRONMENT: Final = (
     "LAMINA_STORE",
-    "folder of the node store when --store is not given (/var/lib/lamina for root)",
+    (
+        "folder of the node store when --store is not given (/var/lib/lamina for root); "
+        "LAMINA_STORE_BUDGET stands for --store-budget"
+    ),
 )
 REGISTRY_ENVIRONMENT: Final = (
     (
@@ -57,11 +60,17 @@ def add_output_options(parser: Parser, *, short_verbose: bool = True, json: bool
 
 
 def add_store_option(parser: Parser | argparse._ArgumentGroup) -> None:
-    """``--store DIR``."""
+    """``--store DIR`` and ``--store-budget SIZE``."""
     parser.add_argument(
         "--store",
         metavar="DIR",
         help="folder of the node store, which keeps what was fetched and verified",
+    )
+    parser.add_argument(
+        "--store-budget",
+        metavar="SIZE",
+        help="how much the node store may take, as 20G or 80%% of the disk; what was not read for "
+        "longest is evicted for it",
     )
 
 

@@ -73,7 +73,7 @@ def test_scripts_parse(scripts: Path) -> None:
         ("lamina ", {*NAMES, "help"}),
         ("lamina mou", {"mount", "mounts"}),
         ("lamina --js", {"--json"}),
-        ("lamina --json co", {"convert", "copy", "completion"}),
+        ("lamina --json co", {"convert", "copy", "completion", "coverage"}),
         ("lamina help conv", {"convert"}),
         ("lamina completion ", {"bash", "zsh", "fish"}),
         ("lamina completion z", {"zsh"}),

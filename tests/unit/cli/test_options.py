@@ -23,6 +23,7 @@ from lamina.errors import UsageError
 REGISTRY = {"--platform", "--creds", "--authfile", "--ca-file", "--plain-http", "--no-tls-verify"}
 OUTPUT = {"--quiet", "-q", "--verbose", "--log-format", "--help", "-h"}
 WITHOUT_REFERENCE = {"key", "umount", "mounts", "self-test", "version", "completion"}
+STORE_ONLY = {"gc", "unpin"}
 SIGNING = {"sign", "verify", "policy"}
 WITHOUT_STORE = WITHOUT_REFERENCE | SIGNING | {"encrypt", "decrypt", "convert", "copy"}
 
@@ -34,7 +35,7 @@ def test_common_options_are_everywhere(name: str) -> None:
     names = verb_parser(verb).option_names
     assert names >= OUTPUT
     wanted = REGISTRY - {"--platform"} if name in SIGNING else REGISTRY
-    assert (names & REGISTRY) == (set() if name in WITHOUT_REFERENCE else wanted)
+    assert (names & REGISTRY) == (set() if name in WITHOUT_REFERENCE | STORE_ONLY else wanted)
     assert ("--store" in names) == (name not in WITHOUT_STORE)
     assert ("--json" in names) == (name != "run")
 

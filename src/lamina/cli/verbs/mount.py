@@ -18,6 +18,7 @@ from lamina.cli.options import (
 from lamina.cli.output import print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+from lamina.cli.planning import add_complete_options, complete_in_background
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
@@ -62,6 +63,7 @@ def add_arguments(parser: Parser) -> None:
         default="",
         help="of nosuid, nodev, noexec and noatime; the mount is read-only in any case",
     )
+    add_complete_options(parser)
     parser.add_argument(
         "--foreground", action="store_true", help="serve in this process until it is stopped"
     )
@@ -98,7 +100,9 @@ def mount_request(args: Namespace) -> MountRequest:
     def open_image() -> NativeImage:
         from lamina.cli.opening import open_native
 
-        return open_native(args, args.image)
+        image = open_native(args, args.image)
+        complete_in_background(args, image)
+        return image
 
     return MountRequest(
         open_image=open_image,

@@ -19,6 +19,13 @@ from lamina.cli.options import (
 )
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+from lamina.cli.planning import (
+    PlannedMount,
+    add_complete_options,
+    add_plan_option,
+    complete_in_background,
+    follow_plan,
+)
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
@@ -37,6 +44,9 @@ PAGE: Final = Page(
 
     Without -i standard input is empty. With -t the container has a terminal, which must be the
     one that lamina runs in. Signals are passed on to the command.
+
+    Before the start it says what it expects to fetch and how long that takes, from what it knows of
+    the registry's link, and at the end what it came to.
 
     When lamina is killed, the container is killed and everything is unmounted.
     """,
@@ -84,6 +94,8 @@ def add_arguments(parser: Parser) -> None:
     )
     add_container_options(parser)
     add_device_option(parser)
+    add_plan_option(parser)
+    add_complete_options(parser)
     add_registry_options(parser)
     # Standard output is the container's, so there is no --json; -v is docker's.
     add_output_options(parser, short_verbose=False, json=False)
@@ -115,7 +127,10 @@ def run_request(args: Namespace) -> RunRequest:
     def mount(image: NativeImage, mountpoint: str) -> Unmountable:
         from lamina.serve.mount import mount_image
 
-        return mount_image(image, mountpoint, device=args.device)
+        plan = follow_plan(args.plan, image)
+        mounted = mount_image(image, mountpoint, device=args.device)
+        complete_in_background(args, image)
+        return PlannedMount(image, plan, mounted)
 
     return RunRequest(
         open_image=open_image,

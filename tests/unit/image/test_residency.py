@@ -1,0 +1,295 @@
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.support.native_images import (
+    BuiltImage,
+    MemorySource,
+    build_image,
+    push_image,
+    some_bytes,
+)
+from tests.unit.image.test_node_store import opened
+
+from lamina.errors import Error, FetchError, NotFoundError, StoreError, UsageError
+from lamina.fetch.fetcher import Fetcher
+from lamina.fetch.link import Link, LinkEstimator
+from lamina.fetch.traffic import TokenBucket
+from lamina.image import residency
+from lamina.image.blob_set import BlobSet
+from lamina.image.collect import collect
+from lamina.image.link_record import known_link, measured, remember_link
+from lamina.image.native import NativeImage
+from lamina.image.open import open_image
+from lamina.image.plan import choose, make_plan
+from lamina.registry.reference import parse_reference
+from lamina.store.node import NodeStore
+
+CHUNK = 64 << 10
+FILES = {b"lib/%02d" % n: random.Random(n).randbytes(60_000 + n) for n in range(20)}
+FILES |= {b"etc/%02d" % n: some_bytes(500, n) for n in range(50)} | {b"empty": b""}
+
+
+@pytest.fixture(scope="module")
+def built() -> BuiltImage:
+    return build_image(FILES, chunk_size=CHUNK, pack_size=CHUNK)
+
+
+@contextmanager
+def pushed(folder: Path, built: BuiltImage, store: NodeStore) -> Iterator[NativeImage]:
+    if not (folder / "layout").exists():
+        push_image(built, folder / "layout")
+    with open_image(f"oci:{folder / 'layout'}:latest", store=store) as image:
+        yield image
+
+
+def test_where_files_are(built: BuiltImage, tmp_path: Path) -> None:
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        stats = list(residency.files_below(image, ["/lib", b"etc/03", "empty"]))
+        assert [stat.path for stat in stats[:2]] == [b"/lib/00", b"/lib/01"]
+        assert len(stats) == 22
+        extents = residency.extents_of(image, stats)
+        assert sum(extent.size_bytes for extent in extents) == sum(stat.size for stat in stats)
+        residency.fetch(image, extents)
+        cost = image.statistics.requests
+        for stat in stats:
+            assert image.open(stat).read() == FILES[stat.path[1:]]
+        assert image.statistics.requests == cost
+        with pytest.raises(NotFoundError):
+            list(residency.files_below(image, ["/absent"]))
+
+
+def test_coverage_of_blobs_and_files(built: BuiltImage, tmp_path: Path) -> None:
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        (blob,) = residency.blob_coverage(image)
+        assert (blob.ready_bytes, blob.ready_chunks) == (0, 0)
+        assert blob.size_bytes == sum(map(len, FILES.values()))
+        image.open("lib/03").read()
+        found = {file.path: file for file in residency.file_coverage(image)}
+        assert len(found) == len(FILES)
+        assert found[b"/lib/03"].ready_bytes == found[b"/lib/03"].size_bytes == 60_003
+        assert found[b"/lib/04"].ready_bytes == 0
+        residency.fetch(image, residency.whole_image(image))
+        (blob,) = residency.blob_coverage(image)
+        assert blob.ready_bytes == blob.size_bytes
+        assert blob.ready_chunks == blob.chunks
+
+
+def test_progress_adds_up(built: BuiltImage, tmp_path: Path) -> None:
+    moved: list[int] = []
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        residency.fetch(image, residency.whole_image(image), moved.append)
+        assert sum(moved) == image.blobs[0].size_bytes
+        moved.clear()
+        stopped = threading.Event()
+        extents = residency.whole_image(image)
+        assert residency.fetch_gently(image, extents, stopped, progress=moved.append)
+        assert sum(moved) == image.blobs[0].size_bytes
+
+
+def test_the_image_is_completed_in_the_background(built: BuiltImage, tmp_path: Path) -> None:
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        completed = threading.Event()
+        image.blobs[0].call_when_complete(completed.set)
+        fill = residency.BackgroundFill(image)
+        image.close_with(fill)
+        assert fill.finished.wait(20)
+        assert completed.is_set()
+        assert image.blobs[0].complete
+
+
+def test_the_background_waits_for_readers_and_can_be_stopped(
+    built: BuiltImage, tmp_path: Path
+) -> None:
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        assert isinstance(image.blobs, BlobSet)
+        with image.blobs.fetcher.traffic.foreground():
+            fill = residency.BackgroundFill(image)
+            time.sleep(0.1)
+            assert image.statistics.requests == 0
+            fill.close()
+        assert not fill.finished.is_set()
+
+
+def test_the_background_tries_again(
+    built: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residency, "RETRY_S", 0.01)
+    inner = MemorySource(built)
+    failures = [FetchError("down")] * 3
+
+    class Shaky:
+        def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+            if failures and offset < sum(built.pieces[-1]):
+                raise failures.pop()
+            return inner.read_range(blob_id, offset, size_bytes)
+
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store"), Shaky()) as image:
+        fill = residency.BackgroundFill(image)
+        assert fill.finished.wait(20)
+        fill.close()
+
+
+def test_a_rate_is_kept(built: BuiltImage, tmp_path: Path) -> None:
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        size = image.blobs[0].size_bytes
+        begin = time.monotonic()
+        bucket = TokenBucket(size * 2)
+        extents = residency.whole_image(image) * 3
+        assert residency.fetch_gently(image, extents, threading.Event(), bucket=bucket)
+        assert time.monotonic() - begin < 2, "what is there costs nothing"
+        assert image.blobs[0].complete
+
+
+def test_a_resident_image_needs_no_registry(built: BuiltImage, tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "store")
+    with pushed(tmp_path, built, store) as image:
+        assert image.origin is not None
+        name = f"oci:{tmp_path / 'layout'}:latest"
+        residency.make_resident(image, store, name)
+        digest = image.origin.reference.digest if image.origin.reference else None
+    for path in (tmp_path / "layout" / "blobs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    (tmp_path / "layout" / "index.json").write_text('{"schemaVersion":2,"manifests":[]}')
+    with open_image(name, store=store) as image:
+        assert image.origin is not None
+        assert image.origin.reference is not None
+        assert image.origin.reference.digest == digest
+        for path, content in FILES.items():
+            assert image.open(path).read() == content
+        assert image.statistics.requests == 0
+        assert store.space.evict(1 << 40) == 0
+    with pytest.raises(Error):
+        open_image(name, store=store, refresh=True)
+    assert store.release_resident(name)
+    with pytest.raises(Error):
+        open_image(name, store=store)
+
+
+def test_what_does_not_fit_the_budget_does_not_become_resident(
+    built: BuiltImage, tmp_path: Path
+) -> None:
+    push_image(built, tmp_path / "layout")
+    store = NodeStore(tmp_path / "store", budget=2_000_000)
+    with pushed(tmp_path, built, store) as image:
+        with pytest.raises(StoreError, match="budget"):
+            residency.make_resident(image, store, "name")
+        assert store.resident("name") is None
+        assert store.space.evict(1) > 0
+
+
+def test_only_what_has_a_reference_becomes_resident(built: BuiltImage, tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "store")
+    with opened(tmp_path / "image", built, store) as image, pytest.raises(UsageError):
+        residency.make_resident(image, store, "name")
+
+
+def age(root: Path) -> None:
+    for path in root.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1, 1))
+
+
+def test_collecting_spares_what_is_in_use(built: BuiltImage, tmp_path: Path) -> None:
+    other = build_image({b"other": some_bytes(99_000, 5)}, chunk_size=CHUNK)
+    store = NodeStore(tmp_path / "store")
+    for name, each in (("one", built), ("two", other)):
+        (tmp_path / name).mkdir()
+        with pushed(tmp_path / name, each, store) as image:
+            residency.fetch(image, residency.whole_image(image))
+    with pushed(tmp_path / "one", built, store) as image:
+        image.open("etc/01").read()
+        age(store.root)
+        found = collect(store)
+        assert found.blobs == 1
+        assert found.blob_bytes > 90_000
+        assert found.files >= 4
+        for path, content in FILES.items():
+            assert image.open(path).read() == content
+        assert image.statistics.requests == 0
+    with pushed(tmp_path / "one", built, store) as image:
+        image.open("etc/01").read()
+        assert image.statistics.requests == 0
+    assert collect(store).blobs == 1
+    assert list((store.root / "blobs").iterdir()) == []
+    with pushed(tmp_path / "two", other, store) as image:
+        assert image.open("other").read() == some_bytes(99_000, 5)
+
+
+def test_collecting_spares_what_is_resident_and_what_is_young(
+    built: BuiltImage, tmp_path: Path
+) -> None:
+    store = NodeStore(tmp_path / "store")
+    with pushed(tmp_path, built, store) as image:
+        residency.make_resident(image, store, "name")
+    files = sorted((store.root / "metadata").rglob("*"))
+    age(store.root)
+    assert collect(store) == (0, 0, 0, 0)
+    assert sorted((store.root / "metadata").rglob("*")) == files
+    store.release_resident("name")
+    os.utime(files[-1])
+    collect(store)
+    assert files[-1].exists()
+
+
+@pytest.mark.parametrize(
+    ("link", "mode"),
+    [
+        (Link(0.0005, 3e6), "lazy"),
+        (Link(0.05, 3e6), "lazy"),
+        (Link(0.2, 1e8), "full"),
+        (Link(0.0001, 1e9), "lazy"),
+        (Link(0.0, 0.0), "lazy"),
+    ],
+)
+def test_plans(link: Link, mode: str) -> None:
+    """An image of 125 MB, of which 10 MB in 210 pieces are read at the start."""
+    plan = choose(10_000_000, 210, 125_000_000, link)
+    assert plan.mode == mode
+    assert plan.chosen == (plan.lazy if mode == "lazy" else plan.full)
+    assert choose(10_000_000, 210, 125_000_000, link, "full").mode == "full"
+
+
+def test_a_plan_counts_only_what_is_missing(built: BuiltImage, tmp_path: Path) -> None:
+    link = Link(0.01, 1e6)
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        before = make_plan(image, link)
+        assert before.full.fetched_bytes == image.bootstrap.blobs[0].compressed_size
+        assert 0 < before.lazy.fetched_bytes < before.full.fetched_bytes
+        assert before.lazy.requests > 0
+        residency.fetch(image, residency.whole_image(image))
+        after = make_plan(image, link)
+        assert after.full == after.lazy == (0, 0, 0)
+
+
+def test_links_are_remembered(tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "store")
+    reference = parse_reference("registry.example/app:1")
+    assert not known_link(store, reference).known
+    remember_link(store, reference, Link(0.05, 3e6))
+    assert known_link(store, reference) == Link(0.05, 3e6)
+    other = parse_reference("registry.example/other")
+    assert known_link(store, other).known, "one registry, one link"
+    remember_link(store, reference, Link(0.052, 3.1e6))
+    assert known_link(store, reference) == Link(0.05, 3e6), "no news"
+    remember_link(store, reference, Link(0.0, 0.0))
+    assert known_link(store, reference).known
+    estimator = LinkEstimator()
+    with measured(estimator, 1000):
+        time.sleep(0.01)
+    assert estimator.link.known
+
+
+def test_a_fetcher_measures_the_one_it_is_told_to(built: BuiltImage) -> None:
+    first, second = MemorySource(built), MemorySource(built)
+    fetcher = Fetcher([first, second], measured=second)
+    fetcher.read_range(built.blob_id, 0, 10)
+    assert not fetcher.link.known
