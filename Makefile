@@ -21,7 +21,7 @@ demo: $(VENV)/run ## build, convert, push and lazily run a real image on this ma
 .PHONY: test
 test: $(VENV)/dev ## every test: unit, real tools, kernel mounts, linters, a few seconds of each fuzz target
 	@$(PACKAGES) test
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n $(JOBS) --dist loadgroup tests
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n $(JOBS) tests
 
 .PHONY: lint
 lint: $(VENV)/dev ## ruff, mypy --strict and the import rules

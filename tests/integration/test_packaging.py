@@ -12,7 +12,6 @@ import pytest
 
 from lamina.version import VERSION
 
-pytestmark = pytest.mark.xdist_group("installed")
 ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "LC_ALL": "C.UTF-8"}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.cache import exclusive
 
 ROOT = Path(__file__).resolve().parents[2]
 LEFT_OUT = (".git", ".venv", "results", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis")
@@ -29,9 +32,20 @@ def empty_environment(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def installed_lamina(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``bin`` of an environment into which only ``pip install .`` went."""
-    folder = tmp_path_factory.mktemp("installed")
-    source, programs = copy_of_repository(folder), empty_environment(folder)
+    """``bin`` of an environment into which only ``pip install .`` went; workers share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder = folder / "installed"
+    folder.mkdir(exist_ok=True)
+    with exclusive(folder / "lock"):
+        programs = folder / "venv" / "bin"
+        if not (programs / "lamina").exists():
+            _install(copy_of_repository(folder), empty_environment(folder))
+    return programs
+
+
+def _install(source: Path, programs: Path) -> None:
     done = subprocess.run(
         [programs / "python", "-m", "pip", "install", "-q", "."],
         cwd=source,
@@ -39,4 +53,3 @@ def installed_lamina(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text=True,
     )
     assert done.returncode == 0, f"pip install . failed:\n{done.stdout}{done.stderr}"
-    return programs
