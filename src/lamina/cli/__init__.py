@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> NoReturn:
     """Run the command line as a process of its own: never returns.
 
-    Everything is closed by now and the verb's threads have ended.  The interpreter's teardown, which
+    Everything is closed by now and the threads have ended.  The interpreter's teardown, which
     frees object by object, took 20-40 ms of a ``run`` and 5 % of a ``convert``; so it is left out.
     """
     import contextlib
