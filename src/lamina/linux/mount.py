@@ -255,7 +255,7 @@ class SuperblockWatch:
         """Take the first look; call before mounting."""
         self._prefix = f"{filesystem}-"
         self._sysfs = sysfs
-        self._before = self._look()
+        self.before = frozenset(self._look())
         self.paths: tuple[str, ...] = ()
 
     def _look(self) -> set[str]:
@@ -263,11 +263,11 @@ class SuperblockWatch:
             names = os.listdir(self._sysfs)
         except FileNotFoundError:
             return set()
-        return {name for name in names if name.startswith(self._prefix)}
+        return {f"{self._sysfs}/{name}" for name in names if name.startswith(self._prefix)}
 
     def mounted(self) -> None:
         """Take the second look; call when the mount exists."""
-        self.paths = tuple(f"{self._sysfs}/{name}" for name in self._look() - self._before)
+        self.paths = tuple(self._look() - self.before)
 
     @property
     def alive(self) -> bool:

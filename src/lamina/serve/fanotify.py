@@ -60,21 +60,18 @@ class FanotifyDevice:
 
     def prepare(self) -> Sequence[str]:
         """Hold all blobs and mark the incomplete ones."""
+        self._watch = SuperblockWatch("erofs")
         for blob in self._blobs:
             # A reader goes on after the answer to its event, when nobody can tell whether it has
             # read; and complete blobs are read without an event.
             blob.hold()
-        for blob in self._blobs:
-            blob.cache.hold()
             self._held.append(blob)
+            blob.hold_through(self._watch)
         lazy = [blob for blob in self._blobs if not blob.complete]
-        self._watch = SuperblockWatch("erofs")
         if lazy:
             self._group = fanotify.create_group()
             self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        kept = [blob.cache.lock_fd for blob in self._blobs]
-        self._holder = Holder(self._group if lazy else None, kept, sorted(self._watch.before))
-        if lazy:
+            self._holder = Holder(self._group, sorted(self._watch.before))
             for blob in lazy:
                 fanotify.add_mark(self._group, blob.fd)
                 status = os.fstat(blob.fd)
@@ -196,7 +193,7 @@ class FanotifyDevice:
                 fanotify.remove_mark(self._group, blob.fd)
 
     def abandon(self) -> None:
-        """Leave group and holds to the holder, which denies all reads of incomplete blobs."""
+        """Leave the group to the holder, which denies all reads until the superblock is gone."""
         self._end(handed_over=True)
 
     def close(self) -> None:
@@ -211,10 +208,8 @@ class FanotifyDevice:
         if self._holder is not None:
             self._holder.close(handed_over=handed_over)
             self._holder = None
-        while self._held:
-            blob = self._held.pop()
-            if not handed_over:
-                blob.cache.let_go()
+        while self._held and not handed_over:
+            self._held.pop().let_go()
         if self._group >= 0:
             os.close(self._stop)
             os.close(self._group)

@@ -42,11 +42,15 @@ class FuseBlobDevice:
         self._watch = mount.SuperblockWatch("erofs")
 
     def prepare(self) -> Sequence[str]:
-        """Mount the FUSE side, unless every blob is complete."""
+        """Hold the complete blobs, and mount the FUSE side for the others."""
         paths = [fd_path(blob.fd) for blob in self._blobs]
-        # The kernel reads a complete cache file by itself, so it must stay complete.
-        self._held = [blob for blob in self._blobs if blob.hold_if_complete()]
-        lazy = [index for index, blob in enumerate(self._blobs) if blob not in self._held]
+        lazy = []
+        for index, blob in enumerate(self._blobs):
+            # The kernel reads a complete cache file by itself, so it must stay complete.
+            if blob.hold_if_complete():
+                self._held.append(blob)
+            else:
+                lazy.append(index)
         self._watch = mount.SuperblockWatch("erofs")
         for blob in self._held:
             blob.hold_through(self._watch)
@@ -89,17 +93,22 @@ class FuseBlobDevice:
 
     @property
     def in_use(self) -> bool:
-        """Whether the connection lives, which EROFS keeps."""
+        """Whether the connection lives, which EROFS keeps.  What is held needs no server."""
         return self._server is not None and self._server.running
 
     def abandon(self) -> None:
-        """Abort the connection."""
+        """Abort the connection; the kernel still reads what is held."""
         if self._server is not None and self._server.running:
             fuse_device.abort_connection(self._number)
-        self.close()
+        self._end()
 
     def close(self) -> None:
-        """Wait for the end of the connection and close the device."""
+        """Wait for the end of the connection, close the device and let go of what is held."""
+        self._end()
+        while self._held:
+            self._held.pop().let_go()
+
+    def _end(self) -> None:
         self._release()
         if self._server is not None:
             self._server.close()

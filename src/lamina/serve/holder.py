@@ -17,11 +17,15 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import IO
 
-_GOODBYE = b"bye\n"
+_BEFORE = b"before "
+_WATCH = b"watch "
+_GOODBYE = b"bye"
 _POLL_MS = 250
+_MOUNTING_S = 1.0
 _EVENT = struct.Struct("=IBBHQii")
 _EVENT_BYTES = 4096
 _RESPONSE = struct.Struct("=iI")
@@ -33,8 +37,12 @@ _HIGHEST_FD = 1 << 16
 class Holder:
     """The server's end: starts the holder and tells it what happens."""
 
-    def __init__(self, group: int) -> None:
-        """Start it; it gets a copy of ``group``."""
+    def __init__(self, group: int, before: Sequence[str]) -> None:
+        """Start it; it gets a copy of ``group``.
+
+        ``before`` are the files of :class:`~lamina.linux.mount.SuperblockWatch` before mounting:
+        what comes in addition counts as ours if the server is killed before :meth:`watch`.
+        """
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", os.path.abspath(__file__), str(group)],
             stdin=subprocess.PIPE,
@@ -43,6 +51,7 @@ class Holder:
             start_new_session=True,
             cwd="/",
         )
+        self._say(_BEFORE, before)
 
     @property
     def pid(self) -> int:
@@ -51,12 +60,12 @@ class Holder:
 
     def watch(self, paths: Sequence[str]) -> None:
         """Name the files in sysfs that live as long as the readers' superblock."""
-        self._say("".join(f"{path}\n" for path in paths).encode())
+        self._say(_WATCH, paths)
 
     def close(self, *, handed_over: bool) -> None:
         """End it, or leave the group to it for as long as there may be readers."""
         if not handed_over:
-            self._say(_GOODBYE)
+            self._say(_GOODBYE, ())
         with contextlib.suppress(OSError):
             self._pipe.close()
         if handed_over:
@@ -69,9 +78,9 @@ class Holder:
         assert self._process.stdin is not None
         return self._process.stdin
 
-    def _say(self, text: bytes) -> None:
+    def _say(self, word: bytes, paths: Sequence[str]) -> None:
         with contextlib.suppress(OSError):
-            self._pipe.write(text)
+            self._pipe.write(word + " ".join(paths).encode() + b"\n")
             self._pipe.flush()
 
 
@@ -81,7 +90,7 @@ def main(group: int) -> None:
     paths = _listen()
     if paths is None:
         return
-    # What the dead server had read and not answered is known by numbers of its descriptors only.
+    # What the dead server had read and not answered is known by numbers of its table only.
     for number in range(_HIGHEST_FD):
         _deny(group, number)
     poll = select.poll()
@@ -101,10 +110,18 @@ def _make_unattractive() -> None:
 def _listen() -> list[str] | None:
     """Return what to watch when the server has gone without a goodbye, None after one."""
     with open(0, "rb", buffering=0) as pipe:
-        text = pipe.readall()
-    if text.endswith(_GOODBYE):
+        lines = pipe.readall().splitlines()
+    if _GOODBYE in lines:
         return None
-    return os.fsdecode(text).split()
+    for line in lines:
+        if line.startswith(_WATCH):
+            return os.fsdecode(line[len(_WATCH) :]).split()
+    # Killed while it mounted, which a fork of it may still finish.
+    time.sleep(_MOUNTING_S)
+    before = set(os.fsdecode(lines[0][len(_BEFORE) :]).split()) if lines else set()
+    folder = "/sys/class/bdi"
+    now = [f"{folder}/{name}" for name in os.listdir(folder) if name.startswith("erofs-")]
+    return [path for path in now if path not in before]
 
 
 def _deny_all(group: int) -> None:

@@ -62,6 +62,7 @@ def test_superblock_watch(tmp_path: Path) -> None:
     (tmp_path / "erofs-3").mkdir()
     (tmp_path / "nfs-4").mkdir()
     watch.mounted()
+    assert watch.before == {str(tmp_path / "erofs-1")}
     assert watch.paths == (str(tmp_path / "erofs-3"),)
     assert watch.alive
     (tmp_path / "erofs-3").rmdir()
