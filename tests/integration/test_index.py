@@ -93,14 +93,14 @@ def test_a_read_fetches_little_of_a_layer(tmp_path: Path) -> None:
 def test_an_ordinary_image_is_opened_by_its_index(tmp_path: Path) -> None:
     reference = ordinary_image(tmp_path / "layout", "gzip -6")
     with pytest.raises(UnsupportedError, match="ordinary"):
-        open_image(reference, store=tmp_path / "store")
+        open_image(reference, store=tmp_path / "store", index="auto")
     report = index(reference)
-    with open_image(reference, store=tmp_path / "store") as image:
+    with open_image(reference, store=tmp_path / "store", index="auto") as image:
         assert image.origin is not None
         assert image.origin.reference is not None
         assert image.origin.reference.digest == report.digest
     with pytest.raises(UnsupportedError, match="ordinary"):
-        open_image(reference, store=tmp_path / "store", index="never")
+        open_image(reference, store=tmp_path / "store")
 
 
 def test_an_index_of_another_image_is_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_an_index_of_another_image_is_refused(tmp_path: Path) -> None:
         assert moved.digest != report.source_digest
         repository.push_manifest(fallback_tag(moved.digest), OCI_INDEX, listed)
     with pytest.raises(IntegrityError, match="another image"):
-        open_image(reference, store=tmp_path / "store")
+        open_image(reference, store=tmp_path / "store", index="auto")
 
 
 def test_other_referrers_stay_listed(tmp_path: Path) -> None:

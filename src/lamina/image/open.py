@@ -51,7 +51,7 @@ def open_image(
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
     sources: Sequence[Source] = (),
-    index: IndexUse = "auto",
+    index: IndexUse = "never",
     refresh: bool = False,
 ) -> NativeImage:
     """Open a native image, or an ordinary one by the index that is attached to it.
@@ -66,7 +66,9 @@ def open_image(
     A tag of an image that is resident (:func:`lamina.image.residency.make_resident`) means that
     image, and no network is asked what it points to, unless *refresh* is set.
 
-    With *index* ``"never"`` an attached index is not looked for.
+    With *index* ``"auto"`` an ordinary image is opened by the index that is attached to it.  Only
+    on demand, since nothing proves yet that the index describes that image, and whoever may push
+    to the repository can attach one.
 
     Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
     cannot be had, UnsupportedError for an ordinary OCI image without an index, IntegrityError or
