@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.integration.test_cli_chain import Shell
 
 from lamina.cli.known_answers import tiny_layout
+from tests.integration.test_cli_chain import Shell
 
 
 @pytest.fixture
