@@ -49,7 +49,7 @@ class SlowLink:
             except OSError:
                 return
             target = socket.create_connection(("127.0.0.1", self._target_port))
-            # Without it, a head and a body sent one after the other wait 40 ms for an acknowledgement.
+            # Else a head and a body sent one after the other wait 40 ms for an acknowledgement.
             for end in (client, target):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink, limited in ((client, target, False), (target, client, True)):
