@@ -1,7 +1,8 @@
 """The one family of errors that Lamina raises.
 
-Every error a user can meet is a subclass of :class:`Error`.  It carries one sentence that says what is wrong and
-where, a ``hint`` that says what to do about it (or None), and the exit code of the command line.
+Every error a user can meet is a subclass of :class:`Error`.  It carries one sentence that says what
+is wrong and where, a ``hint`` that says what to do about it (or None), and the exit code of the
+command line.
 The codes are stable: scripts may rely on them.
 """
 
@@ -31,13 +32,17 @@ class UsageError(Error):
 
 
 class FormatError(Error):
-    """Bytes that are not what they claim to be: a damaged or hostile image, tar, table or manifest."""
+    """Bytes that are not what they claim to be: a damaged or hostile image, tar, table or
+    manifest.
+    """
 
     exit_code = 3
 
 
 class IntegrityError(Error):
-    """Bytes that are well-formed or not, but are not the ones that were promised: digest or length mismatch."""
+    """Bytes that are well-formed or not, but are not the ones that were promised: digest or length
+    mismatch.
+    """
 
     exit_code = 4
 
@@ -69,7 +74,9 @@ class KernelError(Error):
 
 
 class UnsupportedError(Error):
-    """A feature that this build or machine does not have; the hint names the extra or kernel version."""
+    """A feature that this build or machine does not have; the hint names the extra or kernel
+    version.
+    """
 
     exit_code = 9
     errno = errno.EOPNOTSUPP

@@ -49,12 +49,12 @@ def test_a_pulled_image_needs_its_registry_no_more(lamina: Shell) -> None:
 
 
 def test_prefetching_files(lamina: Shell) -> None:
-    (blob, *files) = lamina.json("coverage", "--files", "oci:native:tiny")
+    _, *files = lamina.json("coverage", "--files", "oci:native:tiny")
     path = next(file["path"] for file in files if file["size"])
     (found,) = lamina.json("prefetch", "--limit-rate", "10M", "oci:native:tiny", path)
     assert found["files"] == 1
     assert found["requests"] >= 1
-    (blob, *files) = lamina.json("coverage", "--files", "oci:native:tiny")
+    (_, *files) = lamina.json("coverage", "--files", "oci:native:tiny")
     assert next(file for file in files if file["path"] == path)["ready_bytes"] > 0
     lamina("prefetch", "oci:native:tiny", "/absent", code=7)
     assert b"no list of what to fetch early" in lamina("prefetch", "oci:native:tiny", code=2).stderr
