@@ -22,7 +22,7 @@ from lamina.image.lazy_blob import LazyBlob
 from lamina.linux import fuse_device, mount
 from lamina.serve.device import fd_path, read_exactly
 from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
-from lamina.wire import fuse
+from lamina.wire import fuse, fuse_reply
 
 _FIRST_NODE: Final = fuse.ROOT_ID + 1
 
@@ -136,9 +136,9 @@ class BlobFilesystem:
         if opcode == fuse.Opcode.LOOKUP:
             return self._lookup(fuse.decode_lookup(request))
         if opcode == fuse.Opcode.GETATTR:
-            return fuse.encode_attr(self._attributes(request.nodeid), CACHE_S)
+            return fuse_reply.encode_attr(self._attributes(request.nodeid), CACHE_S)
         if opcode == fuse.Opcode.OPEN:
-            return fuse.encode_open(0, fuse.OpenFlag.DIRECT_IO | fuse.OpenFlag.NOFLUSH)
+            return fuse_reply.encode_open(0, fuse.OpenFlag.DIRECT_IO | fuse.OpenFlag.NOFLUSH)
         if opcode == fuse.Opcode.RELEASE:
             return b""
         raise refuse(request)
@@ -156,7 +156,7 @@ class BlobFilesystem:
         if not name.isdigit() or int(name) >= len(self._blobs):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         nodeid = int(name) + _FIRST_NODE
-        return fuse.encode_entry(nodeid, self._attributes(nodeid), CACHE_S)
+        return fuse_reply.encode_entry(nodeid, self._attributes(nodeid), CACHE_S)
 
     def _attributes(self, nodeid: int) -> fuse.Attributes:
         if nodeid == fuse.ROOT_ID:

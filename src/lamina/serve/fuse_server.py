@@ -10,7 +10,7 @@ import threading
 from typing import Final, Protocol, TypeAlias
 
 from lamina.errors import Error, KernelError
-from lamina.wire import fuse
+from lamina.wire import fuse, fuse_reply
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -119,15 +119,17 @@ class FuseServer:
         try:
             body = self._body(request, scratch)
         except Error as error:
-            reply = [fuse.encode_error(request.unique, error.errno)]
+            reply = [fuse_reply.encode_error(request.unique, error.errno)]
         except OSError as error:
-            reply = [fuse.encode_error(request.unique, error.errno or errno.EIO)]
+            reply = [fuse_reply.encode_error(request.unique, error.errno or errno.EIO)]
         except Exception:
             # A request without an answer would hang its caller, so even a defect is one.
             LOG.exception("a FUSE request of kind %d failed", request.opcode)
-            reply = [fuse.encode_error(request.unique, errno.EIO)]
+            reply = [fuse_reply.encode_error(request.unique, errno.EIO)]
         else:
-            os.writev(self._device, [fuse.encode_reply_header(request.unique, len(body)), body])
+            os.writev(
+                self._device, [fuse_reply.encode_reply_header(request.unique, len(body)), body]
+            )
             return
         os.writev(self._device, reply)
 
@@ -144,7 +146,7 @@ class FuseServer:
                 f"the kernel speaks FUSE {offer.major}.{offer.minor}, and 7.31 or later is needed",
                 hint="Linux 5.4 is the oldest that works",
             )
-        return fuse.encode_init(
+        return fuse_reply.encode_init(
             fuse.InitReply(
                 min(offer.minor, fuse.NEWEST_MINOR_VERSION),
                 (self._filesystem.flags | _PLAIN_FLAGS) & offer.flags,

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from lamina.image.base import Image, Stat
 from lamina.linux import fuse_device, mount
 from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
-from lamina.wire import fuse
+from lamina.wire import fuse, fuse_reply
 
 _KEPT_FOLDERS: Final = 128
 _FIRST_NODE: Final = fuse.ROOT_ID + 1
@@ -123,14 +123,14 @@ class TreeFilesystem:
         name = fuse.decode_lookup(request)
         child = self._image.child(self._nodes[request.nodeid], name)
         if child is None:
-            return fuse.encode_missing_entry(CACHE_S)
+            return fuse_reply.encode_missing_entry(CACHE_S)
         return self._entry(child)
 
     def _entry(self, stat: Stat) -> bytes:
-        return fuse.encode_entry(self._nodes.remember(stat), attributes_of(stat), CACHE_S)
+        return fuse_reply.encode_entry(self._nodes.remember(stat), attributes_of(stat), CACHE_S)
 
     def _getattr(self, request: fuse.Request) -> bytes:
-        return fuse.encode_attr(attributes_of(self._nodes[request.nodeid]), CACHE_S)
+        return fuse_reply.encode_attr(attributes_of(self._nodes[request.nodeid]), CACHE_S)
 
     def _readlink(self, request: fuse.Request) -> bytes:
         return self._image.readlink(self._nodes[request.nodeid])
@@ -154,15 +154,15 @@ class TreeFilesystem:
         out = bytearray()
         for cookie, (name, stat) in enumerate(entries[read.offset :], read.offset + 1):
             entry = fuse.DirectoryEntry(stat.ino, cookie, stat.mode, name)
-            size = fuse.direntplus_bytes(name) if plus else fuse.dirent_bytes(name)
+            size = fuse_reply.direntplus_bytes(name) if plus else fuse_reply.dirent_bytes(name)
             if len(out) + size > read.size_bytes:
                 break
             if not plus:
-                out += fuse.encode_dirent(entry)
+                out += fuse_reply.encode_dirent(entry)
             elif name in (b".", b".."):
-                out += fuse.encode_direntplus(entry, fuse.encode_missing_entry(0))
+                out += fuse_reply.encode_direntplus(entry, fuse_reply.encode_missing_entry(0))
             else:
-                out += fuse.encode_direntplus(entry, self._entry(stat))
+                out += fuse_reply.encode_direntplus(entry, self._entry(stat))
         return bytes(out)
 
     def _read_folder(self, nodeid: int) -> Sequence[tuple[bytes, Stat]]:
@@ -177,15 +177,15 @@ class TreeFilesystem:
                 raise _error(errno.ENODATA)
             value = xattrs[wanted.name]
         else:
-            value = fuse.encode_names(sorted(xattrs))
+            value = fuse_reply.encode_names(sorted(xattrs))
         if wanted.size_bytes == 0:
-            return fuse.encode_xattr_size(len(value))
+            return fuse_reply.encode_xattr_size(len(value))
         if len(value) > wanted.size_bytes:
             raise _error(errno.ERANGE)
         return value
 
     def _statfs(self, _request: fuse.Request) -> bytes:
-        return fuse.encode_statfs(0, 0)
+        return fuse_reply.encode_statfs(0, 0)
 
 
 def attributes_of(stat: Stat) -> fuse.Attributes:

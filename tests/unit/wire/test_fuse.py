@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamina.errors import FormatError
-from lamina.wire import fuse
+from lamina.wire import fuse, fuse_reply
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
@@ -96,7 +96,7 @@ def test_init_flags_above_32_bits() -> None:
 
 
 def test_init_reply_layout() -> None:
-    reply = fuse.encode_init(fuse.InitReply(44, fuse.InitFlag(1 << 38 | 1), 131072, 32, 40))
+    reply = fuse_reply.encode_init(fuse.InitReply(44, fuse.InitFlag(1 << 38 | 1), 131072, 32, 40))
     assert len(reply) == 64
     assert struct.unpack_from("=IIIIHHIIHHII", reply) == (
         *(7, 44, 131072, 1, 40, 30, 4096, 1),
@@ -108,7 +108,7 @@ ATTRIBUTES = fuse.Attributes(11, 5000, 10, (-5, 999), 0o100644, 2, 70000, 3, 0x1
 
 
 def test_attributes_layout() -> None:
-    body = fuse.encode_attr(ATTRIBUTES, 9)
+    body = fuse_reply.encode_attr(ATTRIBUTES, 9)
     assert len(body) == 16 + 88
     assert struct.unpack_from("=QII", body) == (9, 0, 0)
     found = struct.unpack_from("=QQQqqqIIIIIIIIII", body, 16)
@@ -119,35 +119,35 @@ def test_attributes_layout() -> None:
 
 
 def test_entry_layout() -> None:
-    body = fuse.encode_entry(77, ATTRIBUTES, 5)
+    body = fuse_reply.encode_entry(77, ATTRIBUTES, 5)
     assert len(body) == 128
     assert struct.unpack_from("=QQQQII", body) == (77, 0, 5, 5, 0, 0)
-    assert body[40:] == fuse.encode_attributes(ATTRIBUTES)
-    assert struct.unpack_from("=QQQ", fuse.encode_missing_entry(5)) == (0, 0, 5)
-    assert len(fuse.encode_missing_entry(5)) == 128
+    assert body[40:] == fuse_reply.encode_attributes(ATTRIBUTES)
+    assert struct.unpack_from("=QQQ", fuse_reply.encode_missing_entry(5)) == (0, 0, 5)
+    assert len(fuse_reply.encode_missing_entry(5)) == 128
 
 
 @given(NAMES, U64)
 def test_directory_entries_are_aligned(name: bytes, ino: int) -> None:
     entry = fuse.DirectoryEntry(ino, 3, 0o120777, name)
-    record = fuse.encode_dirent(entry)
+    record = fuse_reply.encode_dirent(entry)
     assert len(record) % 8 == 0
-    assert len(record) == fuse.dirent_bytes(name)
+    assert len(record) == fuse_reply.dirent_bytes(name)
     assert struct.unpack_from("=QQII", record) == (ino, 3, len(name), 0o12)
     assert record[24 : 24 + len(name)] == name
-    plus = fuse.encode_direntplus(entry, fuse.encode_missing_entry(0))
-    assert len(plus) == fuse.direntplus_bytes(name)
+    plus = fuse_reply.encode_direntplus(entry, fuse_reply.encode_missing_entry(0))
+    assert len(plus) == fuse_reply.direntplus_bytes(name)
     assert plus.endswith(record)
 
 
 def test_replies() -> None:
-    assert fuse.encode_reply(5, b"abc") == struct.pack("=IiQ", 19, 0, 5) + b"abc"
-    assert fuse.encode_reply_header(5, 3) + b"abc" == fuse.encode_reply(5, b"abc")
-    assert fuse.encode_error(5, 2) == struct.pack("=IiQ", 16, -2, 5)
-    assert fuse.encode_open(1, fuse.OpenFlag.DIRECT_IO) == struct.pack("=QIi", 1, 1, 0)
-    assert fuse.encode_xattr_size(9) == struct.pack("=II", 9, 0)
-    assert fuse.encode_names([b"user.a", b"user.b"]) == b"user.a\0user.b\0"
-    assert len(fuse.encode_statfs(1, 2)) == 80
+    assert fuse_reply.encode_reply(5, b"abc") == struct.pack("=IiQ", 19, 0, 5) + b"abc"
+    assert fuse_reply.encode_reply_header(5, 3) + b"abc" == fuse_reply.encode_reply(5, b"abc")
+    assert fuse_reply.encode_error(5, 2) == struct.pack("=IiQ", 16, -2, 5)
+    assert fuse_reply.encode_open(1, fuse.OpenFlag.DIRECT_IO) == struct.pack("=QIi", 1, 1, 0)
+    assert fuse_reply.encode_xattr_size(9) == struct.pack("=II", 9, 0)
+    assert fuse_reply.encode_names([b"user.a", b"user.b"]) == b"user.a\0user.b\0"
+    assert len(fuse_reply.encode_statfs(1, 2)) == 80
 
 
 @pytest.mark.parametrize(
