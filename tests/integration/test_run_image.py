@@ -98,6 +98,25 @@ def test_all_of_it(image: str, store: Path, device: str) -> None:
     assert resident_bytes(store) >= BALLAST_BYTES
 
 
+def test_plans_are_told_before_and_after(image: str, store: Path) -> None:
+    for number, plan in enumerate(("lazy", "full", "auto")):
+        done = lamina("run", "--rm", "--plan", plan, image, store=store)
+        assert done.stdout == b"from the image\n"
+        before, after = done.stderr.decode().splitlines()
+        wanted = "lazy" if plan == "auto" else plan
+        assert before.startswith(f"lamina: plan: {wanted}, ")
+        assert after.startswith(f"lamina: plan: {wanted} came to ")
+        assert (resident_bytes(store) >= BALLAST_BYTES) == (number > 0)
+    assert "nothing to fetch" in before
+    assert " for 0 B in 0 requests" in after
+
+
+def test_the_rest_arrives_in_the_background(image: str, store: Path) -> None:
+    done = lamina("run", "--rm", "--complete", image, "sleep 5", store=store)
+    assert done.returncode == 0
+    assert resident_bytes(store) >= BALLAST_BYTES
+
+
 def damage(registry: RegistryServer, image: str, store: Path) -> str:
     """Flip a byte in the middle of the data blob; return the blob's id."""
     facts = json.loads(lamina("inspect", "--json", image, store=store).stdout)

@@ -23,10 +23,10 @@ def add_plan_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         choices=PLANS,
-        default="auto",
-        metavar="PLAN",
-        help="lazy starts at once and fetches what is read, full fetches the whole image first, "
-        "auto takes what promises to be faster",
+        metavar="auto|lazy|full",
+        help="lazy starts at once and fetches what is read, as without this option; full fetches "
+        "the whole image first; auto takes what promises to be faster. Prints what it expects, and "
+        "at the end what it came to",
     )
 
 

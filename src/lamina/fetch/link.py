@@ -11,6 +11,12 @@ DECAY: Final = 0.94
 SMALLEST_SLOPE_S: Final = 1e-11
 """Seconds a byte: no link is faster than 100 GB/s."""
 
+ASSUMED_BYTES_PER_S: Final = 12.5e6
+"""Bandwidth that is assumed while all requests were too small to tell: 100 Mbit/s."""
+
+TELLING_BYTES: Final = 64 << 10
+"""Requests that differ by less, or are smaller, tell the round trip but not the bandwidth."""
+
 OUTLIER: Final = 5.0
 """A request that took so many times what was to be expected counts as that many times."""
 
@@ -41,14 +47,15 @@ UNKNOWN: Final = Link(0.0, 0.0)
 class LinkEstimator:
     """Fits ``seconds = round trip + bytes / bandwidth`` to the latest requests.  Thread-safe.
 
-    Weighted least squares with exponential forgetting.  While all requests have about one size the
-    two cannot be told apart; then the bandwidth that was known before stays.
+    Weighted least squares with exponential forgetting.  While all requests have about one size, or
+    are small, the two cannot be told apart; then the bandwidth that was known before stays.
     """
 
     def __init__(self, start: Link = UNKNOWN) -> None:
         self._lock = threading.Lock()
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
-        self._slope = 1 / start.bytes_per_s if start.known else 0.0
+        self._slope = 1 / (start.bytes_per_s if start.known else ASSUMED_BYTES_PER_S)
+        self._measured = start.known
         self._start = start
 
     def add(self, size_bytes: int, seconds: float) -> None:
@@ -67,10 +74,11 @@ class LinkEstimator:
     def _fit(self) -> None:
         mean = self._x / self._weight
         variance = self._xx / self._weight - mean * mean
-        if variance > (0.1 * mean) ** 2:
+        if variance > max(0.1 * mean, TELLING_BYTES / 2) ** 2:
             covariance = self._xy / self._weight - mean * self._y / self._weight
             self._slope = max(covariance / variance, SMALLEST_SLOPE_S)
-        elif not self._slope and mean:
+            self._measured = True
+        elif not self._measured and mean >= TELLING_BYTES:
             self._slope = max(self._y / self._x, SMALLEST_SLOPE_S)
 
     def _intercept(self) -> float:
@@ -82,4 +90,4 @@ class LinkEstimator:
         with self._lock:
             if self._weight == 0:
                 return self._start
-            return Link(self._intercept(), 1 / self._slope if self._slope else 0.0)
+            return Link(self._intercept(), 1 / self._slope)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lamina.fetch.link import UNKNOWN, Link, LinkEstimator
+from lamina.fetch.link import ASSUMED_BYTES_PER_S, UNKNOWN, Link, LinkEstimator
 
 
 def feed(estimator: LinkEstimator, link: Link, sizes: list[int], noise: float = 0.0) -> None:
@@ -57,3 +57,18 @@ def test_requests_of_one_size_keep_the_bandwidth() -> None:
     feed(estimator, Link(0.02, 1e7), [100_000] * 50)
     assert estimator.link.bytes_per_s == pytest.approx(1e7)
     assert estimator.link.round_trip_s == pytest.approx(0.02, rel=0.05)
+
+
+def test_small_requests_tell_the_round_trip_only() -> None:
+    estimator = LinkEstimator()
+    feed(estimator, Link(0.004, 2e4), [500, 3000, 900])
+    assert estimator.link.bytes_per_s == ASSUMED_BYTES_PER_S
+    assert estimator.link.round_trip_s == pytest.approx(0.08, rel=0.2)
+    feed(estimator, Link(0.004, 1e6), [300_000])
+    assert estimator.link.bytes_per_s < 2e6
+
+
+def test_large_requests_of_one_size_tell_the_bandwidth_at_least() -> None:
+    estimator = LinkEstimator()
+    feed(estimator, Link(0.001, 1e6), [500_000] * 3)
+    assert estimator.link.bytes_per_s == pytest.approx(1e6, rel=0.01)

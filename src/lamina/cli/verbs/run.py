@@ -45,8 +45,8 @@ PAGE: Final = Page(
     Without -i standard input is empty. With -t the container has a terminal, which must be the
     one that lamina runs in. Signals are passed on to the command.
 
-    Before the start it says what it expects to fetch and how long that takes, from what it knows of
-    the registry's link, and at the end what it came to.
+    With --plan it says before the start what it expects to fetch and how long that takes, by the
+    image's size, its prefetch list, and what is known of the link to the registry.
 
     When lamina is killed, the container is killed and everything is unmounted.
     """,
@@ -127,10 +127,10 @@ def run_request(args: Namespace) -> RunRequest:
     def mount(image: NativeImage, mountpoint: str) -> Unmountable:
         from lamina.serve.mount import mount_image
 
-        plan = follow_plan(args.plan, image)
+        plan = follow_plan(args.plan, image) if args.plan else None
         mounted = mount_image(image, mountpoint, device=args.device)
         complete_in_background(args, image)
-        return PlannedMount(image, plan, mounted)
+        return mounted if plan is None else PlannedMount(image, plan, mounted)
 
     return RunRequest(
         open_image=open_image,
