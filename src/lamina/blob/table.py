@@ -275,8 +275,8 @@ class ChunkTable:
 
     def _group_of(self, chunk: int) -> int | None:
         """Return the number of the batch or context that a chunk shares with its neighbours."""
-        grouped = self.chunk_flags(chunk) & (CHUNK_BATCH | CHUNK_ZRAN)
-        return self._words[chunk * 3 + 2] >> 32 if grouped else None
+        shared = CHUNK_ZRAN if self.entry.features & BlobFeature.ZRAN else CHUNK_BATCH
+        return self._words[chunk * 3 + 2] >> 32 if self.chunk_flags(chunk) & shared else None
 
     def _piece(self, index: int, first: int, count: int) -> Piece:
         flags = self.chunk_flags(first)
