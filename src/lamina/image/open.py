@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -90,12 +91,6 @@ def open_image(
         estimator = LinkEstimator(known_link(node, where))
         config = _config(repository, node, manifest.config, estimator)
         files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
-        known = dict(files.tables)
-
-        def keep_table(blob_id: str, table: str) -> None:
-            known[blob_id] = table
-            node.put_record(RECORD, digest, files._replace(tables=known).encode())
-
         path = node.metadata_path(files.bootstrap)
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
@@ -103,10 +98,24 @@ def open_image(
         own = RepositorySource(repository)
         fetcher = Fetcher([*sources, own], measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
+        keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
         blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table)
         stack.callback(blobs.close)
         origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
+
+
+def _keep_table(
+    node: NodeStore,
+    digest: str,
+    files: MetadataFiles,
+    known: dict[str, str],
+    blob_id: str,
+    table: str,
+) -> None:
+    """Remember a chunk table that was fetched, among those *known* of the image."""
+    known[blob_id] = table
+    node.put_record(RECORD, digest, files._replace(tables=known).encode())
 
 
 def open_bootstrap(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.options import (
@@ -17,6 +17,10 @@ from lamina.cli.output import human_size, print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamina.image.base import Stat
+    from lamina.image.statistics import Statistics
 
 PAGE: Final = Page(
     """
@@ -89,18 +93,22 @@ def run(args: Namespace) -> int:
             else:
                 fetch(image, extents, advance)
         cost = image.statistics
-    facts = {
-        "files": len(stats),
-        "bytes": sum(stat.size for stat in stats),
-        "fetched_bytes": cost.fetched_bytes,
-        "copied_bytes": cost.copied_bytes,
-        "requests": cost.requests,
-    }
-    if args.json:
-        print_json(facts)
-    else:
-        story.tell(
-            f"{facts['files']} files, {human_size(facts['bytes'])}; fetched "
-            f"{human_size(cost.fetched_bytes)} in {cost.requests} requests"
-        )
+    _tell(args, stats, cost)
     return 0
+
+
+def _tell(args: Namespace, stats: list[Stat], cost: Statistics) -> None:
+    size = sum(stat.size for stat in stats)
+    if args.json:
+        print_json(
+            {
+                "files": len(stats),
+                "bytes": size,
+                "fetched_bytes": cost.fetched_bytes,
+                "copied_bytes": cost.copied_bytes,
+                "requests": cost.requests,
+            }
+        )
+        return
+    fetched = f"{human_size(cost.fetched_bytes)} in {cost.requests} requests"
+    story.tell(f"{len(stats)} files, {human_size(size)}; fetched {fetched}")
