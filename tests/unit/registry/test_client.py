@@ -600,7 +600,7 @@ def test_leaving_a_blob_early(
 
 def test_close_is_idempotent(registry: FakeRegistry, digest: str) -> None:
     repository = opened(registry)
-    repository.read_range(digest, 0, 10)
+    assert repository.read_range(digest, 0, 10) == BLOB[:10]
     repository.close()
     repository.close()
 
