@@ -144,9 +144,10 @@ def _registry(folder: Path) -> Process:
 
 def _prepare(options: argparse.Namespace, reference: str, folder: Path, layout: Path) -> list[Case]:
     devices = options.devices.split(",")
-    cases: list[Case] = [
-        LaminaMount(reference, folder / device, device) for device in devices if device
-    ]
+    mounts = [LaminaMount(reference, folder / device, device) for device in devices if device]
+    for mount in mounts:
+        mount.make_resident()
+    cases: list[Case] = [*mounts]
     cases += [
         FilledWhileMounted(reference, folder / f"{device}-filled", device)
         for device in devices

@@ -39,7 +39,7 @@ def lamina(verb: str, *arguments: str) -> str:
 
 
 class LaminaMount:
-    """``lamina mount`` with one device.  The store is filled before the first measurement."""
+    """``lamina mount`` with one device."""
 
     def __init__(self, reference: str, folder: Path, device: str) -> None:
         self.name = f"lamina {device}"
@@ -58,6 +58,12 @@ class LaminaMount:
             yield self._mountpoint
         finally:
             lamina("umount", "--quiet", str(self._mountpoint))
+
+    def make_resident(self) -> None:
+        """Bring every chunk into the store: those too that no file of the merged tree refers to,
+        without which a blob is not complete and stays behind its server.
+        """
+        lamina("pull", "--resident", "--quiet", "--store", str(self._store), self._reference)
 
     def forget(self) -> None:
         """Empty the store."""
