@@ -20,10 +20,9 @@ from lamina.fetch.traffic import SHARED_TRAFFIC
 
 LOG: Final = logging.getLogger("lamina")
 
-ATTEMPT_S: Final = 15.0
-"""How long one attempt may take beside what its bytes take on the slowest link that is useful."""
-
 SLOWEST_BYTES_PER_S: Final = 64 << 10
+"""The slowest link that is useful."""
+
 FIRST_PENALTY_S: Final = 0.5
 LONGEST_PENALTY_S: Final = 30.0
 
@@ -117,13 +116,13 @@ class Fetcher:
             attempt += 1
 
     def others(
-        self, blob_id: str, offset: int, size_bytes: int, *, than: Source
+        self, blob_id: str, offset: int, size_bytes: int, *, than: Source, deadline: float
     ) -> Iterator[Delivery]:
         """Yield the same bytes from the other sources, and once more from *than* at the end.
 
-        For bytes that turned out to be wrong.  Sources that fail are left out.
+        For bytes that turned out to be wrong.  Sources that fail are left out; nothing begins after
+        *deadline*, on the monotonic clock.
         """
-        deadline = self._clock() + self.policy.deadline_s
         with self._lock:
             self._punish(than)
         for source in [*(each for each in self._in_order() if each is not than), than]:
@@ -140,7 +139,7 @@ class Fetcher:
         if left_s <= 0:
             raise DeadlineError("the time is over before the request could be made")
         if isinstance(source, TimedSource):
-            timeout_s = min(left_s, ATTEMPT_S + size_bytes / SLOWEST_BYTES_PER_S)
+            timeout_s = min(left_s, self.policy.attempt_s + size_bytes / SLOWEST_BYTES_PER_S)
             data = source.read_range_within(*what, timeout_s)
         else:
             data = source.read_range(*what)

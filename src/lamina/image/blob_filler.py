@@ -231,7 +231,7 @@ class BlobFiller:
     def _keep(self, piece: Piece, stored: memoryview, source: Source, order: _Order) -> None:
         """Verify a piece, write it and mark it; a damaged one is asked for elsewhere."""
         parts = self._parts
-        chunks = self._decode(piece, stored, source)
+        chunks = self._decode(piece, stored, source, order.deadline)
         parts.cache.put(
             self._runs(chunks), range(piece.first, piece.first + piece.count), order.write
         )
@@ -244,14 +244,15 @@ class BlobFiller:
         self._completed()
 
     def _decode(
-        self, piece: Piece, stored: memoryview, source: Source
+        self, piece: Piece, stored: memoryview, source: Source, deadline: float
     ) -> list[tuple[int, memoryview]]:
         parts = self._parts
         blob_id = parts.table.blob_id
         try:
             return decode_piece(parts.table, piece, stored, parts.digests, blob_id)
         except IntegrityError as error:
-            others = parts.fetcher.others(blob_id, piece.offset, piece.size, than=source)
+            where = piece.offset, piece.size
+            others = parts.fetcher.others(blob_id, *where, than=source, deadline=deadline)
             for data, other in others:
                 self._count(Statistics(requests=1, fetched_bytes=piece.size))
                 try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from lamina.errors import FormatError, NotFoundError, UnsupportedError
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import LinkEstimator
+from lamina.fetch.retry import RetryPolicy
 from lamina.fetch.source import RepositorySource, Source
 from lamina.image.blob_set import BlobSet
 from lamina.image.indexed import IndexUse, find_index
@@ -96,7 +97,8 @@ def open_image(
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
         bootstrap = stack.enter_context(mapped_bootstrap(path))
         own = RepositorySource(repository)
-        fetcher = Fetcher([*sources, own], measured=own, estimator=estimator)
+        policy = RetryPolicy.from_environment()
+        fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
         keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
         blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table)

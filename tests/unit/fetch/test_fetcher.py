@@ -10,8 +10,8 @@ import pytest
 from tests.support.fake_registry import Exchange, FakeRegistry, fake_registry
 
 from lamina.errors import AuthError, Error, FetchError, IntegrityError, NotFoundError
-from lamina.fetch.fetcher import ATTEMPT_S, Fetcher, fetcher_of
-from lamina.fetch.retry import DeadlineError, RetryPolicy
+from lamina.fetch.fetcher import Fetcher, fetcher_of
+from lamina.fetch.retry import ATTEMPT_S, DeadlineError, RetryPolicy
 from lamina.fetch.source import RepositorySource
 from lamina.registry.client import RegistryRepository
 from lamina.registry.reference import parse_reference
@@ -164,8 +164,20 @@ def test_an_attempt_gets_no_more_than_what_is_left() -> None:
 
 def test_wrong_bytes_are_asked_for_elsewhere_and_then_once_more() -> None:
     one, two, three = Scripted("1"), Scripted("2", TransientError("gone")), Scripted("3")
-    found = list(fetcher(Clock(), one, two, three).others("id", 0, 4, than=one))
+    clock = Clock()
+    found = list(
+        fetcher(clock, one, two, three).others("id", 0, 4, than=one, deadline=clock.now + 9)
+    )
     assert [source for _, source in found] == [three, one]
+
+
+def test_asking_elsewhere_does_not_begin_the_readers_wait_anew() -> None:
+    clock = Clock()
+    one, two = Scripted("1", clock=clock), Scripted("2", clock=clock)
+    found = fetcher(clock, one, two).others("id", 0, 4, than=one, deadline=clock.now + 0.005)
+    assert [source for _, source in found] == [two]
+    assert one.asked == []
+    assert two.asked == [pytest.approx(0.005)]
 
 
 def test_the_link_is_measured() -> None:
