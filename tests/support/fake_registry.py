@@ -65,6 +65,8 @@ class FakeRegistry:
     redirect_blobs_to: str | None = None
     """``HOST:PORT`` that blobs are redirected to."""
     ignore_ranges: bool = False
+    referrers_page: int | None = None
+    """If set, there is the referrers API, with so many entries a page."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -161,6 +163,8 @@ class Exchange(BaseHTTPRequestHandler):
             return self.answer(401, b"{}", {"WWW-Authenticate": realm})
         if parts.path == "/v2/":
             return self.answer(200, b"{}")
+        if listed := re.fullmatch(r"/v2/(.+?)/referrers/(.+)", parts.path):
+            return self.serve_referrers(registry, listed[2], parse_qs(parts.query))
         found = re.fullmatch(r"/v2/(.+?)/(blobs/uploads|blobs|manifests)/(.*)", parts.path)
         if found is None:
             return self.answer(404)
@@ -206,12 +210,36 @@ class Exchange(BaseHTTPRequestHandler):
             digest = "sha256:" + hashlib.sha256(self.body).hexdigest()
             for key in (name, digest):
                 registry.manifests[key] = (self.headers["Content-Type"], self.body)
-            return self.answer(201, b"", {"Docker-Content-Digest": digest})
+            answer = {"Docker-Content-Digest": digest}
+            subject = json.loads(self.body).get("subject")
+            if registry.referrers_page and subject:
+                answer["OCI-Subject"] = subject["digest"]
+            return self.answer(201, b"", answer)
         if name not in registry.manifests:
             return self.answer(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')
         media_type, data = registry.manifests[name]
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
         return self.answer(200, data, {"Content-Type": media_type, "Docker-Content-Digest": digest})
+
+    def serve_referrers(
+        self, registry: FakeRegistry, subject: str, query: dict[str, list[str]]
+    ) -> bool:
+        size = registry.referrers_page
+        if size is None:
+            return self.answer(404, b"404 page not found\n")
+        found: list[dict[str, Any]] = []
+        for name, (media_type, data) in registry.manifests.items():
+            document = json.loads(data)
+            if name.startswith("sha256:") and document.get("subject", {}).get("digest") == subject:
+                kind = document.get("artifactType") or document["config"]["mediaType"]
+                entry = {"mediaType": media_type, "digest": name, "size": len(data)}
+                found.append({**entry, "artifactType": kind})
+        first = int(query.get("from", ["0"])[0])
+        index = {"schemaVersion": 2, "manifests": found[first : first + size]}
+        headers = {"Content-Type": "application/vnd.oci.image.index.v1+json"}
+        if first + size < len(found):
+            headers["Link"] = f'<{urlsplit(self.path).path}?from={first + size}>; rel="next"'
+        return self.answer(200, json.dumps(index).encode(), headers)
 
     def serve_upload(
         self, registry: FakeRegistry, name: str, key: str, query: dict[str, list[str]]

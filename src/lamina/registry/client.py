@@ -20,17 +20,19 @@ from lamina.registry.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
+    OCI_INDEX,
     SCHEMA1_TYPES,
     Descriptor,
     describe,
     detect_media_type,
+    parse_index,
 )
 from lamina.registry.reference import Reference, is_digest
 from lamina.registry.repository import ClientOptions, Progress, Repository
 from lamina.registry.session import Call, Session
 from lamina.registry.transport import TransientError, translated
 from lamina.registry.upload import Upload
-from lamina.registry.url import Url
+from lamina.registry.url import Url, parse_url
 from lamina.registry.verify import check_bytes, check_digest, verified
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ _ACCEPT: Final = ", ".join(
 _REDIRECT_LIFETIME_S: Final = 30.0
 _MAX_SKIPPED_BYTES: Final = 64 << 20
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)")
+_NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
 
 
@@ -194,6 +197,43 @@ class RegistryRepository:
         """Store a manifest or index under a tag, or by its digest only; the answer's digest is
         checked.
         """
+        return self._put_manifest(tag, media_type, data)[0]
+
+    def push_referring(
+        self, tag: str | None, media_type: str, data: bytes
+    ) -> tuple[Descriptor, bool]:
+        """Store a manifest that has a subject; also whether the registry says, by ``OCI-Subject``,
+        that it lists it.
+        """
+        descriptor, headers = self._put_manifest(tag, media_type, data)
+        return descriptor, "oci-subject" in headers
+
+    def referrers(self, digest: str, limit: int) -> tuple[Descriptor, ...] | None:
+        """What the referrers API lists, pages put together; None if the registry has no such API.
+
+        No page is asked for after more than ``limit`` entries.
+        """
+        call = Call(self._pull, headers={"Accept": OCI_INDEX}, limit_bytes=MAX_MANIFEST_BYTES)
+        url = self._session.url(f"referrers/{digest}")
+        found: list[Descriptor] = []
+        asked: set[Url] = set()
+        while url not in asked and len(found) <= limit:
+            asked.add(url)
+            try:
+                answer = self._session.fetch("GET", url, call)
+            except NotFoundError:
+                return None
+            index = parse_index(answer.data, f"referrers of {digest} in {self._reference}")
+            found += index.manifests
+            following = _NEXT_PAGE.search(answer.headers.get("link", ""))
+            if following is None:
+                break
+            url = parse_url(following[1], answer.url)
+        return tuple(found)
+
+    def _put_manifest(
+        self, tag: str | None, media_type: str, data: bytes
+    ) -> tuple[Descriptor, dict[str, str]]:
         descriptor = describe(media_type, data)
         answer = self._session.fetch(
             "PUT",
@@ -210,7 +250,7 @@ class RegistryRepository:
             raise IntegrityError(
                 f"{self._reference} stored the manifest {descriptor.digest} as {stored[:80]!r}"
             )
-        return descriptor
+        return descriptor, answer.headers
 
     def close(self) -> None:
         """Close the connections; again does nothing."""

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
+import msgspec
+
 from lamina.errors import FormatError, IntegrityError, NotFoundError, StoreError
 from lamina.registry.local import (
     Extent,
@@ -34,6 +36,7 @@ from lamina.registry.manifest import (
     encode,
     parse_document,
     parse_index,
+    parse_manifest,
 )
 from lamina.registry.reference import Reference
 from lamina.registry.repository import Progress
@@ -278,8 +281,12 @@ class LayoutRepository(LocalRepository):
             raise FormatError(f"the manifest pushed as {media_type} is {detect_media_type(data)}")
         descriptor = describe(media_type, data)
         parts: set[str] = set()
-        if descriptor.is_index:
-            parts = {entry.digest for entry in parse_index(data).manifests}
+        document = parse_manifest(data)
+        if isinstance(document, Index):
+            parts = {entry.digest for entry in document.manifests}
+        elif document.subject is not None:
+            kind = document.artifact_type or document.config.media_type
+            descriptor = msgspec.structs.replace(descriptor, artifact_type=kind)
         try:
             if not self.has_blob(descriptor.digest, descriptor.size):
                 self._folder.write_blob(descriptor, io.BytesIO(data), None)
@@ -301,11 +308,13 @@ class LayoutRepository(LocalRepository):
             if name == tag if name is not None else entry["digest"] in replaced:
                 continue
             kept.append(entry)
-        entry = {
+        entry: dict[str, Any] = {
             "mediaType": descriptor.media_type,
             "digest": descriptor.digest,
             "size": descriptor.size,
         }
+        if descriptor.artifact_type:
+            entry["artifactType"] = descriptor.artifact_type
         if tag is not None:
             entry["annotations"] = {REF_NAME: tag}
         document["manifests"] = [*kept, entry]

@@ -22,6 +22,7 @@ from lamina.registry.manifest import (
     detect_media_type,
 )
 from lamina.registry.reference import Reference, is_digest
+from lamina.registry.referrers import is_fallback_tag
 from lamina.registry.repository import Progress, Repository
 from lamina.registry.verify import check_bytes, check_digest, verified
 
@@ -169,6 +170,7 @@ class LocalRepository:
         return UnsupportedError(f"{self._reference} is open for reading only")
 
     def _only(self, entries: tuple[Descriptor, ...]) -> Descriptor:
+        entries = tuple(entry for entry in entries if not _is_attached(entry))
         if not entries:
             raise NotFoundError(f"{self._reference.path} has no image in it")
         if len({entry.digest for entry in entries}) > 1:
@@ -254,6 +256,12 @@ def read_small_file(path: str, limit_bytes: int) -> bytes:
     return data
 
 
+def _is_attached(entry: Descriptor) -> bool:
+    """Whether it only refers to other images, or lists what does."""
+    name = entry.annotations.get(REF_NAME)
+    return bool(entry.artifact_type) if name is None else is_fallback_tag(name)
+
+
 def _unnamed(entry: Descriptor) -> Descriptor:
     """The entry without its tag, which belongs to this place and not to the image."""
     kept = {key: value for key, value in entry.annotations.items() if key != REF_NAME}
@@ -261,7 +269,8 @@ def _unnamed(entry: Descriptor) -> Descriptor:
 
 
 def _names(entries: tuple[Descriptor, ...]) -> str:
-    tags = [entry.annotations.get(REF_NAME) or entry.digest for entry in entries[:20]]
+    images = [entry for entry in entries if not _is_attached(entry)]
+    tags = [entry.annotations.get(REF_NAME) or entry.digest for entry in images[:20]]
     return ", ".join(tags) or "no image"
 
 

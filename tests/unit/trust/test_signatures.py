@@ -267,13 +267,14 @@ def test_bundles_alone_are_enough(repository: Repository) -> None:
 
 def test_a_bundle_that_refers_to_another_image(repository: Repository, tmp_path: Path) -> None:
     from lamina.registry import manifest as m
+    from lamina.registry.referrers import fallback_tag
     from lamina.trust import bundle_store
 
     old, _ = sign_image(repository, KEY, identity=f"{NAME}:v1")
-    index = repository.manifest(bundle_store.fallback_tag(old.digest))[1]
+    index = repository.manifest(fallback_tag(old.digest))[1]
     make_image(tmp_path / "l", "v1", seed=9)
     new = repository.resolve()
-    repository.push_manifest(bundle_store.fallback_tag(new.digest), m.OCI_INDEX, index)
+    repository.push_manifest(fallback_tag(new.digest), m.OCI_INDEX, index)
     assert bundle_store.read_bundles(repository, new.digest) == []
     with pytest.raises(TrustError, match="no signature"):
         verify_image(repository, [Demand((KEY.public(),))], IMAGE)

@@ -1,0 +1,161 @@
+"""What refers to a manifest: with the referrers API, without it, and in a layout folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.errors import FetchError, FormatError, NotFoundError, UsageError
+from lamina.registry import manifest as m
+from lamina.registry.client import RegistryRepository
+from lamina.registry.layout import LayoutRepository
+from lamina.registry.manifest import Descriptor, Manifest
+from lamina.registry.reference import parse_reference
+from lamina.registry.referrers import MAX_REFERRERS, fallback_tag, list_referrers, push_referrer
+from lamina.registry.repository import ClientOptions, Repository
+from tests.support import fake_registry as fake
+from tests.support.fake_registry import FakeRegistry
+
+KIND = "application/vnd.example.note"
+
+
+@pytest.fixture
+def registry() -> Iterator[FakeRegistry]:
+    with fake.fake_registry() as registry:
+        yield registry
+
+
+@pytest.fixture
+def repository(registry: FakeRegistry) -> Iterator[RegistryRepository]:
+    reference = parse_reference(f"docker://{registry.host}/a/b")
+    with RegistryRepository(reference, ClientOptions(attempts=1)) as repository:
+        yield repository
+
+
+def push_image(repository: Repository) -> Descriptor:
+    """Push an image without layers as ``v1``."""
+    config = m.describe(m.OCI_CONFIG, b"{}")
+    repository.push_blob(config, io.BytesIO(b"{}"))
+    manifest = Manifest(schema_version=2, media_type=m.OCI_MANIFEST, config=config)
+    return repository.push_manifest("v1", m.OCI_MANIFEST, m.encode(manifest))
+
+
+def note(repository: Repository, subject: Descriptor, text: str = "") -> Manifest:
+    """Return a manifest that refers to an image."""
+    empty = m.describe(m.OCI_EMPTY, b"{}")
+    repository.push_blob(empty, io.BytesIO(b"{}"))
+    return Manifest(
+        schema_version=2,
+        media_type=m.OCI_MANIFEST,
+        artifact_type=KIND,
+        config=empty,
+        subject=subject,
+        annotations={"text": text},
+    )
+
+
+def test_a_registry_with_the_api_needs_no_tag(
+    registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    registry.referrers_page = 2
+    image = push_image(repository)
+    assert list_referrers(repository, image.digest) == ()
+    pushed = [push_referrer(repository, note(repository, image, str(n))) for n in range(5)]
+    found = list_referrers(repository, image.digest)
+    assert [entry.digest for entry in found] == [one.digest for one in pushed]
+    assert {entry.artifact_type for entry in found} == {KIND}
+    assert fallback_tag(image.digest) not in registry.manifests
+    assert registry.count("GET", "/referrers/") == 1 + 3
+
+
+def test_a_registry_without_the_api_gets_the_tag(
+    registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    image = push_image(repository)
+    pushed = [push_referrer(repository, note(repository, image, str(n))) for n in range(2)]
+    push_referrer(repository, note(repository, image, "1"), tag="named")
+    assert [e.digest for e in list_referrers(repository, image.digest)] == [
+        one.digest for one in pushed
+    ]
+    _, data = registry.manifests[fallback_tag(image.digest)]
+    assert [entry["annotations"]["text"] for entry in json.loads(data)["manifests"]] == ["0", "1"]
+    assert registry.manifests["named"] == registry.manifests[pushed[1].digest]
+
+
+@pytest.mark.parametrize("status", [401, 500])
+def test_errors_of_the_api_are_not_taken_for_its_absence(
+    status: int, registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    image = push_image(repository)
+    push_referrer(repository, note(repository, image))
+    registry.rule("GET", "/referrers/", fake.status(status))
+    with pytest.raises(FetchError):
+        list_referrers(repository, image.digest)
+
+
+@pytest.mark.parametrize("page", [b"<html>", b'{"schemaVersion":2,"config":{},"layers":[]}'])
+def test_answers_that_are_no_index(
+    page: bytes, registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    registry.rule("GET", "/referrers/", fake.status(200, body=page))
+    with pytest.raises(FormatError):
+        list_referrers(repository, push_image(repository).digest)
+
+
+def test_pages_that_never_end(registry: FakeRegistry, repository: RegistryRepository) -> None:
+    image = push_image(repository)
+    registry.referrers_page = 1
+    push_referrer(repository, note(repository, image))
+    entry = {"mediaType": m.OCI_MANIFEST, "digest": image.digest, "size": 7}
+    page = json.dumps({"schemaVersion": 2, "manifests": [entry] * 100}).encode()
+    numbers = iter(range(1000))
+
+    def endless(exchange: fake.Exchange) -> bool:
+        link = f'</v2/a/b/referrers/x?n={next(numbers)}>; rel="next"'
+        return exchange.answer(200, page, {"Link": link})
+
+    registry.rule("GET", "/referrers/", endless, times=1000)
+    with pytest.raises(FormatError, match=f"more than {MAX_REFERRERS}"):
+        list_referrers(repository, image.digest)
+    assert registry.count("GET", "/referrers/") == 3
+
+
+def test_a_page_that_names_itself_ends(
+    registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    image = push_image(repository)
+    path = f"/v2/a/b/referrers/{image.digest}"
+    page = b'{"schemaVersion":2,"manifests":[]}'
+    link = {"Link": f'<{path}>; rel="next"'}
+    registry.rule("GET", "/referrers/", fake.status(200, link, page), times=9)
+    assert list_referrers(repository, image.digest) == ()
+    assert registry.count("GET", "/referrers/") == 1
+
+
+def test_a_layout_folder_lists_both(tmp_path: Path) -> None:
+    reference = parse_reference(f"oci:{tmp_path}/l")
+    with LayoutRepository(reference, write=True) as repository:
+        image = push_image(repository)
+        pushed = push_referrer(repository, note(repository, image))
+        assert [e.digest for e in list_referrers(repository, image.digest)] == [pushed.digest]
+        assert repository.resolve().digest == image.digest
+        with pytest.raises(NotFoundError) as failure:
+            repository.resolve("absent")
+        assert failure.value.hint == "it has v1"
+    entries = json.loads((tmp_path / "l" / "index.json").read_bytes())["manifests"]
+    names = [entry.get("annotations", {}).get(m.REF_NAME) for entry in entries]
+    assert names == ["v1", fallback_tag(image.digest), None]
+    assert entries[2]["digest"] == pushed.digest
+    assert entries[2]["artifactType"] == KIND
+
+
+def test_what_refers_to_nothing_is_refused(repository: RegistryRepository) -> None:
+    with pytest.raises(UsageError, match="refers to nothing"):
+        push_referrer(
+            repository,
+            Manifest(schema_version=2, config=m.describe(m.OCI_EMPTY, b"{}")),
+        )
