@@ -6,18 +6,34 @@ import hashlib
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from lamina.build.index import IndexOptions, IndexReport, build_index, fallback_tag
+from lamina.build.index import IndexOptions, IndexReport, build_index
 from lamina.build.source_image import open_source_image
-from lamina.errors import IntegrityError, UnsupportedError
+from lamina.errors import IntegrityError, TrustError, UnsupportedError
 from lamina.image.compare import compare
+from lamina.image.indexed import IndexRule
 from lamina.image.open import open_image
-from lamina.registry.manifest import OCI_INDEX, OCI_MANIFEST, parse_image_manifest, parse_index
+from lamina.registry.manifest import (
+    NYDUS_MANIFEST_ARTIFACT,
+    NYDUS_REF,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Descriptor,
+    Index,
+    Platform,
+    encode,
+    parse_image_manifest,
+    parse_index,
+)
 from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.registry.referrers import fallback_tag, push_referrer
+from lamina.registry.repository import Repository, open_repository
 from tests.support.index_layers import COMPRESSIONS, lower_layer, media_type, upper_layer
 from tests.support.layers import add_blob, write_index
+
+EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":[]}'
 
 
 def ordinary_image(layout: Path, kind: str) -> str:
@@ -53,6 +69,14 @@ def index(reference: str, **options: int) -> IndexReport:
             config = stream.read()
         wanted = IndexOptions(**options)  # type: ignore[arg-type]
         return build_index(repository, descriptor, manifest, config, wanted, tag="index")
+
+
+def used_index(reference: str, store: Path, rule: IndexRule | None = None) -> str | None:
+    """Open an image, and return the digest of the index that served it."""
+    with open_image(reference, store=store, index=rule or "auto") as image:
+        assert image.origin is not None
+        assert image.origin.reference is not None
+        return image.origin.reference.digest
 
 
 @pytest.mark.parametrize("kind", COMPRESSIONS)
@@ -92,15 +116,104 @@ def test_a_read_fetches_little_of_a_layer(tmp_path: Path) -> None:
 
 def test_an_ordinary_image_is_opened_by_its_index(tmp_path: Path) -> None:
     reference = ordinary_image(tmp_path / "layout", "gzip -6")
-    with pytest.raises(UnsupportedError, match="ordinary"):
-        open_image(reference, store=tmp_path / "store", index="auto")
-    report = index(reference)
-    with open_image(reference, store=tmp_path / "store", index="auto") as image:
-        assert image.origin is not None
-        assert image.origin.reference is not None
-        assert image.origin.reference.digest == report.digest
-    with pytest.raises(UnsupportedError, match="ordinary"):
+    with pytest.raises(UnsupportedError, match="ordinary") as failure:
         open_image(reference, store=tmp_path / "store")
+    assert f"lamina index {reference}" in str(failure.value.hint)
+    report = index(reference)
+    assert used_index(reference, tmp_path / "store") == report.digest
+    with pytest.raises(UnsupportedError, match="ordinary"):
+        open_image(reference, store=tmp_path / "store", index="never")
+
+
+def test_the_configuration_is_that_of_the_image(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "tar")
+    index(reference)
+    with open_image(reference, store=tmp_path / "store") as image:
+        assert len(image.config.rootfs.diff_ids) == 2
+        assert image.config.history == ()
+
+
+def test_a_list_of_platforms_offers_the_index(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    report = index(reference)
+    with open_repository(parse_reference(reference), write=True) as repository:
+        image = repository.resolve(report.source_digest)
+        found = repository.resolve(report.digest)
+        platform = Platform(os="linux", architecture="amd64")
+        entries = tuple(
+            Descriptor(
+                media_type=one.media_type,
+                digest=one.digest,
+                size=one.size,
+                platform=platform,
+                artifact_type=kind,
+            )
+            for one, kind in ((image, ""), (found, NYDUS_MANIFEST_ARTIFACT))
+        )
+        both = Index(schema_version=2, media_type=OCI_INDEX, manifests=entries)
+        repository.push_manifest("latest", OCI_INDEX, encode(both))
+        repository.push_manifest(fallback_tag(report.source_digest), OCI_INDEX, EMPTY_INDEX)
+    options = {"store": tmp_path / "store", "platform": "linux/amd64"}
+    with open_image(reference, **options) as opened:  # type: ignore[arg-type]
+        assert opened.origin is not None
+        assert opened.origin.reference is not None
+        assert opened.origin.reference.digest == report.digest
+    with pytest.raises(UnsupportedError, match="ordinary"):
+        open_image(reference, index="never", **options)  # type: ignore[arg-type]
+
+
+def test_an_index_with_blobs_of_its_own_is_refused(tmp_path: Path) -> None:
+    victim = ordinary_image(tmp_path / "layout", "gzip -6")
+    other = ordinary_image(tmp_path / "other", "gzip -1")
+    report = index(other)
+    with (
+        open_repository(parse_reference(victim), write=True) as repository,
+        open_repository(parse_reference(other)) as origin,
+    ):
+        image = repository.resolve()
+        _, data = origin.manifest(report.digest)
+        forged = parse_image_manifest(data)
+        for layer in (*forged.layers, forged.config):
+            with origin.open_blob(layer) as stream:
+                repository.push_blob(layer, stream)
+        forged = msgspec.structs.replace(forged, subject=image)
+        push_referrer(repository, forged)
+        with pytest.raises(IntegrityError, match="layers that the image"):
+            open_image(victim, store=tmp_path / "store")
+        wanted = parse_image_manifest(repository.manifest(image)[1])
+        layers = [
+            msgspec.structs.replace(layer, annotations={NYDUS_REF: real.digest})
+            for layer, real in zip(forged.layers[:-1], wanted.layers, strict=True)
+        ]
+        push_referrer(
+            repository, msgspec.structs.replace(forged, layers=(*layers, forged.layers[-1]))
+        )
+        with pytest.raises(IntegrityError, match="is no layer of"):
+            open_image(victim, store=tmp_path / "store")
+        index(victim)
+        open_image(victim, store=tmp_path / "store").close()
+
+
+def test_a_policy_is_asked_about_an_attached_index(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "tar")
+    first, second = index(reference), index(reference, chunk_size=4096)
+    asked = []
+
+    def only_the_first(repository: Repository, found: Descriptor, image: Descriptor) -> None:
+        asked.append(image.digest)
+        if found.digest != first.digest:
+            raise TrustError(f"nobody signed {found.digest}")
+
+    rule = IndexRule("auto", only_the_first)
+    assert used_index(reference, tmp_path / "store", rule) == first.digest
+    assert asked == [first.source_digest] * 2
+    assert used_index(reference, tmp_path / "store") == second.digest
+
+    def nothing(repository: Repository, found: Descriptor, image: Descriptor) -> None:
+        raise TrustError(f"nobody signed {found.digest}")
+
+    with pytest.raises(TrustError, match=second.digest):
+        open_image(reference, store=tmp_path / "store", index=IndexRule("auto", nothing))
 
 
 def test_an_index_of_another_image_is_refused(tmp_path: Path) -> None:
@@ -114,7 +227,7 @@ def test_an_index_of_another_image_is_refused(tmp_path: Path) -> None:
         assert moved.digest != report.source_digest
         repository.push_manifest(fallback_tag(moved.digest), OCI_INDEX, listed)
     with pytest.raises(IntegrityError, match="another image"):
-        open_image(reference, store=tmp_path / "store", index="auto")
+        open_image(reference, store=tmp_path / "store")
 
 
 def test_other_referrers_stay_listed(tmp_path: Path) -> None:

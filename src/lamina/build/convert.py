@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lamina.build.image_build import Phases, built_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
+from lamina.build.platforms import is_wanted, ordinary_manifests
 from lamina.errors import NotFoundError, UnsupportedError, UsageError
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
@@ -29,7 +30,7 @@ from lamina.registry.manifest import (
     parse_config,
     parse_manifest,
 )
-from lamina.registry.platform import is_nydus, normalise, parse_platform
+from lamina.registry.platform import parse_platform
 from lamina.registry.reference import Reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
@@ -106,7 +107,7 @@ class _Conversion:
         if isinstance(document, Manifest):
             pushed, report = self._convert(descriptor, document, None, tag)
             return pushed, [report]
-        chosen = self._choose(document)
+        chosen = ordinary_manifests(document, self._wanted, str(self._source.reference))
         if len(chosen) == 1:
             pushed, report = self._convert(
                 chosen[0], self._read(chosen[0]), chosen[0].platform, tag
@@ -141,39 +142,6 @@ class _Conversion:
             pushed = self._destination.push_manifest(tag, OCI_INDEX, encode(index))
         return pushed, reports
 
-    def _choose(self, index: Index) -> list[Descriptor]:
-        """Return the manifests of the wanted platforms; attestations and Nydus images are passed
-        over.
-        """
-        chosen = []
-        for entry in index.manifests:
-            known = entry.platform is None or entry.platform.os != "unknown"
-            if (
-                entry.is_manifest
-                and known
-                and not is_nydus(entry)
-                and self._is_wanted(entry.platform)
-            ):
-                chosen.append(entry)
-        if not chosen or len(chosen) < len(self._wanted):
-            there = sorted(str(entry.platform) for entry in index.manifests if entry.platform)
-            raise NotFoundError(
-                f"{self._source.reference} has no image of some wanted platform.",
-                hint=f"It has: {', '.join(there) or 'no platforms'}.",
-            )
-        return chosen
-
-    def _is_wanted(self, platform: Platform | None) -> bool:
-        if not self._wanted:
-            return True
-        if platform is None:
-            return False
-        own = normalise(platform)
-        return any(
-            (own.os, own.architecture, own.variant) == (want.os, want.architecture, want.variant)
-            for want in self._wanted
-        )
-
     def _read(self, descriptor: Descriptor) -> Manifest:
         _, data = self._source.manifest(descriptor)
         document = parse_manifest(data, f"manifest {descriptor.digest}")
@@ -195,7 +163,7 @@ class _Conversion:
             )
         config = self._read_config(manifest.config)
         platform = platform or parse_config(config).platform
-        if not self._is_wanted(platform):
+        if not is_wanted(platform, self._wanted):
             raise NotFoundError(f"{self._source.reference} is an image for {platform}.")
         with built_image(
             self._source,

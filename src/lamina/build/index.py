@@ -1,74 +1,48 @@
 """Index an ordinary image: lazy start without a second copy of its data (RAFS v6 §6.5-6.6, §7).
 
-Every layer is read once by a process of its own.  What is pushed beside the image is a small table
-for each layer and the merged tree; the data stays in the layers.  The index names the image by
-``subject``, and an index of referrers under the fallback tag names the index (OCI distribution
-specification 1.1, "Referrers Tag Schema").
+What is pushed beside the image is a small table for each layer and the merged tree; the data stays
+in the layers.  The index names the image by ``subject``, so that it is found from there.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from lamina.build.index_layer import IndexedLayer, index_layer
-from lamina.build.index_table import IndexBlob, index_blob
-from lamina.build.layer_blob import with_blob_index
-from lamina.build.layer_tree import apply_layer
-from lamina.build.merge import MergedTree
-from lamina.build.package import FS_VERSION, blob_descriptor, bootstrap_layer, converted_config
-from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer
-from lamina.build.workers import Workers
-from lamina.codec.compress import Compressor
-from lamina.codec.digest import Digester
-from lamina.erofs.writer import BootstrapOptions, write_bootstrap
-from lamina.errors import NotFoundError, UsageError
-from lamina.image.indexed import fallback_tag
+from lamina.build.index_build import BuiltIndex, IndexOptions, build_from_layers
+from lamina.build.package import FS_VERSION, blob_descriptor, converted_config
+from lamina.build.platforms import is_wanted, ordinary_manifests
+from lamina.errors import FormatError, NotFoundError, UsageError
 from lamina.registry.manifest import (
+    MAX_CONFIG_BYTES,
     NYDUS_FS_VERSION,
     NYDUS_MANIFEST_ARTIFACT,
     NYDUS_REF,
     NYDUS_SOURCE_DIGEST,
     OCI_CONFIG,
-    OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
     Index,
     Manifest,
     describe,
-    encode,
-    parse_index,
+    parse_config,
+    parse_image_manifest,
+    parse_manifest,
 )
+from lamina.registry.platform import parse_platform
+from lamina.registry.reference import Reference
+from lamina.registry.referrers import push_referrer
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
-__all__ = ["IndexOptions", "IndexReport", "build_index", "fallback_tag"]
-
-DEFAULT_CHUNK_SIZE = 128 << 10
-DEFAULT_SPACING_BYTES = 256 << 10
-
-
-@dataclass(frozen=True, slots=True)
-class IndexOptions:
-    """How an image is indexed.
-
-    ``chunk_size`` is the unit of verification, ``spacing_bytes`` the least distance of two access
-    points in a gzip layer, in compressed bytes: what is fetched at least for a small file.
-    """
-
-    chunk_size: int = DEFAULT_CHUNK_SIZE
-    spacing_bytes: int = DEFAULT_SPACING_BYTES
-    digester: Digester = Digester.SHA256
-    jobs: int = 0
+__all__ = ["IndexOptions", "IndexReport", "build_index", "index_image", "index_manifest"]
 
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
     """The result: the digest of the index, what it indexes, and sizes in bytes."""
 
+    platform: str
     digest: str
     source_digest: str
     layer_bytes: int
@@ -82,30 +56,43 @@ class IndexReport:
         return sum(self.table_bytes) + self.bootstrap_layer_bytes
 
 
-@dataclass(slots=True)
-class _Job:
-    repository: Repository
-    client: ClientOptions | None
-    layers: Sequence[Descriptor]
-    options: IndexOptions
+def index_image(
+    reference: Reference,
+    options: IndexOptions | None = None,
+    *,
+    client: ClientOptions | None = None,
+    tag: str | None = None,
+) -> list[IndexReport]:
+    """Index the image that ``reference`` names, every wanted platform of it, and attach the indexes
+    there.
 
+    With ``tag`` the index also gets that tag.  Call it before the process starts threads.
 
-_job: _Job
-
-
-def _set_up(job: _Job) -> None:
-    global _job  # noqa: PLW0603 - a worker has one job
-    _job = job
-    if job.repository.reference.transport == "docker":
-        job.repository = open_repository(job.repository.reference, options=job.client)
-
-
-def _index(number: int) -> IndexedLayer:
-    options = _job.options
-    # fmt: off
-    return index_layer(_job.repository, _job.layers[number], options.chunk_size,
-                       options.spacing_bytes, options.digester)
-    # fmt: on
+    Raises UsageError for a native image, impossible options, or one tag for several indexes;
+    UnsupportedError for a layer that cannot be entered but at its begin; NotFoundError for a
+    platform that is not there, and what reading the layers and pushing raises.
+    """
+    options = options or IndexOptions()
+    options.check()
+    with open_repository(reference, write=True, options=client) as repository:
+        chosen = _chosen(repository, options)
+        if tag is not None and len(chosen) > 1:
+            raise UsageError(
+                f"{reference} has {len(chosen)} platforms, whose indexes cannot share a tag",
+                hint="Choose one with --platform.",
+            )
+        return [
+            build_index(
+                repository,
+                descriptor,
+                manifest,
+                read_config(repository, manifest),
+                options,
+                client=client,
+                tag=tag,
+            )
+            for descriptor, manifest in chosen
+        ]
 
 
 def build_index(
@@ -118,120 +105,93 @@ def build_index(
     client: ClientOptions | None = None,
     tag: str | None = None,
 ) -> IndexReport:
-    """Index an image and attach the index to it in ``repository``, which must be open for writing.
+    """Index one image and attach the index to it in ``repository``, which must be open for writing.
 
-    ``source`` describes ``manifest``; ``client`` is what the repository was opened with.  The index
-    also gets ``tag``, if one is given.
-
-    Raises UsageError for a native image, UnsupportedError for a layer that cannot be entered but at
-    its begin, and what reading the layers and pushing raises.
+    ``source`` describes ``manifest``; the rest is as for :func:`index_image`.
     """
     start = time.perf_counter()
     options = options or IndexOptions()
-    if manifest.is_nydus:
-        raise UsageError("The image is a native image or an index already.")
-    layers, tree, plans = _read_layers(_Job(repository, client, manifest.layers, options))
-    devices = [number for number, plan in enumerate(plans) if plan.chunk_count]
-    blobs = [
-        index_blob(manifest.layers[number].hex, layers[number], plans[number], *_kind(options))
-        for number in devices
-    ]
-    table = b"".join(with_blob_index(b.chunk_entries, i) for i, b in enumerate(blobs))
-    bootstrap = write_bootstrap(
-        tree.root,
-        [blob.entry for blob in blobs],
-        table,
-        BootstrapOptions(options.chunk_size, Compressor.GZIP, options.digester),
-    )
-    last = bootstrap_layer(bootstrap, ())
-    pushed = _push(repository, source, config, (blobs, last), tag)
+    refuse_native(manifest)
+    built = build_from_layers(repository, manifest.layers, options, client)
+    pushed = _attach(repository, source, config, built, tag)
     return IndexReport(
+        platform=str(parse_config(config).platform),
         digest=pushed.digest,
         source_digest=source.digest,
         layer_bytes=sum(layer.size for layer in manifest.layers),
-        table_bytes=tuple(len(blob.data) for blob in blobs),
-        bootstrap_layer_bytes=len(last.data),
+        table_bytes=tuple(len(blob.data) for blob in built.blobs),
+        bootstrap_layer_bytes=len(built.last.data),
         elapsed_s=time.perf_counter() - start,
     )
 
 
-def _kind(options: IndexOptions) -> tuple[int, Digester]:
-    return options.chunk_size, options.digester
+def refuse_native(manifest: Manifest) -> None:
+    """Raise UsageError for what has no layers of its own to index."""
+    if manifest.is_nydus:
+        raise UsageError("The image is a native image or an index already.")
 
 
-def _read_layers(job: _Job) -> tuple[list[IndexedLayer], MergedTree, list[LayerPlan]]:
-    """Read all layers at once, and merge their trees in order."""
-    tree, known = MergedTree(), KnownChunks()
-    layers: list[IndexedLayer] = []
-    plans: list[LayerPlan] = []
-    jobs = job.options.jobs or len(os.sched_getaffinity(0))
-    with Workers(jobs, _set_up, job) as workers:
-        futures = [workers.submit(_index, number) for number in range(len(job.layers))]
-        workers.no_more()
-        for number, future in enumerate(futures):
-            layer = future.result()
-            plan = plan_layer(number, layer.scan, known, 0)
-            layers.append(layer)
-            plans.append(plan)
-            with_data = [n for n, other in enumerate(plans) if other.chunk_count]
-            numbers = {owner: index for index, owner in enumerate(with_data)}
-            indexes = encode_references(plan.references, plans, numbers)
-            apply_layer(tree, layer.scan, indexes, lambda node: node)
-    return layers, tree, plans
+def read_config(repository: Repository, manifest: Manifest) -> bytes:
+    """Return the configuration of an image; raises FormatError for an impossible size."""
+    if manifest.config.size > MAX_CONFIG_BYTES:
+        raise FormatError(f"The image configuration claims {manifest.config.size} bytes.")
+    with repository.open_blob(manifest.config) as stream:
+        return stream.read()
 
 
-def _push(
-    repository: Repository,
-    source: Descriptor,
-    config: bytes,
-    parts: tuple[Sequence[IndexBlob], Any],
-    tag: str | None,
-) -> Descriptor:
-    blobs, last = parts
-    descriptors = []
-    for blob in blobs:
-        descriptor = blob_descriptor(blob.entry.meta_digest.hex(), len(blob.data))
-        annotations = {**descriptor.annotations, NYDUS_REF: f"sha256:{blob.entry.blob_id}"}
-        descriptors.append(
+def index_manifest(
+    source: Descriptor, config: bytes, built: BuiltIndex
+) -> tuple[Manifest, bytes, list[Descriptor]]:
+    """Return (manifest, configuration, descriptors of the tables) of an index."""
+    tables = []
+    for blob in built.blobs:
+        plain = blob_descriptor(blob.entry.meta_digest.hex(), len(blob.data))
+        tables.append(
             Descriptor(
-                media_type=descriptor.media_type,
-                digest=descriptor.digest,
-                size=descriptor.size,
-                annotations=annotations,
+                media_type=plain.media_type,
+                digest=plain.digest,
+                size=plain.size,
+                annotations={**plain.annotations, NYDUS_REF: f"sha256:{blob.entry.blob_id}"},
             )
         )
-        repository.push_blob(descriptors[-1], io.BytesIO(blob.data))
-    new_config = converted_config(config, descriptors, last.diff_id)
-    described = describe(OCI_CONFIG, new_config)
-    repository.push_blob(last.descriptor, io.BytesIO(last.data))
-    repository.push_blob(described, io.BytesIO(new_config))
+    new_config = converted_config(config, tables, built.last.diff_id)
     manifest = Manifest(
         schema_version=2,
         media_type=OCI_MANIFEST,
         artifact_type=NYDUS_MANIFEST_ARTIFACT,
-        config=described,
-        layers=(*descriptors, last.descriptor),
+        config=describe(OCI_CONFIG, new_config),
+        layers=(*tables, built.last.descriptor),
         subject=Descriptor(media_type=source.media_type, digest=source.digest, size=source.size),
         annotations={NYDUS_FS_VERSION: FS_VERSION, NYDUS_SOURCE_DIGEST: source.digest},
     )
-    pushed = repository.push_manifest(tag, OCI_MANIFEST, encode(manifest))
-    entry = Descriptor(
-        media_type=OCI_MANIFEST,
-        digest=pushed.digest,
-        size=pushed.size,
-        artifact_type=NYDUS_MANIFEST_ARTIFACT,
-    )
-    tag = fallback_tag(source.digest)
-    others = [other for other in _referrers(repository, tag) if other.digest != entry.digest]
-    referrers = Index(schema_version=2, media_type=OCI_INDEX, manifests=(*others, entry))
-    repository.push_manifest(tag, OCI_INDEX, encode(referrers))
-    return pushed
+    return manifest, new_config, tables
 
 
-def _referrers(repository: Repository, tag: str) -> Sequence[Descriptor]:
-    """Return what refers to the image already, so that nothing of it is lost."""
-    try:
-        _, data = repository.manifest(tag)
-    except NotFoundError:
-        return ()
-    return parse_index(data, f"list of referrers {tag}").manifests
+def _attach(
+    repository: Repository, source: Descriptor, config: bytes, built: BuiltIndex, tag: str | None
+) -> Descriptor:
+    manifest, new_config, tables = index_manifest(source, config, built)
+    for table, blob in zip(tables, built.blobs, strict=True):
+        repository.push_blob(table, io.BytesIO(blob.data))
+    repository.push_blob(built.last.descriptor, io.BytesIO(built.last.data))
+    repository.push_blob(manifest.config, io.BytesIO(new_config))
+    return push_referrer(repository, manifest, tag=tag)
+
+
+def _chosen(repository: Repository, options: IndexOptions) -> list[tuple[Descriptor, Manifest]]:
+    """Return the manifests of the wanted platforms, with their descriptors."""
+    wanted = [parse_platform(text) for text in options.platforms]
+    descriptor, data = repository.manifest()
+    where = str(repository.reference)
+    document = parse_manifest(data, f"manifest of {where}")
+    if isinstance(document, Index):
+        found = []
+        for entry in ordinary_manifests(document, wanted, where):
+            _, data = repository.manifest(entry)
+            found.append((entry, parse_image_manifest(data, f"manifest {entry.digest}")))
+        return found
+    refuse_native(document)
+    platform = parse_config(read_config(repository, document)).platform
+    if not is_wanted(platform, wanted):
+        raise NotFoundError(f"{where} is an image for {platform}.")
+    return [(descriptor, document)]

@@ -68,8 +68,9 @@ def index_layer(
     chunk_size: int,
     spacing_bytes: int,
     digester: Digester,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> IndexedLayer:
-    """Read a layer to its end, its digest verified.
+    """Read a layer to its end, its digest verified; ``progress`` is told the bytes of each read.
 
     Raises FormatError and UnsupportedError for a layer that cannot be read, and what reading it
     from the repository raises.
@@ -77,13 +78,16 @@ def index_layer(
     check_media_type(descriptor.media_type)
     with repository.open_blob(descriptor) as raw:
         head = _read_head(raw)
+        progress(len(head))
 
         def read_input() -> bytes:
             nonlocal head
             if head:
                 first, head = head, b""
                 return first
-            return raw.read(READ_BYTES)
+            data = raw.read(READ_BYTES)
+            progress(len(data))
+            return data
 
         with closing(_points(head, read_input, spacing_bytes)) as stream:
             scan = _scan(stream, chunk_size, digester)

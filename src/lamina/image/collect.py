@@ -41,10 +41,11 @@ def _kept_digests(store: NodeStore, kept: frozenset[str]) -> Iterator[str]:
             continue
         if digest in residents or kept_ids & files.chunk_sets.keys():
             yield from (digest, files.bootstrap, *files.tables.values())
-            yield from _config_digest(store, digest)
+            yield from _named(store, digest)
 
 
-def _config_digest(store: NodeStore, digest: str) -> Iterator[str]:
+def _named(store: NodeStore, digest: str) -> Iterator[str]:
+    """What a manifest names: its configuration, and the image that it indexes with that one's."""
     try:
         data = store.metadata(digest)
         document = None if data is None else parse_manifest(data, digest)
@@ -52,3 +53,6 @@ def _config_digest(store: NodeStore, digest: str) -> Iterator[str]:
         return
     if document is not None and not isinstance(document, Index):
         yield document.config.digest
+        if document.subject is not None and document.subject.digest != digest:
+            yield document.subject.digest
+            yield from _named(store, document.subject.digest)

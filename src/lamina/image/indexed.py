@@ -1,59 +1,176 @@
-"""Find the index of an ordinary image: what refers to it by ``subject`` (RAFS v6 §6.5).
+"""Find the index of an ordinary image, and prove that it belongs to that image (RAFS v6 §6.5).
 
-The list of referrers is looked up under the fallback tag (OCI distribution specification 1.1,
-"Referrers Tag Schema"), which registries with and without the referrers API keep.
+An index is a manifest that names the image by ``subject``.  It brings metadata only; its blobs are
+the layers of the image itself.  What can be proven without reading the layers is proven here: the
+manifest that it names, by digest, has exactly these layers.  Whether names, modes and chunk digests
+are those of the layers, only reading them shows (``lamina check --data``); so a policy may demand
+that somebody vouches for the index.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from lamina.errors import IntegrityError, NotFoundError
+from lamina.errors import Error, IntegrityError, TrustError
 from lamina.registry.manifest import (
+    CONFIG_TYPES,
     NYDUS_MANIFEST_ARTIFACT,
-    Index,
+    NYDUS_REF,
+    OCI_MANIFEST,
+    Descriptor,
     Manifest,
-    parse_manifest,
+    parse_image_manifest,
 )
+from lamina.registry.referrers import list_referrers
 
 if TYPE_CHECKING:
+    from lamina.erofs.reader import Bootstrap
     from lamina.registry.repository import Repository
     from lamina.store.node import NodeStore
 
 IndexUse: TypeAlias = Literal["auto", "never"]
 """Whether an ordinary image is opened by an index that is attached to it."""
 
+_KINDS: Final = ("", NYDUS_MANIFEST_ARTIFACT, *CONFIG_TYPES)
+"""Types that indexes are listed with: the tools of Nydus give them none, which then is that of the
+configuration.
+"""
 
-def fallback_tag(digest: str) -> str:
-    """Return the tag of the list of what refers to a manifest."""
-    return digest.replace(":", "-", 1)
+BUILT_INDEX: Final = "index"
+"""Kind of the store's records of indexes that were built on this node: image -> index."""
 
 
-def find_index(repository: Repository, node: NodeStore, digest: str) -> tuple[Manifest, str] | None:
-    """Return (manifest, digest) of the newest index of the image ``digest``, None without one.
+class IndexPolicy(Protocol):
+    """Asked before an index that was found beside an image is used."""
 
-    Raises IntegrityError if an index is listed that indexes another image, and what the repository
-    raises.
+    def __call__(self, repository: Repository, index: Descriptor, image: Descriptor) -> None:
+        """Return if ``index`` may be used for ``image``, both in ``repository``.
+
+        Raises TrustError if not.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRule:
+    """Whether an attached index is used, and who is asked first (None: nobody)."""
+
+    use: IndexUse = "auto"
+    policy: IndexPolicy | None = None
+
+
+class Indexed(NamedTuple):
+    """An index and the image that it belongs to."""
+
+    manifest: Manifest
+    digest: str
+    image: Manifest
+    image_digest: str
+
+
+def is_index_image(manifest: Manifest) -> bool:
+    """Whether a manifest indexes the layers of another image instead of bringing its own."""
+    return (
+        manifest.is_nydus
+        and manifest.subject is not None
+        and all(NYDUS_REF in layer.annotations for layer in manifest.layers[:-1])
+    )
+
+
+def find_index(
+    repository: Repository,
+    node: NodeStore,
+    image: tuple[Manifest, str],
+    policy: IndexPolicy | None = None,
+) -> Indexed | None:
+    """Return the index of ``image``, a manifest and its digest, that was attached last; None
+    without one.
+
+    One that was built on this node goes first.  Those that belong to another image or that the
+    policy refuses are passed over; if nothing else is left, the error of the last is raised:
+    IntegrityError or TrustError.  Also raises what the repository raises.
     """
-    try:
-        _, data = repository.manifest(fallback_tag(digest))
-    except NotFoundError:
-        return None
-    referrers = parse_manifest(data, f"referrers of {digest}")
-    if not isinstance(referrers, Index):
-        return None
-    for entry in reversed(referrers.manifests):
-        if entry.artifact_type != NYDUS_MANIFEST_ARTIFACT or not entry.is_manifest:
+    built = _built_here(node, image)
+    if built is not None:
+        return built
+    refusal: Error | None = None
+    manifest, digest = image
+    kind = manifest.media_type or OCI_MANIFEST
+    described = Descriptor(media_type=kind, digest=digest, size=len(manifest.raw))
+    for entry in reversed(list_referrers(repository, digest)):
+        if entry.artifact_type not in _KINDS or not entry.is_manifest:
             continue
         _, data = repository.manifest(entry)
-        manifest = parse_manifest(data, f"index {entry.digest}")
-        if not isinstance(manifest, Manifest) or not manifest.is_nydus:
+        index = parse_image_manifest(data, f"index {entry.digest}")
+        if not is_index_image(index):
             continue
-        if manifest.subject is None or manifest.subject.digest != digest:
-            raise IntegrityError(
-                f"the index {entry.digest} is listed for {digest}, but indexes another image",
-                hint="Somebody attached it wrongly; index the image again.",
-            )
+        try:
+            found = check_subject(Indexed(index, entry.digest, manifest, digest))
+            if policy is not None:
+                policy(repository, entry, described)
+        except (IntegrityError, TrustError) as error:
+            refusal = refusal or error
+            continue
         node.put_metadata(data, entry.digest)
-        return manifest, entry.digest
+        return found
+    if refusal is not None:
+        raise refusal
     return None
+
+
+def image_of(repository: Repository, node: NodeStore, index: Manifest, digest: str) -> Indexed:
+    """Return an index together with the image that it names.
+
+    Raises IntegrityError if it is none of that image, and what the repository raises.
+    """
+    assert index.subject is not None
+    wanted = index.subject.digest
+    data = node.metadata(wanted)
+    if data is None:
+        _, data = repository.manifest(index.subject)
+        node.put_metadata(data, wanted)
+    image = parse_image_manifest(data, f"image {wanted}")
+    return check_subject(Indexed(index, digest, image, wanted))
+
+
+def check_subject(found: Indexed) -> Indexed:
+    """Return ``found`` if the index names its image and layers; raises IntegrityError if not."""
+    index, image = found.manifest, found.image
+    if index.subject is None or index.subject.digest != found.image_digest:
+        raise IntegrityError(
+            f"the index {found.digest} is listed for {found.image_digest}, but indexes another "
+            "image",
+            hint="Somebody attached it wrongly; index the image again.",
+        )
+    layers = {layer.digest for layer in image.layers}
+    indexed = [layer.annotations.get(NYDUS_REF, layer.digest) for layer in index.layers[:-1]]
+    if image.is_nydus or not layers.issuperset(indexed):
+        raise IntegrityError(
+            f"the index {found.digest} has layers that the image {found.image_digest} has not",
+            hint="Index the image again.",
+        )
+    return found
+
+
+def check_blobs(found: Indexed, bootstrap: Bootstrap) -> None:
+    """Raise IntegrityError unless every blob of the index is a layer of the image, of its size."""
+    layers = {layer.hex: layer.size for layer in found.image.layers}
+    for blob in bootstrap.blobs:
+        size = layers.pop(blob.blob_id, None)
+        if size != blob.compressed_size:
+            problem = "is no layer of" if size is None else "has another size than the layer of"
+            raise IntegrityError(
+                f"the blob {blob.blob_id} of the index {found.digest} {problem} the image "
+                f"{found.image_digest}",
+                hint="Do not trust this index; index the image again.",
+            )
+
+
+def _built_here(node: NodeStore, image: tuple[Manifest, str]) -> Indexed | None:
+    record = node.record(BUILT_INDEX, image[1])
+    digest = "" if record is None else record.decode("ascii", "replace")
+    data = node.metadata(digest) if digest else None
+    if data is None:
+        return None
+    index = parse_image_manifest(data, f"index {digest}")
+    return check_subject(Indexed(index, digest, *image))

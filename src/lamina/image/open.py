@@ -20,7 +20,15 @@ from lamina.fetch.link import LinkEstimator
 from lamina.fetch.retry import RetryPolicy
 from lamina.fetch.source import RepositorySource, Source
 from lamina.image.blob_set import BlobSet
-from lamina.image.indexed import IndexUse, find_index
+from lamina.image.indexed import (
+    Indexed,
+    IndexRule,
+    IndexUse,
+    check_blobs,
+    find_index,
+    image_of,
+    is_index_image,
+)
 from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
@@ -34,7 +42,7 @@ from lamina.registry.manifest import (
     parse_config,
     parse_manifest,
 )
-from lamina.registry.platform import select_platform
+from lamina.registry.platform import Preference, select_platform
 from lamina.registry.reference import Reference, parse_reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 from lamina.store.node import NodeStore
@@ -53,7 +61,7 @@ def open_image(
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
     sources: Sequence[Source] = (),
-    index: IndexUse = "never",
+    index: IndexUse | IndexRule = "auto",
     refresh: bool = False,
 ) -> NativeImage:
     """Open a native image, or an ordinary one by the index that is attached to it.
@@ -68,9 +76,10 @@ def open_image(
     A tag of an image that is resident (:func:`lamina.image.residency.make_resident`) means that
     image, and no network is asked what it points to, unless *refresh* is set.
 
-    With *index* ``"auto"`` an ordinary image is opened by the index that is attached to it.  Only
-    on demand, since nothing proves yet that the index describes that image, and whoever may push
-    to the repository can attach one.
+    An ordinary image is opened by the index that was built of it on this node, or that is attached
+    to it, unless *index* is ``"never"``; an :class:`~lamina.image.indexed.IndexRule` also says who
+    is asked before an attached one is used.  An index must name that image and have only its layers
+    as blobs.
 
     Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
     cannot be had, UnsupportedError for an ordinary OCI image without an index, IntegrityError or
@@ -81,21 +90,26 @@ def open_image(
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
         wanted = where if refresh else _resident_version(node, where)
-        manifest, digest = find_manifest(repository, node, wanted, platform)
-        if not manifest.is_nydus and index == "auto":
-            manifest, digest = find_index(repository, node, digest) or (manifest, digest)
+        rule = IndexRule(index) if isinstance(index, str) else index
+        manifest, digest = _preferred(repository, node, wanted, platform, rule)
+        indexed = _indexed(repository, node, (manifest, digest), rule)
+        if indexed is not None:
+            manifest, digest = indexed.manifest, indexed.digest
         if not manifest.is_nydus:
             raise UnsupportedError(
-                f"{where} is an ordinary OCI image, not a native one",
-                hint=f"Convert it first: lamina convert {where} DESTINATION",
+                f"{where} is an ordinary OCI image, and no index of it is attached",
+                hint=f"Index it: lamina index {where}, or convert it: lamina convert",
             )
         estimator = LinkEstimator(known_link(node, where))
-        config = _config(repository, node, manifest.config, estimator)
+        named = manifest.config if indexed is None else indexed.image.config
+        config = _config(repository, node, named, estimator)
         files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
         path = node.metadata_path(files.bootstrap)
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
         bootstrap = stack.enter_context(mapped_bootstrap(path))
+        if indexed is not None:
+            check_blobs(indexed, bootstrap)
         own = RepositorySource(repository)
         policy = RetryPolicy.from_environment()
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
@@ -105,6 +119,35 @@ def open_image(
         stack.callback(blobs.close)
         origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
+
+
+def _preferred(
+    repository: Repository,
+    node: NodeStore,
+    reference: Reference,
+    platform: str | Platform | None,
+    rule: IndexRule,
+) -> tuple[Manifest, str]:
+    """As :func:`find_manifest`, but without an index that a list of platforms offers, if unwanted.
+
+    An index that is named itself is wanted in any case.
+    """
+    found = find_manifest(repository, node, reference, platform)
+    if rule.use == "never" and is_index_image(found[0]):
+        return find_manifest(repository, node, reference, platform, prefer="oci")
+    return found
+
+
+def _indexed(
+    repository: Repository, node: NodeStore, found: tuple[Manifest, str], rule: IndexRule
+) -> Indexed | None:
+    """What opens an ordinary image, or binds an index that was named itself to its image."""
+    manifest, digest = found
+    if is_index_image(manifest):
+        return image_of(repository, node, manifest, digest)
+    if manifest.is_nydus or rule.use == "never":
+        return None
+    return find_index(repository, node, found, rule.policy)
 
 
 def _keep_table(
@@ -145,6 +188,8 @@ def find_manifest(
     node: NodeStore,
     reference: Reference,
     platform: str | Platform | None,
+    *,
+    prefer: Preference = "nydus",
 ) -> tuple[Manifest, str]:
     """Return the image manifest that *reference* names on *platform*, and its digest."""
     digest = reference.digest
@@ -162,7 +207,7 @@ def find_manifest(
         document = parse_manifest(data, f"manifest of {reference}")
         if not isinstance(document, Index):
             return document, digest
-        descriptor = select_platform(document, platform)
+        descriptor = select_platform(document, platform, prefer=prefer)
         digest = descriptor.digest
     raise FormatError(f"{reference} is an index of indexes of indexes, without an image in reach")
 

@@ -308,16 +308,16 @@ class LayoutRepository(LocalRepository):
             if name == tag if name is not None else entry["digest"] in replaced:
                 continue
             kept.append(entry)
-        entry: dict[str, Any] = {
+        new: dict[str, Any] = {
             "mediaType": descriptor.media_type,
             "digest": descriptor.digest,
             "size": descriptor.size,
         }
         if descriptor.artifact_type:
-            entry["artifactType"] = descriptor.artifact_type
+            new["artifactType"] = descriptor.artifact_type
         if tag is not None:
-            entry["annotations"] = {REF_NAME: tag}
-        document["manifests"] = [*kept, entry]
+            new["annotations"] = {REF_NAME: tag}
+        document["manifests"] = [*kept, new]
         self._folder.replace_index(document)
 
     def _check_writable(self) -> None:

@@ -1,0 +1,177 @@
+"""From the layers of an ordinary image to its index: tables of the layers, and the merged tree.
+
+Every layer is read once, by a process of its own, while this one merges what is finished.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lamina.build.index_layer import IndexedLayer, index_layer
+from lamina.build.index_table import IndexBlob, index_blob
+from lamina.build.layer_blob import with_blob_index
+from lamina.build.layer_tree import apply_layer
+from lamina.build.merge import MergedTree
+from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
+from lamina.build.package import BootstrapLayer, bootstrap_layer
+from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer
+from lamina.build.tasks import SharedCounters
+from lamina.build.workers import Workers
+from lamina.codec.compress import Compressor
+from lamina.codec.digest import Digester
+from lamina.erofs.writer import BootstrapOptions, write_bootstrap
+from lamina.errors import UsageError
+from lamina.registry.manifest import Descriptor
+from lamina.registry.repository import ClientOptions, Repository, open_repository
+
+DEFAULT_CHUNK_SIZE = 128 << 10
+DEFAULT_SPACING_BYTES = 256 << 10
+PROGRESS_INTERVAL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOptions:
+    """How an image is indexed.
+
+    ``chunk_size`` is the unit of verification, ``spacing_bytes`` the least distance of two access
+    points in a gzip layer, in compressed bytes: what is fetched at least for a small file.
+    ``platforms`` are those wanted of a multi-platform image (none: all).  ``progress`` is told how
+    many more bytes of the layers were read.
+    """
+
+    chunk_size: int = DEFAULT_CHUNK_SIZE
+    spacing_bytes: int = DEFAULT_SPACING_BYTES
+    digester: Digester = Digester.SHA256
+    jobs: int = 0
+    platforms: Sequence[str] = ()
+    progress: Callable[[int], None] | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for values that make no sense."""
+        size = self.chunk_size
+        if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
+            raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 16 MiB.")
+        if self.spacing_bytes < 1:
+            raise UsageError(f"Access points cannot be {self.spacing_bytes} bytes apart.")
+        if self.jobs < 0:
+            raise UsageError(f"The number of jobs {self.jobs} is negative.")
+
+
+class BuiltIndex(NamedTuple):
+    """The index of one image before it is pushed; ``blobs`` are its layers with data, in order."""
+
+    blobs: list[IndexBlob]
+    last: BootstrapLayer
+
+
+@dataclass(slots=True)
+class _Job:
+    repository: Repository
+    client: ClientOptions | None
+    layers: Sequence[Descriptor]
+    options: IndexOptions
+    read_bytes: SharedCounters = field(init=False)
+    shown_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.read_bytes = SharedCounters(len(self.layers))
+
+    def tell(self) -> None:
+        """Pass on how far the workers are."""
+        if self.options.progress is not None:
+            total = self.read_bytes.total()
+            self.options.progress(total - self.shown_bytes)
+            self.shown_bytes = total
+
+    def close(self) -> None:
+        """Give the counters back."""
+        self.read_bytes.close()
+
+
+_job: _Job
+
+
+def _set_up(job: _Job) -> None:
+    global _job  # noqa: PLW0603 - a worker has one job
+    _job = job
+    if job.repository.reference.transport == "docker":
+        job.repository = open_repository(job.repository.reference, options=job.client)
+
+
+def _index(number: int) -> IndexedLayer:
+    options = _job.options
+    # fmt: off
+    return index_layer(_job.repository, _job.layers[number], options.chunk_size,
+                       options.spacing_bytes, options.digester,
+                       lambda read: _job.read_bytes.add(number, read))
+    # fmt: on
+
+
+def build_from_layers(
+    repository: Repository,
+    layers: Sequence[Descriptor],
+    options: IndexOptions,
+    client: ClientOptions | None = None,
+) -> BuiltIndex:
+    """Read the layers of an image and return its index.  Call it before threads are started.
+
+    ``client`` is what the repository was opened with.  Raises UnsupportedError for a layer that
+    cannot be entered but at its begin, and what reading the layers raises.
+    """
+    with closing(_Job(repository, client, layers, options)) as job:
+        found, tree, plans = _read_layers(job)
+    kind = options.chunk_size, options.digester
+    blobs = [
+        index_blob(layers[number].hex, found[number], plan, *kind)
+        for number, plan in enumerate(plans)
+        if plan.chunk_count
+    ]
+    table = b"".join(with_blob_index(blob.chunk_entries, i) for i, blob in enumerate(blobs))
+    bootstrap = write_bootstrap(
+        tree.root,
+        [blob.entry for blob in blobs],
+        table,
+        BootstrapOptions(options.chunk_size, Compressor.GZIP, options.digester),
+    )
+    return BuiltIndex(blobs, bootstrap_layer(bootstrap, ()))
+
+
+def _read_layers(job: _Job) -> tuple[list[IndexedLayer], MergedTree, list[LayerPlan]]:
+    """Read all layers at once, and merge their trees in order."""
+    tree, known = MergedTree(), KnownChunks()
+    layers: list[IndexedLayer] = []
+    plans: list[LayerPlan] = []
+    jobs = job.options.jobs or len(os.sched_getaffinity(0))
+    with Workers(jobs, _set_up, job) as workers:
+        futures = [workers.submit(_index, number) for number in range(len(job.layers))]
+        workers.no_more()
+        for number, future in enumerate(futures):
+            layer = _wait(future, job)
+            plan = plan_layer(number, layer.scan, known, 0)
+            layers.append(layer)
+            plans.append(plan)
+            with_data = [n for n, other in enumerate(plans) if other.chunk_count]
+            numbers = {owner: index for index, owner in enumerate(with_data)}
+            indexes = encode_references(plan.references, plans, numbers)
+            apply_layer(tree, layer.scan, indexes, lambda node: node)
+    return layers, tree, plans
+
+
+def _wait(future: Future[IndexedLayer], job: _Job) -> IndexedLayer:
+    interval_s = None if job.options.progress is None else PROGRESS_INTERVAL_S
+    while True:
+        try:
+            layer = future.result(interval_s)
+        except FutureTimeoutError:
+            if future.done():
+                raise
+            job.tell()
+        else:
+            job.tell()
+            return layer
