@@ -20,7 +20,9 @@ from lamina.version import VERSION
 
 if TYPE_CHECKING:
     import os
+    from typing import Literal
 
+    from lamina.image.indexed import IndexRule, IndexUse
     from lamina.image.native import NativeImage
     from lamina.registry.manifest import Platform
     from lamina.registry.repository import ClientOptions
@@ -37,16 +39,27 @@ def open(  # noqa: A001
     store: NodeStore | str | os.PathLike[str] | None = None,
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
+    index: IndexUse | IndexRule | Literal["always"] = "auto",
 ) -> NativeImage:
-    """Open a native image to walk, stat and read it, with no mount and no root.
+    """Open a native image, or an ordinary one that has an index, to walk, stat and read it.
+
+    It needs no mount and no root.
 
     *reference* is written as for skopeo: a bare name means a registry, ``oci:DIR:TAG`` a layout
     folder.  What is read is fetched, verified and kept in the node store (*store*, its directory;
     by default ``$LAMINA_STORE``, ``/var/lib/lamina`` for root, ``~/.cache/lamina`` for others).
     *options* say how to talk to registries; *platform* (``linux/arm64``) chooses from an index.
 
+    An ordinary image is opened by the index that ``lamina index`` attached to it.  With *index*
+    ``"always"`` one that has none is pulled and indexed first, with ``"never"`` none is looked for;
+    an :class:`~lamina.image.indexed.IndexRule` can ask a policy before one is used.
+
     Raises :class:`lamina.Error`; see :func:`lamina.image.open.open_image` for its kinds.
     """
+    if index == "always":
+        from lamina.build.node_index import open_always
+
+        return open_always(reference, store=store, options=options, platform=platform)
     from lamina.image.open import open_image
 
-    return open_image(reference, store=store, options=options, platform=platform)
+    return open_image(reference, store=store, options=options, platform=platform, index=index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -36,9 +37,9 @@ from tests.support.layers import add_blob, write_index
 EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":[]}'
 
 
-def ordinary_image(layout: Path, kind: str) -> str:
+def ordinary_image(layout: Path, kind: str, tars: Sequence[bytes] = ()) -> str:
     """Write an ordinary image with layers of a kind; return its reference."""
-    tars = [lower_layer(), upper_layer()]
+    tars = tars or (lower_layer(), upper_layer())
     layers = [COMPRESSIONS[kind](tar) for tar in tars]
     config = {
         "architecture": "amd64",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FACT_KEYS: Final = (
     ("reference", "as given"),
-    ("kind", "native or oci"),
+    ("kind", "native, index (of another image, in subject) or oci"),
     ("digest, media_type", "of the manifest; of the index if there is one, in index_digest"),
     ("platform", "of the image, as linux/amd64"),
     ("platforms", "of a multi-platform image: list of platform, kind and digest"),
@@ -23,16 +23,21 @@ FACT_KEYS: Final = (
     ("size", "bytes of all layers as stored"),
     ("layers", "list of digest, media_type and size, lowest first"),
     ("annotations", "of the manifest"),
+    ("subject", "of an index: digest of the image it is of"),
+    ("indexed_by", "of an ordinary image: digest of the index that opens it"),
     ("config", "what to run: user, env, entrypoint, cmd, working_dir, labels, …"),
     (
         "tree",
-        "of a native image: bytes, inodes, chunk_size, compressor, digester, prefetch (inodes)",
+        (
+            "of a native or indexed image: bytes, inodes, chunk_size, compressor, digester, "
+            "prefetch (inodes)"
+        ),
     ),
     (
         "blobs",
         (
-            "of a native image: list of id, stored_bytes, plain_bytes, chunks, pieces, packed, "
-            "and ready_chunks, which are in the node store"
+            "of a native or indexed image: list of id, stored_bytes, plain_bytes, chunks, pieces, "
+            "packed, and ready_chunks, which are in the node store"
         ),
     ),
 )
@@ -50,7 +55,7 @@ def manifest_facts(repository: Repository, platform: str | None) -> dict[str, An
         descriptor, document = _selected(repository, document, platform)
     assert isinstance(document, Manifest)
     return {
-        "kind": "native" if document.is_nydus else "oci",
+        **_kind(document),
         "digest": descriptor.digest,
         "media_type": descriptor.media_type,
         **_config_facts(repository, document),
@@ -62,6 +67,14 @@ def manifest_facts(repository: Repository, platform: str | None) -> dict[str, An
         ],
         "annotations": dict(document.annotations),
     }
+
+
+def _kind(manifest: Manifest) -> dict[str, Any]:
+    from lamina.image.indexed import is_index_image
+
+    if manifest.subject is not None and is_index_image(manifest):
+        return {"kind": "index", "subject": manifest.subject.digest}
+    return {"kind": "native" if manifest.is_nydus else "oci"}
 
 
 def _selected(
@@ -146,6 +159,9 @@ def print_facts(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) 
     line(f"{facts['reference']}")
     line(f"  kind       {facts['kind']}")
     line(f"  digest     {facts['digest']}")
+    for label, key in (("image", "subject"), ("indexed by", "indexed_by")):
+        if key in facts:
+            line(f"  {label:<10} {facts[key]}")
     if "index_digest" in facts:
         line(f"  index      {facts['index_digest']}")
         for entry in facts["platforms"]:

@@ -7,11 +7,13 @@ import os
 from typing import TYPE_CHECKING
 
 from lamina.cli.options import client_options
-from lamina.errors import NotFoundError, UnsupportedError
+from lamina.errors import NotFoundError
 
 if TYPE_CHECKING:
     from lamina.image.base import Image
     from lamina.image.native import NativeImage
+    from lamina.registry.reference import Reference
+    from lamina.registry.repository import ClientOptions
     from lamina.store.node import NodeStore
 
 
@@ -30,27 +32,68 @@ def is_folder(text: str) -> bool:
     return text in (".", "..") or text.startswith(("/", "./", "../"))
 
 
-def open_native(args: argparse.Namespace, reference: str) -> NativeImage:
-    """Open a native image by its reference.  Raises UnsupportedError with a hint if it is not
-    native.
+def open_native(
+    args: argparse.Namespace, reference: str | Reference, *, refresh: bool = False
+) -> NativeImage:
+    """Open a native image, or an ordinary one by its index, as ``--index`` says.
+
+    Raises NoIndexError with a hint for an ordinary image without an index.
     """
+    store, options = node_store(args), client_options(args)
+    if args.index == "always":
+        return _open_always(args, reference, store, options, refresh)
     from lamina.image.open import open_image
 
     return open_image(
         reference,
-        store=node_store(args),
-        options=client_options(args),
+        store=store,
+        options=options,
         platform=args.platform,
+        index=args.index,
+        refresh=refresh,
     )
 
 
+def _open_always(
+    args: argparse.Namespace,
+    reference: str | Reference,
+    store: NodeStore,
+    options: ClientOptions,
+    refresh: bool,
+) -> NativeImage:
+    from lamina.build.node_index import open_always
+    from lamina.cli.progress import Advance, open_meter
+
+    with open_meter() as meter:
+        steps: dict[str, Advance] = {}
+
+        def show(step: str, total_bytes: int, done_bytes: int) -> None:
+            if step not in steps:
+                steps[step] = meter.add(step, total_bytes)
+            steps[step](done_bytes)
+
+        return open_always(
+            reference,
+            store=store,
+            options=options,
+            platform=args.platform,
+            refresh=refresh,
+            progress=show,
+        )
+
+
 def open_any(args: argparse.Namespace, text: str) -> Image:
-    """Open a folder, a native image or an ordinary OCI image, whatever the text names."""
+    """Open a folder, a native image or an ordinary OCI image, whatever the text names.
+
+    An ordinary image without an index is unpacked for it.
+    """
     if is_folder(text):
         return open_folder(text)
+    from lamina.image.errors import NoIndexError
+
     try:
         return open_native(args, text)
-    except UnsupportedError:
+    except NoIndexError:
         from lamina.build.source_image import open_source_image
 
         return open_source_image(text, options=client_options(args), platform=args.platform)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OUTPUT_TITLE: Final = "Output options"
 DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
+INDEX_USES: Final = ("auto", "always", "never")
 REGISTRY_TITLE: Final = "Registry options"
 
 _CREDENTIALS_HELP: Final = (
@@ -87,17 +88,28 @@ def add_device_option(parser: Parser) -> None:
 
 
 def add_registry_options(parser: Parser) -> None:
-    """How to reach and trust registries; for every verb that reads an image."""
+    """How to reach and trust registries, and ``--index``; for every verb that opens an image."""
     group = parser.add_argument_group(REGISTRY_TITLE)
-    group.add_argument(
-        "--platform",
-        metavar="OS/ARCH",
-        type=platform_name,
-        help="which platform of a multi-platform image, as linux/arm/v7 (this machine's)",
-    )
+    _add_platform_option(group, many=False)
     group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
     _add_client_options(group)
+    group.add_argument(
+        "--index",
+        choices=INDEX_USES,
+        default="auto",
+        metavar="auto|always|never",
+        help="of an ordinary image: open it by the index that is attached to it (auto), never, "
+        "or always, which pulls and indexes an image that has none",
+    )
     add_store_option(group)
+
+
+def add_attaching_registry_options(parser: Parser) -> None:
+    """The same for a verb that reads some platforms of an image and adds to it."""
+    group = parser.add_argument_group(REGISTRY_TITLE)
+    _add_platform_option(group, many=True)
+    group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
+    _add_client_options(group)
 
 
 def add_signing_registry_options(parser: Parser) -> None:
@@ -110,15 +122,7 @@ def add_signing_registry_options(parser: Parser) -> None:
 def add_pair_options(parser: Parser, *, many_platforms: bool) -> None:
     """The same for verbs that read one image and write another."""
     group = parser.add_argument_group(REGISTRY_TITLE)
-    group.add_argument(
-        "--platform",
-        metavar="OS/ARCH",
-        type=platform_name,
-        action="append" if many_platforms else "store",
-        default=[] if many_platforms else None,
-        help="which platform of a multi-platform image, as linux/arm/v7"
-        + ("; may be repeated (all)" if many_platforms else " (this machine's)"),
-    )
+    _add_platform_option(group, many=many_platforms)
     group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
     group.add_argument(
         "--src-creds", metavar="USER[:PASSWORD]", help="credentials for SRC alone, as --creds"
@@ -127,6 +131,18 @@ def add_pair_options(parser: Parser, *, many_platforms: bool) -> None:
         "--dst-creds", metavar="USER[:PASSWORD]", help="credentials for DST alone, as --creds"
     )
     _add_client_options(group)
+
+
+def _add_platform_option(group: argparse._ArgumentGroup, *, many: bool) -> None:
+    group.add_argument(
+        "--platform",
+        metavar="OS/ARCH",
+        type=platform_name,
+        action="append" if many else "store",
+        default=[] if many else None,
+        help="which platform of a multi-platform image, as linux/arm/v7"
+        + ("; may be repeated (all)" if many else " (this machine's)"),
+    )
 
 
 def _add_client_options(group: argparse._ArgumentGroup) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from lamina.errors import NotFoundError, UsageError
+from lamina.errors import NotFoundError, UnsupportedError, UsageError
 
 # OSError keeps errno in the instance and Error in the class; the class wins, which is what we want.
 
@@ -21,6 +21,10 @@ class NotDirectoryError(NotFoundError, NotADirectoryError):
     """A path leads through something that is not a directory."""
 
     errno = errno.ENOTDIR  # type: ignore[misc]
+
+
+class NoIndexError(UnsupportedError):
+    """An ordinary image is to be opened as it is, and nobody has indexed it."""
 
 
 class LinkLoopError(NotFoundError, OSError):

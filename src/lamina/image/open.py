@@ -14,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lamina.errors import FormatError, NotFoundError, UnsupportedError
+from lamina.errors import FormatError, NotFoundError
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import LinkEstimator
 from lamina.fetch.retry import RetryPolicy
 from lamina.fetch.source import RepositorySource, Source
 from lamina.image.blob_set import BlobSet
+from lamina.image.errors import NoIndexError
 from lamina.image.indexed import (
     Indexed,
     IndexRule,
@@ -82,11 +83,11 @@ def open_image(
     as blobs.
 
     Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
-    cannot be had, UnsupportedError for an ordinary OCI image without an index, IntegrityError or
+    cannot be had, NoIndexError for an ordinary OCI image without an index, IntegrityError or
     FormatError for one that is not what it claims to be, and StoreError if it cannot be kept.
     """
     where = parse_reference(reference) if isinstance(reference, str) else reference
-    node = _node_store(store)
+    node = node_store(store)
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
         wanted = where if refresh else _resident_version(node, where)
@@ -96,7 +97,7 @@ def open_image(
         if indexed is not None:
             manifest, digest = indexed.manifest, indexed.digest
         if not manifest.is_nydus:
-            raise UnsupportedError(
+            raise NoIndexError(
                 f"{where} is an ordinary OCI image, and no index of it is attached",
                 hint=f"Index it: lamina index {where}, or convert it: lamina convert",
             )
@@ -174,7 +175,7 @@ def open_bootstrap(
     Raises NotFoundError if there is no such file and FormatError if it is no bootstrap.
     """
     path = Path(bootstrap)
-    node = _node_store(store)
+    node = node_store(store)
     with ExitStack() as stack:
         opened = stack.enter_context(mapped_bootstrap(path))
         files = MetadataFiles("", {}, chunk_sets(opened))
@@ -250,7 +251,8 @@ def _metadata_files(
     return files
 
 
-def _node_store(store: NodeStore | str | os.PathLike[str] | None) -> NodeStore:
+def node_store(store: NodeStore | str | os.PathLike[str] | None) -> NodeStore:
+    """Return a store from what callers may give for one."""
     if isinstance(store, NodeStore):
         return store
     return NodeStore(None if store is None else Path(store))

@@ -25,7 +25,7 @@ OUTPUT = {"--quiet", "-q", "--verbose", "--log-format", "--help", "-h"}
 WITHOUT_REFERENCE = {"key", "umount", "mounts", "self-test", "version", "completion"}
 STORE_ONLY = {"gc", "unpin"}
 SIGNING = {"sign", "verify", "policy"}
-WITHOUT_STORE = WITHOUT_REFERENCE | SIGNING | {"encrypt", "decrypt", "convert", "copy"}
+WITHOUT_STORE = WITHOUT_REFERENCE | SIGNING | {"encrypt", "decrypt", "convert", "index", "copy"}
 
 
 @pytest.mark.parametrize("name", [verb.name for verb in VERBS])

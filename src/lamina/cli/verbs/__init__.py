@@ -47,6 +47,7 @@ VERBS: Final = tuple(
     Verb(*line)
     for line in (
         ("convert", BUILD, "make a native image of an OCI image"),
+        ("index", BUILD, "index an OCI image, so that it starts lazily as it is"),
         ("copy", BUILD, "copy an image from one place to another as it is"),
         ("unpack", BUILD, "turn a native image back into a folder or an OCI image"),
         ("check", BUILD, "verify an image, or compare two trees"),

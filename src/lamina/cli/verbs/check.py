@@ -13,6 +13,7 @@ from lamina.cli.options import (
     STORE_ENVIRONMENT,
     add_output_options,
     add_registry_options,
+    client_options,
 )
 from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.page import Page
@@ -21,6 +22,7 @@ from lamina.cli.progress import open_meter
 from lamina.errors import DifferenceError, UsageError
 
 if TYPE_CHECKING:
+    from lamina.image.base import Image
     from lamina.image.native import NativeImage
 
 PAGE: Final = Page(
@@ -28,6 +30,9 @@ PAGE: Final = Page(
     With one native image: verifies every rule of its metadata and chunk tables and names the
     first one that is broken. With --data every chunk is read from where the image is, not from
     the node store, and compared with its digest.
+
+    With one ordinary image, or an index: the same of the index. --data then also unpacks the
+    layers, which proves that the index tells nothing but what is in them.
 
     With two: compares the whole trees, of which each may be a native image, an ordinary OCI
     image or a folder: names, kinds, modes, owners, times, sizes, contents, link targets, hard
@@ -77,35 +82,47 @@ def run(args: Namespace) -> int:
 
 def _compare(args: Namespace) -> int:
     from lamina.cli.opening import open_any
-    from lamina.image.compare import compare
 
     if args.data:
         raise UsageError("--data is for one image; two trees are always compared with their data")
-    count = 0
+    # What an index tells is to be compared with the layers, and not with itself.
+    args.index = "never"
     with ExitStack() as stack:
         first = stack.enter_context(closing(open_any(args, args.a)))
         second = stack.enter_context(closing(open_any(args, args.b)))
-        for difference in compare(first, second):
-            count += 1
-            if args.json:
-                print_json(
-                    {
-                        "path": os.fsdecode(difference.path),
-                        "what": difference.what,
-                        "a": difference.left,
-                        "b": difference.right,
-                    }
-                )
-            else:
-                print_line(str(difference))
+        count = _tell_differences(args, first, second)
     if args.json:
         print_json({"ok": not count, "differences": count})
     if count:
-        noun = "difference" if count == 1 else "differences"
-        raise DifferenceError(f"{count} {noun} between {args.a} and {args.b}")
+        raise _different(count, args.a, args.b)
     if not args.json:
         print_line("the trees are equal")
     return 0
+
+
+def _tell_differences(args: Namespace, first: Image, second: Image) -> int:
+    from lamina.image.compare import compare
+
+    count = 0
+    for difference in compare(first, second):
+        count += 1
+        if args.json:
+            print_json(
+                {
+                    "path": os.fsdecode(difference.path),
+                    "what": difference.what,
+                    "a": difference.left,
+                    "b": difference.right,
+                }
+            )
+        else:
+            print_line(str(difference))
+    return count
+
+
+def _different(count: int, a: str, b: str) -> DifferenceError:
+    noun = "difference" if count == 1 else "differences"
+    return DifferenceError(f"{count} {noun} between {a} and {b}")
 
 
 def _check_one(args: Namespace) -> int:
@@ -116,6 +133,7 @@ def _check_one(args: Namespace) -> int:
         raise UsageError(
             "a folder alone has nothing to check", hint="give an image to compare with"
         )
+    differences = 0
     with closing(open_native(args, args.a)) as image:
         bootstrap = image.bootstrap
         check_bootstrap(bootstrap.view)
@@ -127,15 +145,41 @@ def _check_one(args: Namespace) -> int:
         _check_tables(image)
         if args.data:
             result["read_bytes"] = _check_data(image)
+            differences = _prove_index(args, image)
+    _tell_checked(args, result, differences)
+    return 0
+
+
+def _tell_checked(args: Namespace, result: dict[str, int], differences: int) -> None:
+    """Print what was checked.  Raises DifferenceError if an index is not what its image is."""
     if args.json:
-        print_json({"ok": True, **result})
-    else:
+        counted = {"differences": differences} if differences else {}
+        print_json({"ok": not differences, **counted, **result})
+    if differences:
+        raise _different(differences, args.a, "its index")
+    if not args.json:
         read = f", {human_size(result['read_bytes'])} read" if args.data else ""
         print_line(
             f"{result['inodes']} inodes, {result['chunks']} chunks in {result['blobs']} blobs"
             f"{read}: no fault"
         )
-    return 0
+
+
+def _prove_index(args: Namespace, image: NativeImage) -> int:
+    """Compare an index with the image that it is of; return the number of differences."""
+    from lamina.build.source_image import open_source_image
+    from lamina.image.indexed import is_index_image
+
+    origin = image.origin
+    assert origin is not None
+    assert origin.manifest is not None
+    assert origin.reference is not None
+    if not is_index_image(origin.manifest):
+        return 0
+    assert origin.manifest.subject is not None
+    subject = origin.reference.with_version(digest=origin.manifest.subject.digest)
+    with closing(open_source_image(subject, options=client_options(args))) as wanted:
+        return _tell_differences(args, wanted, image)
 
 
 def _check_tables(image: NativeImage) -> None:

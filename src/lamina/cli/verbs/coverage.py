@@ -45,7 +45,7 @@ PAGE: Final = Page(
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options and arguments."""
-    parser.add_argument("image", metavar="IMAGE", help="reference of a native image")
+    parser.add_argument("image", metavar="IMAGE", help="reference of a native or indexed image")
     parser.add_argument("--files", action="store_true", help="tell of every file too")
     add_registry_options(parser)
     add_output_options(parser)

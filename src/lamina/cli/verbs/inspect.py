@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import closing
-from typing import Final
+from typing import Any, Final
 
 from lamina.cli.image_facts import FACT_KEYS, manifest_facts, native_facts, print_facts
 from lamina.cli.options import (
@@ -21,8 +21,8 @@ from lamina.cli.parser import Parser
 PAGE: Final = Page(
     """
     Tells what an image is made of: kind, digest, platform, configuration and layers, and of a
-    native image its metadata and data blobs and how much of them is on this machine already.
-    Manifest, configuration and metadata are fetched, no data.
+    native image, or of one that has an index, its metadata and data blobs and how much of them is
+    on this machine already. Manifest, configuration and metadata are fetched, no data.
     """,
     examples=(
         ("lamina inspect localhost:5000/node", "For people."),
@@ -45,6 +45,23 @@ def add_arguments(parser: Parser) -> None:
     add_output_options(parser)
 
 
+def _opened_facts(args: Namespace, kind: str) -> dict[str, Any]:
+    """What the metadata says of a native image, or of the index of an ordinary one."""
+    from lamina.cli.opening import open_native
+    from lamina.image.errors import NoIndexError
+
+    try:
+        with closing(open_native(args, args.image)) as image:
+            assert image.origin is not None
+            assert image.origin.reference is not None
+            found = native_facts(image)
+            if kind == "oci":
+                found["indexed_by"] = image.origin.reference.digest
+            return found
+    except NoIndexError:
+        return {}
+
+
 def run(args: Namespace) -> int:
     """Print the facts."""
     from lamina.registry.reference import parse_reference
@@ -56,11 +73,7 @@ def run(args: Namespace) -> int:
             print_bytes(repository.manifest(None)[1])
             return 0
         facts = {"reference": args.image, **manifest_facts(repository, args.platform)}
-    if facts["kind"] == "native":
-        from lamina.cli.opening import open_native
-
-        with closing(open_native(args, args.image)) as image:
-            facts |= native_facts(image)
+    facts |= _opened_facts(args, facts["kind"])
     if args.json:
         print_json(facts)
     else:

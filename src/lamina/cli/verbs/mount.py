@@ -53,7 +53,7 @@ PAGE: Final = Page(
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options and arguments."""
-    parser.add_argument("image", metavar="IMAGE", help="reference of a native image")
+    parser.add_argument("image", metavar="IMAGE", help="reference of a native or indexed image")
     parser.add_argument("folder", metavar="DIR", help="existing folder to mount on")
     add_device_option(parser)
     parser.add_argument(

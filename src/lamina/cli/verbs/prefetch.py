@@ -50,7 +50,7 @@ PAGE: Final = Page(
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options and arguments."""
-    parser.add_argument("image", metavar="IMAGE", help="reference of a native image")
+    parser.add_argument("image", metavar="IMAGE", help="reference of a native or indexed image")
     parser.add_argument("paths", metavar="PATH", nargs="*", help="paths in the image")
     parser.add_argument(
         "--limit-rate",

@@ -11,7 +11,6 @@ from lamina.cli.options import (
     STORE_ENVIRONMENT,
     add_output_options,
     add_registry_options,
-    client_options,
 )
 from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.page import Page
@@ -22,8 +21,8 @@ if TYPE_CHECKING:
 
 PAGE: Final = Page(
     """
-    Fetches all of a native image into the node store, so that starting it reads no network. What is
-    there already, also as a part of other images, is not fetched again.
+    Fetches all of a native or indexed image into the node store, so that starting it reads no
+    network. What is there already, also as a part of other images, is not fetched again.
 
     With --resident it also stays: it is neither evicted nor collected, and until it is pulled again
     or unpinned, its tag means this image without asking the registry.
@@ -47,7 +46,7 @@ PAGE: Final = Page(
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options and arguments."""
-    parser.add_argument("image", metavar="IMAGE", help="reference of a native image")
+    parser.add_argument("image", metavar="IMAGE", help="reference of a native or indexed image")
     parser.add_argument(
         "--resident", action="store_true", help="keep it, and do not ask what its tag points to"
     )
@@ -57,27 +56,19 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Fetch the image."""
-    from lamina.cli.opening import node_store
-    from lamina.image.open import open_image
+    from lamina.cli.opening import node_store, open_native
     from lamina.image.residency import fetch, make_resident, whole_image
     from lamina.registry.reference import parse_reference
 
-    store = node_store(args)
     reference = parse_reference(args.image)
-    with open_image(
-        reference,
-        store=store,
-        options=client_options(args),
-        platform=args.platform,
-        refresh=True,
-    ) as image:
+    with open_native(args, reference, refresh=True) as image:
         from lamina.cli.progress import open_meter
 
         total = sum(blob.size_bytes for blob in image.blobs)
         with open_meter() as meter:
             advance = meter.add("pull", total)
             if args.resident:
-                make_resident(image, store, str(reference), advance)
+                make_resident(image, node_store(args), str(reference), advance)
             else:
                 fetch(image, whole_image(image), advance)
         _tell(args, image)
