@@ -32,7 +32,7 @@ from lamina.registry.reference import parse_reference
 from lamina.registry.referrers import fallback_tag, push_referrer
 from lamina.registry.repository import Repository, open_repository
 from tests.support.index_layers import COMPRESSIONS, lower_layer, media_type, upper_layer
-from tests.support.layers import add_blob, write_index
+from tests.support.layers import add_blob, folder, tar_bytes, write_index
 
 EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":[]}'
 
@@ -98,6 +98,17 @@ def test_every_kind_of_layer(kind: str, spacing: int, tmp_path: Path) -> None:
     with open_repository(parse_reference(reference)) as repository:
         _, data = repository.manifest(fallback_tag(report.source_digest))
         assert [entry.digest for entry in parse_index(data).manifests] == [report.digest]
+
+
+def test_a_layer_that_is_there_twice(tmp_path: Path) -> None:
+    tars = [lower_layer(), tar_bytes([folder("x")]), upper_layer(), lower_layer()]
+    reference = ordinary_image(tmp_path / "layout", "gzip -6", tars)
+    assert len(index(reference).table_bytes) == 2
+    with (
+        open_image(reference, store=tmp_path / "store") as image,
+        open_source_image(reference) as wanted,
+    ):
+        assert [str(one) for one in compare(wanted, image)] == []
 
 
 def test_the_same_image_gives_the_same_index(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class GzipPoints:
             return False
         if rest[:2] != GZIP_MAGIC:
             raise FormatError("The layer has bytes after its last gzip member that are not gzip.")
-        libz.load_library().inflateReset(self._reference)
+        libz.load_library().reset(self._reference)
         self._members += 1
         self._member_out = self._out
         self._in_member = True

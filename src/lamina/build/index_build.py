@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from lamina.build.index_layer import IndexedLayer, index_layer
+from lamina.build.index_layer import index_layer
 from lamina.build.index_table import IndexBlob, index_blob
 from lamina.build.layer_blob import with_blob_index
 from lamina.build.layer_tree import apply_layer
@@ -21,6 +21,7 @@ from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lamina.build.package import BootstrapLayer, bootstrap_layer
 from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer
+from lamina.build.scan import LayerScan
 from lamina.build.tasks import SharedCounters
 from lamina.build.workers import Workers
 from lamina.codec.compress import Compressor
@@ -104,13 +105,29 @@ def _set_up(job: _Job) -> None:
         job.repository = open_repository(job.repository.reference, options=job.client)
 
 
-def _index(number: int) -> IndexedLayer:
-    options = _job.options
+class _Layer(NamedTuple):
+    """What a worker makes of a layer; ``blob`` is None if it has no data."""
+
+    scan: LayerScan
+    plan: LayerPlan
+    blob: IndexBlob | None
+
+
+def _index(number: int) -> _Layer:
+    """Index a layer.  Windows are large, so they stay here and only the finished table is sent."""
+    options, descriptor = _job.options, _job.layers[number]
     # fmt: off
-    return index_layer(_job.repository, _job.layers[number], options.chunk_size,
-                       options.spacing_bytes, options.digester,
-                       lambda read: _job.read_bytes.add(number, read))
+    layer = index_layer(_job.repository, descriptor, options.chunk_size, options.spacing_bytes,
+                        options.digester, lambda read: _job.read_bytes.add(number, read))
     # fmt: on
+    # Chunks that a lower layer has as well are not looked for: nothing is stored twice by that, and
+    # the layers need not wait for each other.
+    plan = plan_layer(number, layer.scan, KnownChunks(), 0)
+    blob = None
+    if plan.chunk_count:
+        blob = index_blob(descriptor.hex, layer, plan, options.chunk_size, options.digester)
+    layer.scan.digests = b""
+    return _Layer(layer.scan, plan, blob)
 
 
 def build_from_layers(
@@ -125,13 +142,7 @@ def build_from_layers(
     cannot be entered but at its begin, and what reading the layers raises.
     """
     with closing(_Job(repository, client, layers, options)) as job:
-        found, tree, plans = _read_layers(job)
-    kind = options.chunk_size, options.digester
-    blobs = [
-        index_blob(layers[number].hex, found[number], plan, *kind)
-        for number, plan in enumerate(plans)
-        if plan.chunk_count
-    ]
+        tree, blobs = _read_layers(job)
     table = b"".join(with_blob_index(blob.chunk_entries, i) for i, blob in enumerate(blobs))
     bootstrap = write_bootstrap(
         tree.root,
@@ -142,28 +153,29 @@ def build_from_layers(
     return BuiltIndex(blobs, bootstrap_layer(bootstrap, ()))
 
 
-def _read_layers(job: _Job) -> tuple[list[IndexedLayer], MergedTree, list[LayerPlan]]:
+def _read_layers(job: _Job) -> tuple[MergedTree, list[IndexBlob]]:
     """Read all layers at once, and merge their trees in order."""
-    tree, known = MergedTree(), KnownChunks()
-    layers: list[IndexedLayer] = []
+    tree = MergedTree()
+    blobs: list[IndexBlob] = []
     plans: list[LayerPlan] = []
+    numbers: dict[str, int] = {}
     jobs = job.options.jobs or len(os.sched_getaffinity(0))
     with Workers(jobs, _set_up, job) as workers:
         futures = [workers.submit(_index, number) for number in range(len(job.layers))]
         workers.no_more()
         for number, future in enumerate(futures):
-            layer = _wait(future, job)
-            plan = plan_layer(number, layer.scan, known, 0)
-            layers.append(layer)
+            scan, plan, blob = _wait(future, job)
             plans.append(plan)
-            with_data = [n for n, other in enumerate(plans) if other.chunk_count]
-            numbers = {owner: index for index, owner in enumerate(with_data)}
-            indexes = encode_references(plan.references, plans, numbers)
-            apply_layer(tree, layer.scan, indexes, lambda node: node)
-    return layers, tree, plans
+            # An image may have one layer twice, but only one blob of it.
+            own = numbers.setdefault(job.layers[number].hex, len(blobs))
+            indexes = encode_references(plan.references, plans, {number: own})
+            apply_layer(tree, scan, indexes, lambda node: node)
+            if blob is not None and own == len(blobs):
+                blobs.append(blob)
+    return tree, blobs
 
 
-def _wait(future: Future[IndexedLayer], job: _Job) -> IndexedLayer:
+def _wait(future: Future[_Layer], job: _Job) -> _Layer:
     interval_s = None if job.options.progress is None else PROGRESS_INTERVAL_S
     while True:
         try:
