@@ -94,10 +94,14 @@ def _parse() -> argparse.Namespace:
         "--rtt-ms", type=_floats, default=[0.0], help="round trip times, as 0,5,50 (0: as it is)"
     )
     parser.add_argument(
-        "--variants", default="default", help="of lamina: CHUNK[:PACK[:DEVICE]],... (default)"
+        "--variants",
+        default="default",
+        help="of lamina: CHUNK[:PACK[:DEVICE]],... or index, the image as it is (default)",
     )
     parser.add_argument(
-        "--peers", default="containerd,nydusd", help="which peers to measure (containerd,nydusd)"
+        "--peers",
+        default="containerd,nydusd",
+        help="which peers to measure: containerd, nydusd, nydusd-index (containerd,nydusd)",
     )
     parser.add_argument("--json", type=Path, help="write results here")
     return parser.parse_args()
@@ -127,10 +131,12 @@ def _prepare(
             "skopeo", "copy", "--quiet", "--dest-tls-verify=false", f"oci:{layout}:latest", target
         )
         cases.append(Containerd(link, folder / "containerd", "source:latest", options.command))
-    if "nydusd" in peers and not _says_missing(Nydusd.name, Nydusd.missing()):
-        nydusd = Nydusd(link, folder / "nydusd", options.command)
-        nydusd.prepare(registry, _layer_files(layout))
-        cases.append(nydusd)
+    for name in ("nydusd", "nydusd-index"):
+        if name in peers and not _says_missing(name, Nydusd.missing()):
+            index = name == "nydusd-index"
+            nydusd = Nydusd(link, folder / name, options.command, index=index)
+            nydusd.prepare(registry, _layer_files(layout))
+            cases.append(nydusd)
     if not _says_missing("lamina", Lamina.missing()):
         for number, text in enumerate(filter(None, options.variants.split(","))):
             lamina = Lamina(link, folder / f"lamina{number}", options.command, parse_variant(text))

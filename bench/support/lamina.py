@@ -23,14 +23,18 @@ class Variant(NamedTuple):
 
 def parse_variant(text: str) -> Variant:
     """``CHUNK[:PACK[:DEVICE]]`` → options, as in ``256k``, ``1m:128k``, ``256k:none:fuse``;
-    ``default`` is none.
+    ``default`` and ``index`` are none.
     """
-    if text == "default":
+    if text in ("default", INDEX):
         return Variant(text)
     chunk, pack, device, *_ = [*text.split(":"), "", ""]
     convert: tuple[str, ...] = ("--chunk-size", chunk) if chunk else ()
     convert += ("--pack", pack or chunk) if chunk else ()
     return Variant(text, convert, ("--device", device) if device else ())
+
+
+INDEX = "index"
+"""The variant that runs the unmodified image by an index."""
 
 
 class Lamina:
@@ -51,8 +55,13 @@ class Lamina:
         return None if shutil.which("runc") or shutil.which("crun") else "runc or crun"
 
     def prepare(self, registry: Registry, layout: Path) -> None:
-        """Convert the image straight into the registry."""
+        """Convert the image straight into the registry, or push it as it is and index it."""
         target = f"docker://127.0.0.1:{PORT}/{self._reference}"
+        if self._variant.name == INDEX:
+            source = f"oci:{layout}:latest"
+            registry.run("skopeo", "copy", "-q", "--dest-tls-verify=false", source, target)
+            registry.run(*_program("index"), target)
+            return
         registry.run(*_program("convert"), *self._variant.convert, f"oci:{layout}:latest", target)
 
     def start(self, registry: str) -> FirstOutput:

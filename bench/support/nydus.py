@@ -4,6 +4,7 @@ over FUSE.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -80,16 +81,51 @@ def create_image(layers: Sequence[Path], folder: Path, options: Sequence[str] = 
     return NydusImage([blobs / path.name for path in merged], bootstrap)
 
 
+def create_index(layers: Sequence[Path], folder: Path) -> NydusImage:
+    """Index layers (tar or tar.gz) as nydusify does; the blobs are the layers and their tables."""
+    from lamina.blob.framing import read_bootstrap
+
+    program = peer_program("nydus-image")
+    assert program is not None
+    bootstraps = folder / "layers"
+    bootstraps.mkdir(parents=True)
+    blobs: list[Path] = []
+    tables: list[Path] = []
+    for layer in layers:
+        made = folder / f"{layer.name}.table"
+        options = ("--type", "targz-ref", "--blob-inline-meta", "--features", "blob-toc")
+        _run(str(program), "create", *options, "--blob", str(made), str(layer))
+        data = made.read_bytes()
+        bootstrap = read_bootstrap(lambda at, size, data=data: data[at : at + size], len(data))
+        assert bootstrap is not None
+        (bootstraps / layer.name).write_bytes(bootstrap)
+        tables.append(made.rename(folder / hashlib.sha256(data).hexdigest()))
+        blobs += [layer, tables[-1]]
+    bootstrap_file = folder / "merged.boot"
+    digests = ",".join(table.name for table in tables)
+    sizes = ",".join(str(table.stat().st_size) for table in tables)
+    merged = [str(bootstraps / layer.name) for layer in layers]
+    options = ("--blob-digests", digests, "--blob-sizes", sizes)
+    _run(str(program), "merge", "--bootstrap", str(bootstrap_file), *options, *merged)
+    return NydusImage(blobs, bootstrap_file)
+
+
 class Nydusd:
-    """Mount over FUSE with the registry as backend, run in a chroot."""
+    """Mount over FUSE with the registry as backend, run in a chroot.
+
+    ``index`` is for an index of the original layers (targz-ref) instead of a native image.
+    """
 
     name = "nydusd FUSE"
 
-    def __init__(self, link: Link, folder: Path, command: str) -> None:
+    def __init__(self, link: Link, folder: Path, command: str, *, index: bool = False) -> None:
+        if index:
+            self.name = "nydusd FUSE targz-ref"
+        self._index = index
         self._link = link
         self._folder = folder
         self._command = command
-        self._repository = "nydus"
+        self._repository = "nydus-index" if index else "nydus"
         self._bootstrap_digest = ""
 
     @staticmethod
@@ -103,8 +139,11 @@ class Nydusd:
         blobs.
         """
         with tempfile.TemporaryDirectory(dir=self._folder.parent) as folder:
-            options = ("--chunk-size", "0x100000", "--compressor", "zstd")
-            image = create_image(layers, Path(folder), options)
+            if self._index:
+                image = create_index(layers, Path(folder))
+            else:
+                options = ("--chunk-size", "0x100000", "--compressor", "zstd")
+                image = create_image(layers, Path(folder), options)
             archive = Path(folder) / "bootstrap.tar.gz"
             with tarfile.open(archive, "w:gz") as tar:
                 tar.add(image.bootstrap, "image/image.boot")
