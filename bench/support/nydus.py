@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def create_index(layers: Sequence[Path], folder: Path) -> NydusImage:
         options = ("--type", "targz-ref", "--blob-inline-meta", "--features", "blob-toc")
         _run(str(program), "create", *options, "--blob", str(made), str(layer))
         data = made.read_bytes()
-        bootstrap = read_bootstrap(lambda at, size, data=data: data[at : at + size], len(data))
+        bootstrap = read_bootstrap(partial(_part, data), len(data))
         assert bootstrap is not None
         (bootstraps / layer.name).write_bytes(bootstrap)
         tables.append(made.rename(folder / hashlib.sha256(data).hexdigest()))
@@ -105,9 +106,13 @@ def create_index(layers: Sequence[Path], folder: Path) -> NydusImage:
     digests = ",".join(table.name for table in tables)
     sizes = ",".join(str(table.stat().st_size) for table in tables)
     merged = [str(bootstraps / layer.name) for layer in layers]
-    options = ("--blob-digests", digests, "--blob-sizes", sizes)
-    _run(str(program), "merge", "--bootstrap", str(bootstrap_file), *options, *merged)
+    names = ("--blob-digests", digests, "--blob-sizes", sizes)
+    _run(str(program), "merge", "--bootstrap", str(bootstrap_file), *names, *merged)
     return NydusImage(blobs, bootstrap_file)
+
+
+def _part(data: bytes, offset: int, size: int) -> bytes:
+    return data[offset : offset + size]
 
 
 class Nydusd:

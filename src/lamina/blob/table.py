@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lamina.blob.ci_header import (
     MAX_TABLE_SIZE,
@@ -38,6 +38,7 @@ from lamina.blob.layout import (
     CiHeader,
     ZranContext,
 )
+from lamina.blob.piece import Piece
 from lamina.codec.compress import Compressor, decompress
 from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
 from lamina.errors import FormatError
@@ -47,23 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_TABLE_SIZE", "ChunkTable", "Piece", "read_ci_header"]
 
+CONTEXT_PART_BYTES = 64 << 10
+"""How much further input a piece of a gzip context needs than the one before it, about."""
+
 _WITH_CONTEXTS = BlobFeature.BATCH | BlobFeature.ZRAN
-
-
-class Piece(NamedTuple):
-    """A contiguous compressed extent of a blob that decodes to one chunk, or to a batch of several.
-
-    ``offset`` and ``size`` are its place in the blob file, ``raw_size`` what it decodes to, all in
-    bytes; it holds ``count`` chunks from chunk ``first`` on.
-    """
-
-    index: int  # type: ignore[assignment]
-    offset: int
-    size: int
-    raw_size: int
-    compressed: bool
-    first: int
-    count: int  # type: ignore[assignment]
 
 
 class ChunkTable:
@@ -82,6 +70,9 @@ class ChunkTable:
         self._is_v2 = bool(entry.features & BlobFeature.CHUNK_INFO_V2)
         self._words_per_record = 3 if self._is_v2 else 2
         self._limit = entry.compressed_data_size
+        is_zran = bool(entry.features & BlobFeature.ZRAN)
+        # Pieces then share stored bytes, so that it pays to keep what was fetched.
+        self.cuts_contexts = is_zran and entry.compressor == Compressor.GZIP
         view = memoryview(payload).cast("B")
         if len(view) != entry.ci_uncompressed_size:
             raise self._bad(f"is {len(view)} bytes long, not {entry.ci_uncompressed_size}")
@@ -274,9 +265,21 @@ class ChunkTable:
         return self._piece(-1, first, end - first)
 
     def _group_of(self, chunk: int) -> int | None:
-        """Return the number of the batch or context that a chunk shares with its neighbours."""
+        """Return the number of the batch, or of the part of a context, that a chunk shares with its
+        neighbours.
+        """
         shared = CHUNK_ZRAN if self.entry.features & BlobFeature.ZRAN else CHUNK_BATCH
-        return self._words[chunk * 3 + 2] >> 32 if self.chunk_flags(chunk) & shared else None
+        if not self.chunk_flags(chunk) & shared:
+            return None
+        group: int = self._words[chunk * 3 + 2] >> 32
+        if self.cuts_contexts:
+            group = group << 32 | self._context_bytes(chunk) // CONTEXT_PART_BYTES
+        return group
+
+    def _context_bytes(self, chunk: int) -> int:
+        """Return how much input of its context a gzip chunk needs."""
+        context = self.zran_contexts[self.zran_context_of(chunk)]
+        return min(max(sum(self._stored(chunk)) - context.in_offset, 0), context.in_size)
 
     def _piece(self, index: int, first: int, count: int) -> Piece:
         flags = self.chunk_flags(first)
@@ -295,6 +298,11 @@ class ChunkTable:
             if not 0 < raw_size <= MAX_ZRAN_OUTPUT or size > 2 * MAX_ZRAN_OUTPUT:
                 raise self._bad(f"the context of chunk {first} claims {raw_size} bytes in {size}")
             compressed = True
+            if self.cuts_contexts:
+                members = range(first, first + count)
+                size = max(map(self._context_bytes, members))
+                ends = (self.offset_in_piece(n) + self.chunk_extent(n)[1] for n in members)
+                raw_size = min(raw_size, max(ends))
         if size == 0 or offset + size > self._limit:
             raise self._bad(f"the piece of chunk {first} lies outside the data of the blob")
         if not compressed and size != raw_size:

@@ -32,7 +32,7 @@ from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
 DEFAULT_CHUNK_SIZE = 128 << 10
-DEFAULT_SPACING_BYTES = 256 << 10
+DEFAULT_SPACING_BYTES = 192 << 10
 PROGRESS_INTERVAL_S = 0.1
 
 

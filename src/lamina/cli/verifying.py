@@ -40,7 +40,7 @@ def _spans(blob: LazyBlob) -> Iterator[list[Piece]]:
     for piece in blob.table.pieces():
         if span:
             last = span[-1]
-            adjacent = piece.offset == last.offset + last.size
+            adjacent = piece.offset <= last.offset + last.size
             if not adjacent or piece.offset + piece.size - span[0].offset > SPAN_BYTES:
                 yield span
                 span = []

@@ -24,6 +24,7 @@ from lamina.errors import Error, IntegrityError
 from lamina.fetch.amplify import choose_spans
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.parallel import Parallel
+from lamina.fetch.recent import RecentBytes
 from lamina.fetch.single_flight import Flight, SingleFlight
 from lamina.fetch.source import Source, source_name
 from lamina.fetch.spans import Span, plan_spans
@@ -72,6 +73,7 @@ class BlobFiller:
         self._counting = threading.Lock()
         self._tag = blob_tag(parts.cache.path.stem)
         self._kind = Digester(parts.table.entry.digester)
+        self._recent = RecentBytes() if parts.table.cuts_contexts else None
         self.statistics = Statistics()
         self.on_complete: Callable[[], None] | None = None
         """Called, from whatever thread, when the last missing chunk was marked here."""
@@ -126,14 +128,14 @@ class BlobFiller:
         chunk = pieces[-1].first + pieces[-1].count
         while chunk < table.chunk_count and not cache.is_ready(chunk):
             piece = table.piece_holding(chunk)
-            if piece.offset < end or piece.offset + piece.size > limit:
+            if piece.offset < span.offset or piece.offset + piece.size > limit:
                 break
             claimed, _ = self._flights.claim([piece.first])
             if not claimed:
                 break
             order.flights[piece.first] = claimed[0]
             pieces.append(piece)
-            end = piece.offset + piece.size
+            end = max(end, piece.offset + piece.size)
             chunk = piece.first + piece.count
         with self._counting:
             self.statistics.ahead_bytes += end - span.offset - span.size
@@ -204,16 +206,14 @@ class BlobFiller:
         if order.failures:
             return
         fetcher = self._parts.fetcher
-        blob_id = self._parts.table.blob_id
         try:
-            data, source = fetcher.fetch(blob_id, span.offset, span.size, deadline=order.deadline)
+            data, source = self._stored(span, order.deadline)
         except Error as error:
             self._log(span.pieces[0], error, fetcher)
             order.failures.append(error)
             for piece in span.pieces:
                 self._flights.land(order.flights[piece.first], error)
             return
-        self._count(Statistics(requests=1, fetched_bytes=span.size))
         view = memoryview(data)
         for piece in span.pieces:
             start = piece.offset - span.offset
@@ -227,6 +227,18 @@ class BlobFiller:
                 self._flights.land(order.flights[piece.first], None if ahead else error)
             else:
                 self._flights.land(order.flights[piece.first])
+
+    def _stored(self, span: Span[Piece], deadline: float) -> tuple[bytes, Source]:
+        """Return the stored bytes of a span, and who sent them."""
+        where = self._parts.table.blob_id, span.offset, span.size
+        fetcher, fetched_bytes = self._parts.fetcher, span.size
+        if self._recent is None:
+            data, source = fetcher.fetch(*where, deadline=deadline)
+        else:
+            data, source, fetched_bytes = self._recent.fetch(fetcher, *where, deadline)
+        if fetched_bytes:
+            self._count(Statistics(requests=1, fetched_bytes=fetched_bytes))
+        return data, source
 
     def _keep(self, piece: Piece, stored: memoryview, source: Source, order: _Order) -> None:
         """Verify a piece, write it and mark it; a damaged one is asked for elsewhere."""
@@ -251,6 +263,8 @@ class BlobFiller:
         try:
             return decode_piece(parts.table, piece, stored, parts.digests, blob_id)
         except IntegrityError as error:
+            if self._recent is not None:
+                self._recent.forget()
             where = piece.offset, piece.size
             others = parts.fetcher.others(blob_id, *where, than=source, deadline=deadline)
             for data, other in others:
