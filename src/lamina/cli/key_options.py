@@ -88,3 +88,17 @@ def load_signing_key(path: str) -> PrivateKey:
     encrypted = b"ENCRYPTED" in data
     passphrase = key_passphrase(f"Passphrase of {path}") if encrypted else None
     return load_private_key(data, path, passphrase)
+
+
+def write_new(path: str, data: bytes, mode: int) -> None:
+    """Write a file that must not be there yet.  Raises UsageError."""
+    import os
+
+    from lamina.errors import UsageError
+
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None

@@ -20,10 +20,10 @@ from lamina.trust.secret import Secret
 PASSWORD_VARIABLE: Final = "COSIGN_PASSWORD"  # noqa: S105 - the name of a variable
 LABELS: Final = ("ENCRYPTED SIGSTORE PRIVATE KEY", "ENCRYPTED COSIGN PRIVATE KEY")
 COSTS: Final = (32768, 65536, 131072)
-_COST: Final = 65536
-_BLOCK_SIZE: Final = 8
-_PARALLELISM: Final = 1
-_SALT_BYTES: Final = 32
+COST: Final = 65536
+BLOCK_SIZE: Final = 8
+PARALLELISM: Final = 1
+SALT_BYTES: Final = 32
 _MAX_MEMORY_BYTES: Final = 256 << 20
 
 
@@ -41,18 +41,18 @@ def is_cosign_key(data: bytes) -> bool:
 
 
 def write_key(
-    key: PrivateKey, passphrase: Secret, *, cost: int = _COST, label: str = LABELS[0]
+    key: PrivateKey, passphrase: Secret, *, cost: int = COST, label: str = LABELS[0]
 ) -> bytes:
     """The key as PEM, encrypted with the passphrase."""
     from cryptography.hazmat.primitives import serialization as s
 
-    salt, nonce = os.urandom(_SALT_BYTES), os.urandom(secretbox.NONCE_BYTES)
+    salt, nonce = os.urandom(SALT_BYTES), os.urandom(secretbox.NONCE_BYTES)
     der = key.key.private_bytes(s.Encoding.DER, s.PrivateFormat.PKCS8, s.NoEncryption())
-    box = secretbox.seal(_derive(passphrase, salt, cost), nonce, der)
+    box = secretbox.seal(derive_key(passphrase, salt, cost), nonce, der)
     document = {
         "kdf": {
             "name": "scrypt",
-            "params": {"N": cost, "r": _BLOCK_SIZE, "p": _PARALLELISM},
+            "params": {"N": cost, "r": BLOCK_SIZE, "p": PARALLELISM},
             "salt": _encoded(salt),
         },
         "cipher": {"name": "nacl/secretbox", "nonce": _encoded(nonce)},
@@ -75,7 +75,7 @@ def read_key(data: bytes, source: str, passphrase: Secret) -> PrivateKey:
         raise FormatError(f"the {what} is encrypted in an unknown way")
     parameters = strict_json.expect_keys(kdf["params"], what, ("N", "r", "p"))
     cost = parameters["N"]
-    if cost not in COSTS or (parameters["r"], parameters["p"]) != (_BLOCK_SIZE, _PARALLELISM):
+    if cost not in COSTS or (parameters["r"], parameters["p"]) != (BLOCK_SIZE, PARALLELISM):
         raise FormatError(f"the {what} has scrypt parameters that cosign does not take")
     salt = strict_json.decode_base64(kdf["salt"], f"salt of the {what}")
     nonce = strict_json.decode_base64(
@@ -83,7 +83,7 @@ def read_key(data: bytes, source: str, passphrase: Secret) -> PrivateKey:
     )
     box = strict_json.decode_base64(document["ciphertext"], f"ciphertext of the {what}")
     try:
-        der = secretbox.open_box(_derive(passphrase, salt, cost), nonce, box)
+        der = secretbox.open_box(derive_key(passphrase, salt, cost), nonce, box)
     except TrustError:
         raise TrustError(
             f"the private key {source} cannot be opened with this passphrase",
@@ -105,15 +105,16 @@ def _unarmoured(data: bytes, what: str) -> bytes:
     raise FormatError(f"the {what} is no private key of cosign")
 
 
-def _derive(passphrase: Secret, salt: bytes, cost: int) -> bytes:
+def derive_key(passphrase: Secret, salt: bytes, cost: int) -> bytes:
+    """32 bytes by scrypt; UsageError for a cost that is not one of the three."""
     if cost not in COSTS:
         raise UsageError(f"the scrypt cost {cost} is not one that cosign takes")
     return hashlib.scrypt(
         passphrase.reveal(),
         salt=salt,
         n=cost,
-        r=_BLOCK_SIZE,
-        p=_PARALLELISM,
+        r=BLOCK_SIZE,
+        p=PARALLELISM,
         maxmem=_MAX_MEMORY_BYTES,
         dklen=secretbox.KEY_BYTES,
     )

@@ -91,6 +91,7 @@ def encrypt_image(
     if not recipients:
         raise UsageError("nobody could open the image", hint="give --encryption-key jwe:FILE")
     work = _Work(source, destination, platform, advance)
+    keys = keys and keys.for_image(work.digest)
     chosen = _chosen(layers, len(work.manifest.layers))
     changed = []
     for number, layer in enumerate(work.manifest.layers):
@@ -121,6 +122,7 @@ def decrypt_image(
     FormatError for malformed annotations, UsageError if nothing is encrypted.
     """
     work = _Work(source, destination, platform, advance)
+    keys = keys.for_image(work.digest)
     diff_ids = work.diff_ids()
     changed = []
     for number, layer in enumerate(work.manifest.layers):
@@ -149,6 +151,7 @@ class _Work:
         self.destination = destination
         self.advance: Advance = advance or (lambda moved: None)  # noqa: ARG005
         descriptor, data = source.manifest()
+        self.digest = descriptor.digest
         if descriptor.is_index:
             index = m.parse_index(data)
             chosen = select_platform(index, platform or str(host_platform()), prefer="oci")

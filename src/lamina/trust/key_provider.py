@@ -1,8 +1,9 @@
 """Key providers of ocicrypt: programs or gRPC services that wrap and unwrap the options of a layer.
 
-The configuration is a JSON file named by ``OCICRYPT_KEYPROVIDER_CONFIG``.  A request and its answer
-are one JSON object each, on stdin and stdout of a program, or as the only field of a protobuf
-message.  Answers carry bytes as base64 (Go) or as a list of numbers (Rust).
+The configuration is a JSON file named by ``OCICRYPT_KEYPROVIDER_CONFIG``.  Beside ocicrypt's own
+``cmd`` and ``grpc`` an entry can be ``kbs``, a key broker that is asked in process.  A request and
+its answer are one JSON object each, on stdin and stdout of a program, or as the only field of a
+protobuf message.  Answers carry bytes as base64 (Go) or as a list of numbers (Rust).
 Source: ocicrypt, ``docs/keyprovider.md``.
 """
 
@@ -240,6 +241,10 @@ def load_providers(path: str | None = None) -> dict[str, KeyProvider]:
 def _provider(name: str, entry: Any, what: str) -> KeyProvider:
     if not isinstance(entry, dict):
         raise FormatError(f"the {what} has no object for {name!r}")
+    if "kbs" in entry:
+        from lamina.trust.kbs.provider import configured_provider
+
+        return configured_provider(entry["kbs"], f"kbs entry of {name!r} in the {what}")
     command, address = entry.get("cmd"), entry.get("grpc")
     if isinstance(command, dict) and isinstance(command.get("path"), str):
         arguments = command.get("args") or []
@@ -250,6 +255,7 @@ def _provider(name: str, entry: Any, what: str) -> KeyProvider:
         if tls is None or isinstance(tls, dict):
             return ServiceProvider(name, address, tls)
     raise UnsupportedError(
-        f"the {what} gives {name!r} neither a command nor a gRPC address",
-        hint='write {"cmd": {"path": "/path", "args": []}} or {"grpc": "host:port"}',
+        f"the {what} gives {name!r} no command, gRPC address or key broker",
+        hint='write {"cmd": {"path": "/path", "args": []}}, {"grpc": "host:port"} or '
+        '{"kbs": {"url": "https://host:port", "ca-file": "/path"}}',
     )

@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
 
 from lamina.errors import Error, FormatError, TrustError, UnsupportedError, UsageError
 from lamina.registry.manifest import Annotations
@@ -60,12 +60,29 @@ class DecryptionKeys:
     def __bool__(self) -> bool:
         return bool(self.private_keys or self.certificates or self.providers)
 
+    def for_image(self, image_digest: str, release: int | None = None) -> Self:
+        """The same keys; key brokers are told the digest of the image's manifest, and the release
+        in its signature if that was verified.
+        """
+        from lamina.trust.kbs.provider import KbsKeyProvider
 
-def parse_recipients(texts: Sequence[str]) -> Recipients:
-    """Recipients from ``jwe:FILE``, ``pkcs7:FILE`` and ``provider:NAME[:PARAMETER]``.
+        told = {
+            name: provider.for_image(image_digest, release)
+            for name, provider in self.providers.items()
+            if isinstance(provider, KbsKeyProvider)
+        }
+        return replace(self, providers={**self.providers, **told})
+
+
+def parse_recipients(
+    texts: Sequence[str], brokers: Mapping[str, KeyProvider] | None = None
+) -> Recipients:
+    """Recipients from ``jwe:FILE``, ``pkcs7:FILE`` and ``provider:NAME[:PARAMETER]``; ``brokers``
+    are providers beside the configured ones.
 
     Raises UsageError for other texts, and what reading keys raises.
     """
+    known = {**load_providers(), **(brokers or {})}
     keys: list[PublicKey] = []
     certificates: list[Certificate] = []
     providers: list[tuple[str, KeyProvider, str]] = []
@@ -83,7 +100,7 @@ def parse_recipients(texts: Sequence[str]) -> Recipients:
                 )
             case "provider":
                 name, _, parameter = rest.partition(":")
-                provider = _configured(name)
+                provider = _configured(name, known)
                 providers.append((name, provider, parameter or _DEFAULT_PARAMETER))
             case _:
                 raise UsageError(
@@ -93,20 +110,25 @@ def parse_recipients(texts: Sequence[str]) -> Recipients:
     return Recipients(tuple(keys), tuple(certificates), tuple(providers))
 
 
-def _configured(name: str) -> KeyProvider:
-    provider = load_providers().get(name)
+def _configured(name: str, known: Mapping[str, KeyProvider]) -> KeyProvider:
+    provider = known.get(name)
     if provider is None:
         raise UsageError(
             f"no key provider {name!r} is configured",
-            hint="name its configuration file in OCICRYPT_KEYPROVIDER_CONFIG",
+            hint="name its configuration file in OCICRYPT_KEYPROVIDER_CONFIG, or a key broker with "
+            "--kbs",
         )
     return provider
 
 
-def parse_decryption_keys(texts: Sequence[str]) -> DecryptionKeys:
+def parse_decryption_keys(
+    texts: Sequence[str], brokers: Mapping[str, KeyProvider] | None = None
+) -> DecryptionKeys:
     """Keys from ``FILE[:pass=…|:file=…|:fd=…]`` (private key or certificate) and
-    ``provider:NAME[:PARAMETER]``; all configured providers are asked as well, as ocicrypt does.
+    ``provider:NAME[:PARAMETER]``; all configured providers and ``brokers`` are asked as well, as
+    ocicrypt does.
     """
+    known = {**load_providers(), **(brokers or {})}
     keys: list[PrivateKey] = []
     certificates: list[Certificate] = []
     parameters: dict[str, str] = {}
@@ -114,7 +136,7 @@ def parse_decryption_keys(texts: Sequence[str]) -> DecryptionKeys:
         scheme, _, rest = text.partition(":")
         if scheme == "provider":
             name, _, parameter = rest.partition(":")
-            _configured(name)
+            _configured(name, known)
             parameters[name] = parameter or _DEFAULT_PARAMETER
             continue
         path, passphrase = _split_passphrase(text)
@@ -125,7 +147,7 @@ def parse_decryption_keys(texts: Sequence[str]) -> DecryptionKeys:
             certificates.append(pkcs7.load_certificate(data, path))
         else:
             keys.append(load_private_key(data, path, passphrase))
-    return DecryptionKeys(tuple(keys), tuple(certificates), load_providers(), parameters)
+    return DecryptionKeys(tuple(keys), tuple(certificates), known, parameters)
 
 
 def _split_passphrase(text: str) -> tuple[str, Secret | None]:

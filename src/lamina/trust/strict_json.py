@@ -92,6 +92,11 @@ def _sized(data: bytes, what: str, size_bytes: int | None) -> bytes:
     return data
 
 
+def encode_base64(data: bytes) -> str:
+    """Encode as standard base64 with padding."""
+    return base64.b64encode(data).decode("ascii")
+
+
 def encode_base64url(data: bytes) -> str:
     """Encode as base64url without padding."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")

@@ -57,6 +57,7 @@ VERBS: Final = tuple(
         ("sign", TRUST, "sign an image as cosign does"),
         ("verify", TRUST, "verify the signatures of an image by a key or a policy"),
         ("policy", TRUST, "check a policy file, and what it says of an image"),
+        ("kbs", TRUST, "run a small key broker, and ask one for ocicrypt"),
         ("pull", RUN, "fetch all of an image, and keep it if wanted"),
         ("prefetch", RUN, "fetch files of an image before they are read"),
         ("run", RUN, "run a command in an image, reading its files on demand"),

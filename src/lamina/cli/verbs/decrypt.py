@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from lamina.cli import story
+from lamina.cli.broker_options import add_broker_options, brokers
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_decryption_key_option,
@@ -48,7 +49,7 @@ PAGE: Final = Page(
         ("layers", "numbers, from 0, of the layers that were decrypted"),
     ),
     environment=(*REGISTRY_ENVIRONMENT, PROVIDER_ENVIRONMENT),
-    see_also=("encrypt",),
+    see_also=("encrypt", "kbs"),
 )
 
 
@@ -57,6 +58,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SRC", help="reference of an encrypted image")
     parser.add_argument("destination", metavar="DST", help="where the decrypted image goes")
     add_decryption_key_option(parser)
+    add_broker_options(parser)
     add_pair_options(parser, many_platforms=False)
     add_output_options(parser)
 
@@ -69,7 +71,7 @@ def run(args: Namespace) -> int:
     from lamina.trust.recipients import parse_decryption_keys
 
     protect_process()
-    keys = parse_decryption_keys(args.decryption_key)
+    keys = parse_decryption_keys(args.decryption_key, brokers(args))
     source_options, destination_options = pair_options(args)
     source, destination = parse_reference(args.source), parse_reference(args.destination)
     with (

@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from lamina.cli import story
+from lamina.cli.broker_options import add_broker_options, brokers
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_decryption_key_option,
@@ -51,7 +52,7 @@ PAGE: Final = Page(
         ("layers", "numbers, from 0, of the layers that were encrypted or got keys added"),
     ),
     environment=(*REGISTRY_ENVIRONMENT, PROVIDER_ENVIRONMENT),
-    see_also=("decrypt", "copy"),
+    see_also=("decrypt", "copy", "kbs"),
 )
 
 
@@ -68,6 +69,7 @@ def add_arguments(parser: Parser) -> None:
         help="encrypt only this layer, from 0, negative numbers from the end; may be repeated",
     )
     add_decryption_key_option(parser)
+    add_broker_options(parser)
     add_pair_options(parser, many_platforms=False)
     add_output_options(parser)
 
@@ -80,8 +82,9 @@ def run(args: Namespace) -> int:
     from lamina.trust.recipients import parse_decryption_keys, parse_recipients
 
     protect_process()
-    recipients = parse_recipients(args.encryption_key)
-    keys = parse_decryption_keys(args.decryption_key) if args.decryption_key else None
+    known = brokers(args)
+    recipients = parse_recipients(args.encryption_key, known)
+    keys = parse_decryption_keys(args.decryption_key, known) if args.decryption_key else None
     source_options, destination_options = pair_options(args)
     source, destination = parse_reference(args.source), parse_reference(args.destination)
     with (

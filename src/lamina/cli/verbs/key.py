@@ -12,6 +12,7 @@ from lamina.cli.key_options import (
     key_passphrase,
     load_signing_key,
     protect_process,
+    write_new,
 )
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_json, print_line
@@ -67,20 +68,11 @@ def run(args: Namespace) -> int:
             raise UsageError(f"{path} is there already", hint="choose another name, or move it")
     key = generate()
     passphrase = key_passphrase("Passphrase of the new key", twice=True)
-    _write(private, write_key(key, passphrase), 0o600)
+    write_new(private, write_key(key, passphrase), 0o600)
     pem = key.public().pem().decode("ascii")
-    _write(public, pem.encode("ascii"), 0o644)
+    write_new(public, pem.encode("ascii"), 0o644)
     if args.json:
         print_json({"private_key": private, "public_key": public, "pem": pem})
     else:
         story.tell(f"wrote {private} and {public}")
     return 0
-
-
-def _write(path: str, data: bytes, mode: int) -> None:
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with open(fd, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from None

@@ -1,0 +1,102 @@
+"""The options of a key broker: for verbs that ask one, and the passphrase of the one that is run
+here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from lamina.cli.parser import Parser
+    from lamina.trust.kbs.provider import KbsKeyProvider
+    from lamina.trust.key_provider import KeyProvider
+    from lamina.trust.secret import Secret
+
+EVIDENCE: Final = ("sample", "tsm")
+STORE_PASSWORD_ENVIRONMENT: Final = (
+    "LAMINA_KBS_PASSWORD",
+    (
+        "passphrase of the broker's key store; without it, and without --passphrase-file, it is "
+        "asked for on a terminal"
+    ),
+)
+
+
+def add_broker_options(parser: Parser) -> None:
+    """``--kbs``, ``--kbs-ca``, ``--kbs-evidence``, ``--kbs-measurement``."""
+    group = parser.add_argument_group("Key broker options")
+    group.add_argument(
+        "--kbs",
+        metavar="URL",
+        help="key broker that holds the keys of provider:attestation-agent, as https://HOST:PORT",
+    )
+    group.add_argument(
+        "--kbs-ca",
+        metavar="FILE",
+        help="PEM file of the only authority that the broker is known by",
+    )
+    group.add_argument(
+        "--kbs-evidence",
+        choices=EVIDENCE,
+        default="sample",
+        metavar="sample|tsm",
+        help="how this machine attests itself: sample proves nothing and is for development, tsm "
+        "is a report of TDX or SEV-SNP by the kernel",
+    )
+    group.add_argument(
+        "--kbs-measurement",
+        metavar="TEXT",
+        default="abcde",
+        help="measurement in sample evidence, which `lamina kbs serve` believes (%(default)s)",
+    )
+
+
+def broker_provider(args: argparse.Namespace) -> KbsKeyProvider | None:
+    """The provider that ``--kbs`` names, or None."""
+    if not args.kbs:
+        return None
+    from lamina.trust.kbs.provider import make_provider
+
+    return make_provider(args.kbs, args.kbs_ca, args.kbs_evidence, args.kbs_measurement)
+
+
+def brokers(args: argparse.Namespace) -> Mapping[str, KeyProvider]:
+    """Providers beside the configured ones, by the name in annotations."""
+    provider = broker_provider(args)
+    if provider is None:
+        return {}
+    from lamina.trust.kbs.provider import PROVIDER_NAME
+
+    return {PROVIDER_NAME: provider}
+
+
+def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret:
+    """The passphrase of the broker's store: ``--passphrase-file``, else ``LAMINA_KBS_PASSWORD``,
+    else asked for on the terminal.  Standard input is not read: keys come from there.
+    """
+    import sys
+
+    from lamina.errors import UsageError
+    from lamina.trust.secret import Secret, read_passphrase, take_from_environment
+
+    variable = STORE_PASSWORD_ENVIRONMENT[0]
+    # Taken in any case: no child may inherit it.
+    found = take_from_environment(variable)
+    if args.passphrase_file:
+        return read_passphrase(f"file={args.passphrase_file}")
+    if found is not None:
+        return found
+    if not sys.stdin.isatty():
+        raise UsageError(
+            "there is no passphrase for the key store",
+            hint=f"give --passphrase-file FILE, or set {variable}",
+        )
+    import getpass
+
+    answer = getpass.getpass("Passphrase of the key store: ")
+    if twice and getpass.getpass("The same again: ") != answer:
+        raise UsageError("the two passphrases differ")
+    return Secret(answer.encode())

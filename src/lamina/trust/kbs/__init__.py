@@ -1,0 +1,1 @@
+"""The protocol of trustee's key broker service: client, key provider of ocicrypt, and a broker."""

@@ -1,0 +1,181 @@
+"""A client of the KBS protocol: attest once, then fetch resources that only this process can open.
+
+RCAR is request, challenge, attestation, response: the broker gives a nonce, the evidence has the
+digest of nonce and a new key of ours in it, and resources come as JWE for that key.  Everything
+that comes back is taken as hostile.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from lamina.errors import Error, FetchError, FormatError, NotFoundError, TrustError
+from lamina.trust import jwe, strict_json
+from lamina.trust.kbs import protocol
+from lamina.trust.kbs.protocol import NO_CLAIMS, Claims
+from lamina.trust.keys import PrivateKey, require_cryptography
+from lamina.trust.secret import Secret
+
+if TYPE_CHECKING:
+    from lamina.trust.kbs.connection import Answer, Endpoint
+    from lamina.trust.kbs.evidence import EvidenceSource
+    from lamina.trust.kbs_packet import ResourcePath
+
+_ATTEMPTS: Final = 2
+_COOKIE: Final = re.compile(rf"{protocol.SESSION_COOKIE}=([A-Za-z0-9_-]{{16,128}})(?:;|$)")
+_NONCE_LIMITS: Final = range(16, 129)
+_MAX_TOKEN: Final = 128 << 10
+_REFUSALS: Final = {
+    "MeasurementNotAllowed": "this machine runs something else than the broker's rule allows",
+    "ImageNotAllowed": "the broker's rule does not allow this image",
+    "ReleaseTooOld": "the release of this image is too old for the broker's rule",
+    "TeeNotAllowed": "the broker's rule does not allow this kind of machine",
+    "PolicyDeny": "the broker's policy does not allow it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    cookie: str = field(repr=False)
+    key: PrivateKey = field(repr=False)
+
+
+@dataclass(slots=True)
+class KbsClient:
+    """Fetches resources of one broker; thread-safe.  ``close`` forgets the session."""
+
+    endpoint: Endpoint
+    evidence: EvidenceSource
+    _session: _Session | None = field(default=None, repr=False)
+    _nonces: set[str] = field(default_factory=set, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def fetch(self, resource: ResourcePath, claims: Claims = NO_CLAIMS) -> Secret:
+        """A resource.  A session that the broker does not know any more is renewed, once.
+
+        Raises TrustError if the broker refuses or is not the one, NotFoundError, FetchError,
+        FormatError.
+        """
+        path = f"{protocol.PREFIX}/resource/{'/'.join(resource)}{claims.query()}"
+        answer, session = None, None
+        for _ in range(_ATTEMPTS):
+            session = self._attested(session)
+            answer = self.endpoint.request("GET", path, _headers(session.cookie))
+            if answer.status != 401:
+                break
+        assert answer is not None and session is not None
+        if answer.status == 404:
+            raise NotFoundError(f"the key broker {self.endpoint} has no resource {resource}")
+        if answer.status != 200:
+            raise self._refused(answer, f"refuses {resource}")
+        try:
+            return Secret(jwe.decrypt(answer.body, [session.key]))
+        except Error as error:
+            raise TrustError(
+                f"the answer of the key broker {self.endpoint} for {resource} is not for this "
+                f"session: {error}"
+            ) from None
+
+    def close(self) -> None:
+        """Forget the session and its key."""
+        with self._lock:
+            self._session = None
+
+    def _attested(self, stale: _Session | None) -> _Session:
+        """The session, made if there is none but the ``stale`` one."""
+        with self._lock:
+            if self._session is None or self._session is stale:
+                self._session = self._attest()
+            return self._session
+
+    def _attest(self) -> _Session:
+        require_cryptography()
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = PrivateKey(ec.generate_private_key(ec.SECP256R1()), "key of the session")
+        nonce, algorithm, cookie = self._challenge()
+        runtime = {"nonce": nonce, "tee-pubkey": _public_jwk(key)}
+        tee, evidence = self.evidence.collect(protocol.report_digest(runtime, algorithm))
+        body = {
+            "init-data": None,
+            "runtime-data": runtime,
+            "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
+        }
+        answer = self._post("attest", body, {"Cookie": f"{protocol.SESSION_COOKIE}={cookie}"})
+        if answer.status != 200:
+            raise self._refused(answer, f"does not believe the {tee} evidence of this machine")
+        document = strict_json.parse_object(answer.body, self._named("attestation"))
+        token = strict_json.text_of(document.get("token"), self._named("token"))
+        if not 0 < len(token) <= _MAX_TOKEN:
+            raise FormatError(f"the {self._named('token')} has {len(token)} characters")
+        return _Session(cookie, key)
+
+    def _challenge(self) -> tuple[str, str, str]:
+        """Nonce, hash algorithm, cookie."""
+        extra = {"supported-hash-algorithms": list(protocol.HASHES)}
+        request = {"version": protocol.VERSION, "tee": self.evidence.tee, "extra-params": extra}
+        answer = self._post("auth", request, {})
+        if answer.status != 200:
+            raise self._refused(answer, "refuses to begin an attestation")
+        document = strict_json.parse_object(answer.body, self._named("challenge"))
+        nonce = strict_json.text_of(document.get("nonce"), self._named("nonce"))
+        if _decoded_length(nonce) not in _NONCE_LIMITS:
+            raise FormatError(f"the {self._named('nonce')} is none")
+        if nonce in self._nonces:
+            raise TrustError(
+                f"the key broker {self.endpoint} gives the same nonce again",
+                hint="somebody replays the answers of a broker",
+            )
+        self._nonces.add(nonce)
+        parameters = document.get("extra-params") or {}
+        selected = parameters.get("selected-hash-algorithm") if isinstance(parameters, dict) else 0
+        algorithm = protocol.HASHES[0] if selected is None else selected
+        if algorithm not in protocol.HASHES:
+            raise FormatError(f"the {self._named('challenge')} selects an unknown hash algorithm")
+        found = _COOKIE.match(answer.headers.get("set-cookie", ""))
+        if found is None:
+            raise FormatError(f"the {self._named('challenge')} has no session cookie")
+        return nonce, algorithm, found[1]
+
+    def _post(self, what: str, body: dict[str, Any], headers: dict[str, str]) -> Answer:
+        lines = {"Content-Type": "application/json", "Accept": "application/json", **headers}
+        data = strict_json.compact(body)
+        return self.endpoint.request("POST", f"{protocol.PREFIX}/{what}", lines, data)
+
+    def _named(self, what: str) -> str:
+        return f"{what} of the key broker {self.endpoint}"
+
+    def _refused(self, answer: Answer, does_what: str) -> TrustError | FetchError:
+        problem = protocol.read_problem(answer.body)
+        reason = _REFUSALS.get(problem.name, "")
+        said = f"{problem.name} {problem.detail!r}" if problem.name else f"status {answer.status}"
+        text = f"the key broker {self.endpoint} {does_what}: {reason or 'it says'} ({said})"
+        if answer.status >= 500 or answer.status in (408, 429):
+            return FetchError(text)
+        return TrustError(text)
+
+
+def _headers(cookie: str) -> dict[str, str]:
+    return {"Cookie": f"{protocol.SESSION_COOKIE}={cookie}", "Accept": "application/json"}
+
+
+def _public_jwk(key: PrivateKey) -> dict[str, str]:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from lamina.trust.jwk import ec_public_jwk
+
+    public = key.key.public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    return {**ec_public_jwk(public), "alg": protocol.KEY_ALGORITHM}
+
+
+def _decoded_length(nonce: str) -> int:
+    try:
+        return len(base64.b64decode(nonce.encode("ascii"), validate=True))
+    except (ValueError, binascii.Error):
+        return 0

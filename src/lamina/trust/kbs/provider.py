@@ -1,0 +1,144 @@
+"""The key provider ``attestation-agent``: layers whose keys a broker's key wraps.
+
+In process it asks the broker itself; as a program (``lamina kbs key-provider``) it serves skopeo
+and everything else that knows ocicrypt's key providers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+from lamina.errors import FormatError, UsageError
+from lamina.trust import kbs_packet, strict_json
+from lamina.trust.kbs.client import KbsClient
+from lamina.trust.kbs.connection import parse_endpoint
+from lamina.trust.kbs.evidence import SAMPLE, SAMPLE_MEASUREMENT, SOURCES, make_source
+from lamina.trust.kbs.protocol import NO_CLAIMS, Claims
+from lamina.trust.kbs_packet import parse_resource
+from lamina.trust.keys import read_key_file
+from lamina.trust.secret import Secret
+
+PROVIDER_NAME: Final = "attestation-agent"
+_PARAMETERS: Final = ("keyid", "keypath", "algorithm")
+_SETTINGS: Final = ("url", "ca-file", "evidence", "measurement")
+MAX_REQUEST_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class KbsKeyProvider:
+    """A key provider that asks a broker; ``claims`` say which image the keys are for."""
+
+    client: KbsClient
+    claims: Claims = NO_CLAIMS
+
+    def for_image(self, image_digest: str, release: int | None = None) -> Self:
+        """The same provider for keys of one image: the digest of its manifest, and the release in
+        its signature if that was verified.
+        """
+        return replace(self, claims=Claims(image_digest, release))
+
+    def wrap(self, options: bytes, parameter: str) -> bytes:
+        """Wrap with the key that ``keyid=kbs:///A/B/C`` names: from the file ``keypath=`` if that
+        is given, else from the broker.  Parameters are separated by ``::``.
+        """
+        fields = parse_parameter(parameter)
+        resource = parse_resource(fields["keyid"])
+        if "keypath" in fields:
+            with Secret(read_key_file(fields["keypath"], private=True)) as key:
+                return kbs_packet.wrap(key, resource, options)
+        with self.client.fetch(resource, self.claims) as key:
+            return kbs_packet.wrap(key, resource, options)
+
+    def unwrap(self, packet: bytes, parameter: str) -> bytes:  # noqa: ARG002 - the protocol's
+        """Unwrap with the key that the packet names; the broker's address in it is ignored."""
+        parsed = kbs_packet.parse_packet(packet)
+        with self.client.fetch(parsed.resource, self.claims) as key:
+            return kbs_packet.unwrap(key, parsed)
+
+
+def parse_parameter(parameter: str) -> dict[str, str]:
+    """``keyid=URI[::keypath=FILE][::algorithm=A256GCM]``, as the provider of confidential
+    containers takes it.  Raises UsageError.
+    """
+    fields: dict[str, str] = {}
+    for part in parameter.split("::"):
+        name, equals, value = part.partition("=")
+        if not equals or not value or name not in _PARAMETERS or name in fields:
+            raise UsageError(
+                f"{parameter[:200]!r} does not say which key of the broker shall wrap",
+                hint=f"write provider:{PROVIDER_NAME}:keyid=kbs:///REPOSITORY/TYPE/TAG",
+            )
+        fields[name] = value
+    if "keyid" not in fields or fields.get("algorithm", kbs_packet.WRAP_TYPE) != "A256GCM":
+        raise UsageError(
+            f"{parameter[:200]!r} has no keyid, or another algorithm than {kbs_packet.WRAP_TYPE}"
+        )
+    return fields
+
+
+def make_provider(
+    url: str,
+    ca_file: str | None,
+    evidence: str = SAMPLE,
+    measurement: str = SAMPLE_MEASUREMENT,
+) -> KbsKeyProvider:
+    """A provider for the broker at an address.  Raises UsageError."""
+    source = make_source(evidence, measurement)
+    return KbsKeyProvider(KbsClient(parse_endpoint(url, ca_file), source))
+
+
+def configured_provider(settings: Any, what: str) -> KbsKeyProvider:
+    """The provider of a ``kbs`` entry in the configuration of key providers: ``url``, ``ca-file``,
+    ``evidence`` (``sample`` or ``tsm``), and for samples ``measurement``.
+
+    Raises FormatError, UsageError.
+    """
+    strict_json.expect_keys(settings, what, ("url",), _SETTINGS)
+    fields = {name: strict_json.text_of(value, what) for name, value in settings.items()}
+    evidence = fields.get("evidence", SAMPLE)
+    if evidence not in SOURCES:
+        raise FormatError(f"the {what} has an unknown source of evidence")
+    measurement = fields.get("measurement", SAMPLE_MEASUREMENT)
+    return make_provider(fields["url"], fields.get("ca-file"), evidence, measurement)
+
+
+def answer_request(provider: KbsKeyProvider, request: bytes) -> bytes:
+    """Answer one request of ocicrypt's protocol; bytes in answers are lists of numbers, which
+    readers in Go and in Rust both take.
+
+    Raises FormatError, and what the provider raises.
+    """
+    what = "request to the key provider"
+    document = strict_json.parse_object(request, what, MAX_REQUEST_BYTES)
+    match document.get("op"):
+        case "keywrap":
+            inner = _object(document.get("keywrapparams"), what)
+            options = strict_json.decode_base64(inner.get("optsdata"), f"options in the {what}")
+            parameter = _parameter(_object(inner.get("ec"), what), what)
+            packet = provider.wrap(options, parameter)
+            return strict_json.compact({"keywrapresults": {"annotation": list(packet)}})
+        case "keyunwrap":
+            inner = _object(document.get("keyunwrapparams"), what)
+            packet = strict_json.decode_base64(inner.get("annotation"), f"packet in the {what}")
+            options = provider.unwrap(packet, "")
+            return strict_json.compact({"keyunwrapresults": {"optsdata": list(options)}})
+        case _:
+            raise FormatError(f"the {what} is neither to wrap nor to unwrap")
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise FormatError(f"the {what} lacks its parameters")
+    return value
+
+
+def _parameter(config: dict[str, Any], what: str) -> str:
+    """The only parameter of the only provider that a request to wrap names."""
+    values = list(_object(config.get("Parameters"), what).values())
+    if len(values) != 1 or not isinstance(values[0], list) or len(values[0]) != 1:
+        raise FormatError(f"the {what} does not have one parameter of one provider")
+    try:
+        return strict_json.decode_base64(values[0][0], f"parameter in the {what}").decode()
+    except UnicodeDecodeError:
+        raise FormatError(f"the parameter in the {what} is no text") from None
