@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from argparse import Namespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.broker_options import store_passphrase
@@ -16,6 +16,8 @@ from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.trust.kbs.server import BrokerServer
+
+_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -48,6 +50,8 @@ def serve(args: Namespace) -> int:
         with BrokerServer(address, broker, context) as server:
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             url = f"https://{host}:{server.server_address[1]}"
+            # Before anybody knows the address: a signal must not find the server without a waiter.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
             _announce(args, url)
             _run_until_signal(server)
     return 0
@@ -63,10 +67,8 @@ def _announce(args: Namespace, url: str) -> None:
 
 def _run_until_signal(server: BrokerServer) -> None:
     """The server works in a thread; this one waits for a signal."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     thread = threading.Thread(target=server.run, name="key broker")
     thread.start()
-    signal.sigwait(numbers)
+    signal.sigwait(_END_SIGNALS)
     server.shutdown()
     thread.join()

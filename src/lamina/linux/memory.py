@@ -13,11 +13,15 @@ PR_SET_DUMPABLE = 4
 
 def forbid_core_dumps() -> None:
     """Make this process's memory unreadable to other processes of the same user, and never dumped
-    (``PR_SET_DUMPABLE`` 0; ``/proc/PID/mem`` and ptrace want CAP_SYS_PTRACE then).
+    (``PR_SET_DUMPABLE`` 0; ``/proc/PID/mem`` and ptrace want CAP_SYS_PTRACE then), nor that of its
+    children (``RLIMIT_CORE`` 0).
 
     It also gives ``/proc/PID`` to root, so it is for processes that hold keys only.  An exec undoes
     it.  Raises KernelError.
     """
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     checked(LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl", "cannot forbid core dumps")
 
 

@@ -1,0 +1,172 @@
+"""The key provider by a broker: in process, from a configuration, and as a program."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.errors import Error, FormatError, TrustError, UsageError
+from lamina.trust import kbs_packet
+from lamina.trust.kbs.provider import KbsKeyProvider, answer_request, parse_parameter
+from lamina.trust.kbs.rules import Rule
+from lamina.trust.key_provider import load_providers, read_answer, unwrap_request, wrap_request
+from lamina.trust.recipients import parse_decryption_keys, parse_recipients, unwrap, wrap
+from lamina.trust.secret import Secret
+from tests.support.key_broker import RunningBroker, running_broker
+from tests.unit.trust.test_layers import PRIVATE
+
+KEK = bytes(range(32))
+URI = "kbs:///tenant/image-kek/7"
+IMAGE, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def broker(running: RunningBroker) -> RunningBroker:
+    running.put(URI, KEK)
+    return running
+
+
+@pytest.fixture
+def provider(broker: RunningBroker) -> KbsKeyProvider:
+    return KbsKeyProvider(broker.client())
+
+
+def test_wrap_and_unwrap(provider: KbsKeyProvider) -> None:
+    packet = provider.wrap(PRIVATE, f"keyid={URI}")
+    assert list(json.loads(packet)) == ["kid", "wrapped_data", "iv", "wrap_type"]
+    assert json.loads(packet)["kid"] == URI
+    assert provider.unwrap(packet, "") == PRIVATE
+
+
+def test_a_key_file_wraps_without_the_broker(provider: KbsKeyProvider, tmp_path: Path) -> None:
+    file = tmp_path / "kek"
+    file.touch(0o600)
+    file.write_bytes(KEK)
+    packet = provider.wrap(PRIVATE, f"keyid={URI}::keypath={file}::algorithm=A256GCM")
+    assert kbs_packet.unwrap(Secret(KEK), kbs_packet.parse_packet(packet)) == PRIVATE
+    assert provider.unwrap(packet, "") == PRIVATE
+    file.chmod(0o644)
+    with pytest.raises(TrustError, match="read by every user"):
+        provider.wrap(PRIVATE, f"keyid={URI}::keypath={file}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Enabled", "sample=true", "keyid=", "keypath=/x", "keyid=a::keyid=b",
+     "keyid=kbs:///a/b/c::algorithm=A256CTR", "keyid=kbs:///a/b/c::more=1"],
+)  # fmt: skip
+def test_parameters(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_parameter(text)
+
+
+def test_an_image_cannot_choose_the_broker(provider: KbsKeyProvider) -> None:
+    packet = json.loads(provider.wrap(PRIVATE, f"keyid={URI}"))
+    packet["kid"] = "kbs://evil.example:8080/tenant/image-kek/7"
+    assert provider.unwrap(json.dumps(packet).encode(), "") == PRIVATE
+
+
+def test_a_resource_that_is_no_key(provider: KbsKeyProvider, broker: RunningBroker) -> None:
+    broker.put(URI, b"a short text")
+    with pytest.raises(FormatError, match="12 bytes") as caught:
+        provider.wrap(PRIVATE, f"keyid={URI}")
+    assert "short text" not in str(caught.value)
+
+
+def configuration(broker: RunningBroker, folder: Path, **more: Any) -> Path:
+    file = folder / "providers.json"
+    entry = {"kbs": {"url": broker.url, "ca-file": str(broker.ca_file), **more}}
+    file.write_text(json.dumps({"key-providers": {"attestation-agent": entry}}))
+    return file
+
+
+def test_by_the_configuration_of_ocicrypt(
+    broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = configuration(broker, tmp_path, measurement="m1")
+    monkeypatch.setenv("OCICRYPT_KEYPROVIDER_CONFIG", str(file))
+    broker.put(URI, KEK, Rule(measurements=("m1",), images=(IMAGE,), minimum_release=7))
+    keys = parse_decryption_keys([])
+    packet = kbs_packet.wrap(Secret(KEK), kbs_packet.parse_resource(URI), PRIVATE)
+    name = "org.opencontainers.image.enc.keys.provider.attestation-agent"
+    annotations = {name: base64.b64encode(packet).decode()}
+    opened = unwrap(annotations, keys.for_image(IMAGE, 7), "layer")
+    assert opened.encode() == PRIVATE
+    for image, release, message in (
+        (OTHER, 7, "does not allow this image"),
+        (IMAGE, 6, "too old"),
+        (IMAGE, None, "too old"),
+    ):
+        with pytest.raises(TrustError, match=message):
+            unwrap(annotations, keys.for_image(image, release), "layer")
+
+
+def test_recipients_by_a_broker_of_the_command_line(provider: KbsKeyProvider) -> None:
+    brokers = {"attestation-agent": provider}
+    recipients = parse_recipients([f"provider:attestation-agent:keyid={URI}"], brokers)
+    options = unwrap(
+        {"org.opencontainers.image.enc.pubopts": "x"} | wrap(parse_options(), recipients),
+        parse_decryption_keys(["provider:attestation-agent"], brokers),
+        "layer",
+    )
+    assert options.encode() == PRIVATE
+
+
+def parse_options() -> Any:
+    from lamina.trust.layer_options import PrivateOptions
+
+    return PrivateOptions.decode(PRIVATE)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        {},
+        {"url": 5},
+        {"url": "https://127.0.0.1:1"},
+        {"url": "http://192.0.2.1:1"},
+        {"url": "https://127.0.0.1:1", "ca-file": "x", "more": 1},
+        {"url": "https://127.0.0.1:1", "ca-file": "x", "evidence": "magic"},
+    ],
+)
+def test_broken_configurations(entry: Any, tmp_path: Path) -> None:
+    file = tmp_path / "providers.json"
+    file.write_text(json.dumps({"key-providers": {"a": {"kbs": entry}}}))
+    with pytest.raises(Error):
+        load_providers(str(file))
+
+
+def test_the_protocol_of_programs(provider: KbsKeyProvider) -> None:
+    request = wrap_request("attestation-agent", PRIVATE, f"keyid={URI}")
+    answer = answer_request(provider, request)
+    assert isinstance(json.loads(answer)["keywrapresults"]["annotation"], list)
+    packet = read_answer(answer, "keywrapresults", "annotation")
+    answer = answer_request(provider, unwrap_request("attestation-agent", packet, "Enabled"))
+    assert read_answer(answer, "keyunwrapresults", "optsdata") == PRIVATE
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"", b"[]", b"{}", b'{"op":"x"}', b'{"op":"keywrap"}', b'{"op":"keyunwrap"}',
+        b'{"op":"keyunwrap","keyunwrapparams":{"annotation":5}}',
+        b'{"op":"keyunwrap","keyunwrapparams":{"annotation":"e30="}}',
+        b'{"op":"keywrap","keywrapparams":{"optsdata":"e30=","ec":{"Parameters":{}}}}',
+        b'{"op":"keywrap","keywrapparams":{"optsdata":"e30=","ec":{"Parameters":{"a":["/w=="]}}}}',
+    ],
+)  # fmt: skip
+def test_requests_that_are_none(provider: KbsKeyProvider, request_: bytes) -> None:
+    with pytest.raises(Error):
+        answer_request(provider, request_)
