@@ -20,6 +20,7 @@ from lamina.version import VERSION
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
     from typing import Literal
 
     from lamina.image.indexed import IndexRule, IndexUse
@@ -39,6 +40,8 @@ def open(  # noqa: A001
     store: NodeStore | str | os.PathLike[str] | None = None,
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
+    decryption_keys: Sequence[str] = (),
+    policy: str | os.PathLike[str] | None = None,
     index: IndexUse | IndexRule | Literal["always"] = "auto",
 ) -> NativeImage:
     """Open a native image, or an ordinary one that has an index, to walk, stat and read it.
@@ -54,12 +57,23 @@ def open(  # noqa: A001
     ``"always"`` one that has none is pulled and indexed first, with ``"never"`` none is looked for;
     an :class:`~lamina.image.indexed.IndexRule` can ask a policy before one is used.
 
+    *decryption_keys* open a sealed image: each is ``FILE``, ``FILE:file=PATH`` with a passphrase in
+    another file, or ``provider:NAME``.  *policy* is a ``policy.json`` whose demands are proven
+    before anything of the image is read.
+
     Raises :class:`lamina.Error`; see :func:`lamina.image.open.open_image` for its kinds.
     """
+    from lamina.image.access import read_access
+
+    access = read_access(decryption_keys, policy)
     if index == "always":
         from lamina.build.node_index import open_always
 
-        return open_always(reference, store=store, options=options, platform=platform)
+        return open_always(
+            reference, store=store, options=options, platform=platform, access=access
+        )
     from lamina.image.open import open_image
 
-    return open_image(reference, store=store, options=options, platform=platform, index=index)
+    return open_image(
+        reference, store=store, options=options, platform=platform, index=index, access=access
+    )

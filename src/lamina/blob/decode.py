@@ -34,6 +34,7 @@ def decode_piece(
         raise IntegrityError(
             f"{_where(blob_id, piece, piece.first)}: {len(view)} bytes instead of {piece.size}."
         )
+    view = table.opened(piece, view)
     if piece.compressed:
         try:
             plain = _decompress(table, piece, view)

@@ -33,6 +33,8 @@ KEY_BYTES: Final = 32
 BLOB_ID_BYTES: Final = 16
 TAG_BYTES: Final = 16
 MAX_PIECES: Final = 1 << 32
+COMPRESSED: Final = 1
+"""Flag of a piece that is not stored as it is."""
 _NONCE: Final = struct.Struct(">IQ")
 _BINDING: Final = struct.Struct(">QQQI")
 _CONTENT: Final = struct.Struct(">QI")
@@ -116,6 +118,10 @@ class PieceSeal:
         self._padding = padding
         self._sealed: set[int] = set()
 
+    def stored_size(self, size: int) -> int:
+        """The length that a piece of ``size`` bytes is stored with."""
+        return self._padding.padded(size) + TAG_BYTES
+
     def seal(self, index: int, data: bytes, raw_size: int, flags: int = 0) -> bytes:
         """The stored form of a piece; ``raw_size`` is its length after decompression."""
         if index in self._sealed or not 0 <= index < MAX_PIECES:
@@ -125,14 +131,16 @@ class PieceSeal:
         binding = self._binding(index, len(data), raw_size, flags)
         return self._cipher.encrypt(_NONCE.pack(0, index), padded, binding)
 
-    def open(self, index: int, stored: bytes, size: int, raw_size: int, flags: int = 0) -> bytes:
+    def open(
+        self, index: int, stored: bytes | memoryview, size: int, raw_size: int, flags: int = 0
+    ) -> bytes:
         """The ``size`` bytes of a piece.
 
         Raises IntegrityError unless it is the piece of this place in this blob, unchanged.
         """
         from cryptography.exceptions import InvalidTag
 
-        if len(stored) != self._padding.padded(size) + TAG_BYTES:
+        if memoryview(stored).nbytes != self.stored_size(size):
             raise self._refused(index)
         binding = self._binding(index, size, raw_size, flags)
         try:

@@ -19,6 +19,8 @@ from lamina.blob.seal import BLOB_ID_BYTES, SUITE, BlobKey, Padding
 from lamina.errors import FormatError, UnsupportedError
 
 FILE_NAME: Final = "image/image.sealed"
+CONFIG_NAME: Final = "image/config.json"
+"""The image configuration, which is not for everybody either."""
 MAX_DESCRIPTION_BYTES: Final = 4 << 20
 _VERSION: Final = 1
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]

@@ -13,7 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from lamina.blob.ci_header import (
     MAX_TABLE_SIZE,
@@ -83,7 +83,7 @@ class ChunkTable:
             self._check_contexts(records_size)
 
     @classmethod
-    def from_meta(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
+    def from_meta(cls, buffer: Buffer, entry: BlobEntry) -> Self:
         """Return the table of an ``image/<blob>.blob.meta``: padded payload, then header.
 
         Raises:
@@ -101,14 +101,12 @@ class ChunkTable:
         return cls(view[: entry.ci_uncompressed_size], header, entry)
 
     @classmethod
-    def from_stored(cls, buffer: Buffer, entry: BlobEntry) -> ChunkTable:
+    def from_stored(cls, buffer: Buffer, entry: BlobEntry) -> Self:
         """Return the table of ``ci_compressed_size`` + 4096 bytes at ``ci_offset`` of a blob."""
         size = checked_table_size(entry)
         view = memoryview(buffer).cast("B")
         if len(view) != entry.ci_compressed_size + CI_HEADER_SIZE:
-            raise FormatError(
-                f"Chunk table of blob {entry.blob_id}: {len(view)} bytes is too short."
-            )
+            raise FormatError(f"Chunk table of blob {entry.blob_id}: {len(view)} bytes is too few.")
         header = read_ci_header(view[entry.ci_compressed_size :], entry.blob_id)
         stored = view[: entry.ci_compressed_size]
         payload: Buffer = stored
@@ -308,6 +306,10 @@ class ChunkTable:
         if not compressed and size != raw_size:
             raise self._bad(f"the piece of chunk {first} is not compressed but has two sizes")
         return Piece(index, offset, size, raw_size, compressed, first, count)
+
+    def opened(self, piece: Piece, stored: memoryview) -> memoryview:  # noqa: ARG002 - for sealed
+        """Return the bytes of a piece as they were compressed; only sealing makes a difference."""
+        return stored
 
     def pieces(self) -> Iterator[Piece]:
         """Yield all pieces in order."""

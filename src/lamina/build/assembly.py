@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -13,11 +14,12 @@ from lamina.build import tasks
 from lamina.build.bootstrap import fill_in, lay_out
 from lamina.build.image_build import Phases
 from lamina.build.layer_blob import LayerBuild, OwnBlobs, borrowed_chunks, finish_and_push
-from lamina.build.layer_tree import apply_layer, devices_of, renumber
+from lamina.build.layer_tree import AppliedLayer, apply_layer, devices_of, renumber
 from lamina.build.merge import MergedTree
 from lamina.build.options import ConvertProgress, LayerReport
 from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer, segments
 from lamina.build.scan import LayerScan
+from lamina.build.sealing import SealedPart
 from lamina.build.workers import Workers
 from lamina.erofs.layout import MAX_BLOBS
 from lamina.errors import Error, UnsupportedError
@@ -39,6 +41,8 @@ class BuiltImage:
     descriptors: list[Descriptor] = field(default_factory=list)
     bootstrap: bytes = b""
     metas: list[tuple[str, bytes]] = field(default_factory=list)
+    sealed: list[SealedPart] = field(default_factory=list)
+    """One a blob if the image is sealed."""
 
 
 class Assembly:
@@ -89,6 +93,7 @@ class Assembly:
             plan = plan_layer(number, scan, known, self._options.pack_size)
             files = self._job.files[number]
             layer = LayerBuild(number, self._sources[number], files, scan, plan)
+            layer.seal = self._job.seals[number] if self._job.seals else None
             self._submit_segments(layer)
         self._apply(layer)
         self._finished.append(self._finishers.submit(self._finish, layer))
@@ -102,7 +107,8 @@ class Assembly:
                     f"The image has more than {MAX_BLOBS} layers with data.",
                     hint="Flatten some of its layers first.",
                 )
-        for segment in segments(layer.plan, layer.scan):
+        room_of = int if layer.seal is None else layer.seal.pieces().stored_size
+        for segment in segments(layer.plan, layer.scan, room_of):
             future = self._workers.submit(tasks.pack, layer.number, segment)
             future.add_done_callback(self._counter_of(sum(segment.chunk_sizes)))
             layer.packed.append((segment, future))
@@ -116,10 +122,17 @@ class Assembly:
             applied = apply_layer(self._tree, layer.scan, indexes, own.adopt)
         layer.own_layers = list(own.layers)
         layer.borrowed = sorted(borrowed_chunks(plan, self._plans) | own.borrowed)
+        if layer.seal is not None:
+            # Sealed blobs have nothing but pieces in them.
+            self._renumber(applied, references, own)
+            return
         with self._phases("lay out own bootstraps"):
             plans = [self._plans[number] for number in own.layers]
             count = plan.chunk_count + len(layer.borrowed)
             layer.own_bootstrap = lay_out(applied.own.root, plans, count, self._options)
+        self._renumber(applied, references, own)
+
+    def _renumber(self, applied: AppliedLayer, references: array[int], own: OwnBlobs) -> None:
         with self._phases("merge"):
             merged = {number: index for index, number in enumerate(self._device_layers)}
             if {**merged, **own.indexes} != merged:
@@ -146,7 +159,11 @@ class Assembly:
         for layer in layers:
             self._phases.add("pack (workers, CPU)", layer.pack_cpu_s)
             built.layers.append(_report(layer))
-            built.descriptors.append(layer.descriptor)
+            if layer.sealed is None:
+                built.descriptors.append(layer.descriptor)
+            elif layer.plan.chunk_count:
+                built.descriptors.append(layer.descriptor)
+                built.sealed.append(layer.sealed)
         with self._phases("fill in bootstrap"):
             blobs = [layers[number].blob for number in used]
             entries = [blob.entry for blob in blobs if blob and blob.entry]

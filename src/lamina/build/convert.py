@@ -11,6 +11,7 @@ import io
 import time
 from typing import TYPE_CHECKING
 
+from lamina.blob.seal import SUITE
 from lamina.build.image_build import Phases, built_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
 from lamina.build.platforms import is_wanted, ordinary_manifests
@@ -21,6 +22,8 @@ from lamina.registry.manifest import (
     OCI_CONFIG,
     OCI_INDEX,
     OCI_MANIFEST,
+    SEALED_ARTIFACT,
+    SEALED_SUITE,
     Descriptor,
     Index,
     Manifest,
@@ -36,6 +39,7 @@ from lamina.registry.repository import ClientOptions, Repository, open_repositor
 
 if TYPE_CHECKING:
     from lamina.build.assembly import BuiltImage
+    from lamina.build.sealing import SealOptions
 
 
 def convert(
@@ -119,6 +123,7 @@ class _Conversion:
         self, source: Index, chosen: list[Descriptor], tag: str | None
     ) -> tuple[Descriptor, list[ImageReport]]:
         entries, reports = [], []
+        plain = self._options.seal is None
         for descriptor in chosen:
             manifest = self._read(descriptor)
             pushed, report = self._convert(descriptor, manifest, descriptor.platform, None)
@@ -129,14 +134,14 @@ class _Conversion:
                     digest=pushed.digest,
                     size=pushed.size,
                     platform=descriptor.platform,
-                    artifact_type=NYDUS_MANIFEST_ARTIFACT,
+                    artifact_type=NYDUS_MANIFEST_ARTIFACT if plain else SEALED_ARTIFACT,
                 )
             )
         index = Index(
             schema_version=2,
             media_type=OCI_INDEX,
             manifests=tuple(entries),
-            annotations=source.annotations,
+            annotations=source.annotations if plain else {SEALED_SUITE: SUITE},
         )
         with self.phases("push manifest"):
             pushed = self._destination.push_manifest(tag, OCI_INDEX, encode(index))
@@ -156,9 +161,10 @@ class _Conversion:
         platform: Platform | None,
         tag: str | None,
     ) -> tuple[Descriptor, ImageReport]:
-        if manifest.is_nydus:
+        if manifest.is_nydus or manifest.is_sealed:
+            kind = "sealed" if manifest.is_sealed else "native"
             raise UsageError(
-                f"{self._source.reference} is a native image already.",
+                f"{self._source.reference} is a {kind} image already.",
                 hint="Use `lamina copy` to copy it.",
             )
         config = self._read_config(manifest.config)
@@ -190,10 +196,12 @@ class _Conversion:
         self, source: tuple[str, Manifest, bytes], built: BuiltImage, tag: str | None
     ) -> tuple[Descriptor, int]:
         """Push all that follows the blobs; return (manifest, bytes of the bootstrap layer)."""
+        digest, manifest, config = source
+        if self._options.seal is not None:
+            return self._push_sealed(config, built, tag, self._options.seal)
         # Loaded this late, it does not keep the workers from starting.
         from lamina.build.package import bootstrap_layer, converted_config, converted_manifest
 
-        digest, manifest, config = source
         with self.phases("pack bootstrap"):
             last = bootstrap_layer(built.bootstrap, built.metas)
         with self.phases("push manifest"):
@@ -204,6 +212,19 @@ class _Conversion:
             data = converted_manifest(manifest, digest, new_config, layers)
             pushed = self._destination.push_manifest(tag, OCI_MANIFEST, data)
         return pushed, len(last.data)
+
+    def _push_sealed(
+        self, config: bytes, built: BuiltImage, tag: str | None, seal: SealOptions
+    ) -> tuple[Descriptor, int]:
+        from lamina.build.sealed_package import sealed_package
+
+        with self.phases("pack bootstrap"):
+            package = sealed_package(built, config, seal.recipients)
+        with self.phases("push manifest"):
+            for descriptor, data in package.blobs:
+                self._push(descriptor, data)
+            pushed = self._destination.push_manifest(tag, OCI_MANIFEST, package.manifest)
+        return pushed, package.metadata_bytes
 
     def _read_config(self, descriptor: Descriptor) -> bytes:
         if descriptor.size > MAX_CONFIG_BYTES:

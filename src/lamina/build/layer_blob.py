@@ -17,11 +17,12 @@ from lamina.build.bootstrap import fill_in
 from lamina.build.layer_tree import devices_of, renumber
 from lamina.build.options import ConvertOptions
 from lamina.build.pack import Segment
-from lamina.build.package import blob_descriptor
+from lamina.build.package import blob_descriptor, sealed_descriptor
 from lamina.build.plan import LAYER_SHIFT, SLOT_MASK, LayerPlan
 from lamina.build.regions import RegionFile
 from lamina.build.scan import LayerScan
-from lamina.build.tasks import LayerFiles
+from lamina.build.sealing import BlobSeal, SealedPart, describe_sealed, finish_sealed
+from lamina.build.tasks import LayerFiles, Packed
 from lamina.erofs.layout import CHUNK_ENTRY, BlobEntry
 from lamina.erofs.tree import Node
 from lamina.registry.manifest import Descriptor
@@ -93,7 +94,7 @@ class LayerBuild:
     files: LayerFiles
     scan: LayerScan
     plan: LayerPlan
-    packed: list[tuple[Segment, Future[tuple[array[int], float]]]] = field(default_factory=list)
+    packed: list[tuple[Segment, Future[Packed]]] = field(default_factory=list)
     own_bootstrap: bytes = b""
     own_layers: Sequence[int] = ()
     borrowed: list[tuple[int, int]] = field(default_factory=list)
@@ -101,11 +102,15 @@ class LayerBuild:
     entries: bytes = b""
     blob: FinishedBlob | None = None
     pack_cpu_s: float = 0.0
+    seal: BlobSeal | None = None
+    sealed: SealedPart | None = None
 
     @property
     def descriptor(self) -> Descriptor:
         """The descriptor of the finished blob."""
         assert self.blob is not None
+        if self.sealed is not None:
+            return sealed_descriptor(self.blob.blob_id, self.sealed.description)
         return blob_descriptor(self.blob.blob_id, self.blob.size)
 
     def chunk_entries(self, blob_index: int) -> bytes:
@@ -162,7 +167,9 @@ def finish_and_push(
     ``lower`` are the lower layers on their way, which are waited for if chunks were borrowed from
     them.
     """
-    if isinstance(destination, DirectRepository):
+    if layer.seal is not None and not layer.plan.chunk_count:
+        _finish(layer, lower, options, lambda _: None)
+    elif isinstance(destination, DirectRepository):
         with closing(destination.start_blob()) as writer:
             _finish(layer, lower, options, lambda data: _write(writer, data, progress))
             _commit(layer, writer, destination, progress)
@@ -198,12 +205,15 @@ def _finish(
     write: Callable[[Buffer], None],
 ) -> None:
     sha256 = hashlib.sha256()
-    piece_sizes = array("I")
+    piece_sizes, stored_sizes = array("I"), array("I")
+    leaves: list[bytes] = []
     for segment, future in layer.packed:
-        sizes, cpu_s = future.result()
-        layer.pack_cpu_s += cpu_s
-        piece_sizes.extend(sizes)
-        layer.regions.append((segment.packed_offset, sum(sizes)))
+        packed = future.result()
+        layer.pack_cpu_s += packed.cpu_s
+        piece_sizes.extend(packed.sizes)
+        stored_sizes.extend(packed.stored_sizes)
+        leaves.append(packed.leaves)
+        layer.regions.append((segment.packed_offset, sum(packed.stored_sizes)))
         with RegionFile(layer.files.packed.fileno(), layer.regions[-1:], b"") as region:
             while data := region.read(COPY_BYTES):
                 sha256.update(data)
@@ -211,8 +221,18 @@ def _finish(
     plan = layer.plan
     columns = BlobColumns(plan.chunk_sizes, plan.piece_counts, piece_sizes)
     blob_options = BlobOptions(options.chunk_size, options.compressor, options.digester)
-    tail = BlobTail(columns, sha256, blob_options)
     layer.entries = encode_chunk_entries(columns, plan.digests(layer.scan), 0)
+    if layer.seal is None:
+        tail = BlobTail(columns, sha256, blob_options)
+        layer.blob = tail.finish(_own_bootstrap(layer, lower, tail))
+        layer.own_bootstrap = b""
+    else:
+        layer.sealed = describe_sealed(layer.seal, stored_sizes, b"".join(leaves))
+        layer.blob = finish_sealed(columns, sha256, sum(stored_sizes), blob_options)
+
+
+def _own_bootstrap(layer: LayerBuild, lower: Sequence[Future[LayerBuild]], tail: BlobTail) -> bytes:
+    """The image of the layer alone, filled in."""
     blobs: list[BlobEntry] = []
     tables: list[bytes] = []
     for index, number in enumerate(layer.own_layers):
@@ -227,8 +247,7 @@ def _finish(
             blobs.append(other.blob.entry)
             wanted = [chunk for owner, chunk in layer.borrowed if owner == number]
             tables.append(_chosen_entries(other.chunk_entries(index), wanted))
-    layer.blob = tail.finish(fill_in(layer.own_bootstrap, blobs, b"".join(tables)))
-    layer.own_bootstrap = b""
+    return fill_in(layer.own_bootstrap, blobs, b"".join(tables))
 
 
 def _push(layer: LayerBuild, destination: Repository, progress: Callable[[int], None]) -> None:

@@ -28,6 +28,7 @@ from lamina.registry.repository import ClientOptions, Repository, open_repositor
 from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
+    from lamina.image.access import Access
     from lamina.image.native import NativeImage
     from lamina.registry.manifest import Platform
 
@@ -42,6 +43,7 @@ def open_always(
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
     refresh: bool = False,
+    access: Access | None = None,
     progress: Progress | None = None,
 ) -> NativeImage:
     """Do as :func:`lamina.image.open.open_image`, but index an image that has no index.
@@ -53,7 +55,9 @@ def open_always(
     node = node_store(store)
 
     def attempt() -> NativeImage:
-        return open_image(where, store=node, options=options, platform=platform, refresh=refresh)
+        return open_image(
+            where, store=node, options=options, platform=platform, refresh=refresh, access=access
+        )
 
     try:
         return attempt()

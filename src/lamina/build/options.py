@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
 from lamina.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamina.build.sealing import SealOptions
 
 DEFAULT_CHUNK_SIZE = 128 << 10
 DEFAULT_PACK_SIZE = 128 << 10
@@ -51,7 +55,8 @@ class ConvertOptions:
     ``os/architecture[/variant]``; empty means all of an index. ``jobs`` is the number of processes,
     0 one a processor.  ``max_layer_bytes`` bounds one decompressed layer. ``work_dir`` takes the
     temporary files, which are as large as the decompressed image; None means ``$TMPDIR``, or
-    ``/var/tmp``.  ``progress`` is called from the converting thread a few times a second.
+    ``/var/tmp``.  ``progress`` is called from the converting thread a few times a second.  With
+    ``seal`` the image is sealed, else plain.
     """
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
@@ -65,6 +70,7 @@ class ConvertOptions:
     max_layer_bytes: int = MAX_LAYER_BYTES
     work_dir: str | None = None
     progress: Callable[[ConvertProgress], None] | None = None
+    seal: SealOptions | None = None
 
     def check(self) -> None:
         """Raise UsageError for values that make no sense."""

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import os
 from array import array
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.codec.compress import Compressor, compress
 from lamina.errors import StoreError
+
+if TYPE_CHECKING:
+    from lamina.build.sealing import SegmentSeal
 
 WINDOW_BYTES = 4 << 20
 WRITE_BYTES = 2 << 20
@@ -20,14 +23,16 @@ class Segment(NamedTuple):
     """Neighbouring pieces that one task compresses; offsets and sizes in bytes.
 
     ``chunk_offsets`` and ``chunk_sizes`` are those of the member chunks in the tar stream,
-    ``piece_counts`` how many of them make each piece.  The stored pieces go to ``packed_offset`` of
-    the layer's packed file, where as much room is left as they have plaintext.
+    ``piece_counts`` how many of them make each piece, the first of which is ``first_piece`` of the
+    blob.  The stored pieces go to ``packed_offset`` of the layer's packed file, where as much room
+    is left as they can take.
     """
 
     packed_offset: int
     chunk_offsets: array[int]
     chunk_sizes: array[int]
     piece_counts: array[int]
+    first_piece: int = 0
 
 
 class SpoolWindow:
@@ -57,18 +62,23 @@ class SpoolWindow:
 
 
 def pack_segment(
-    segment: Segment, spool_fd: int, packed_fd: int, compressor: Compressor, level: int | None
+    segment: Segment,
+    spool_fd: int,
+    packed_fd: int,
+    compressor: Compressor,
+    level: int | None,
+    seal: SegmentSeal | None = None,
 ) -> array[int]:
-    """Compress the pieces of a segment, write them one after the other, and return their stored
-    sizes in bytes.
+    """Compress the pieces of a segment, write them one after the other, sealed if they are to be,
+    and return their compressed sizes in bytes.
 
-    A piece whose size did not shrink is stored as it is.  Raises StoreError if the temporary files
+    A piece whose size did not shrink is kept as it is.  Raises StoreError if the temporary files
     fail.
     """
     offsets, sizes = segment.chunk_offsets, segment.chunk_sizes
     end = max(map(int.__add__, offsets, sizes))
     window = SpoolWindow(spool_fd, end)
-    stored_sizes = array("I")
+    sizes_packed = array("I")
     pending: list[bytes] = []
     position = segment.packed_offset
     pending_bytes = chunk = 0
@@ -84,14 +94,16 @@ def pack_segment(
         stored = b"" if compressor == Compressor.NONE else compress(compressor, plain, level)
         if not 0 < len(stored) < len(plain):
             stored = bytes(plain)
-        stored_sizes.append(len(stored))
+        sizes_packed.append(len(stored))
+        if seal is not None:
+            stored = seal.seal(stored, len(plain))
         pending.append(stored)
         pending_bytes += len(stored)
         if pending_bytes >= WRITE_BYTES or len(pending) == MAX_WRITE_BUFFERS:
             position = _pwrite(packed_fd, pending, position)
             pending, pending_bytes = [], 0
     _pwrite(packed_fd, pending, position)
-    return stored_sizes
+    return sizes_packed
 
 
 def _pread(fd: int, offset: int, size_bytes: int) -> bytes:

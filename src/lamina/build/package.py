@@ -8,7 +8,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina.archive.tar import DIRECTORY, Entry
 from lamina.archive.tar_writer import END_MARK, encode_entry, file_entry, padding
@@ -23,6 +23,9 @@ from lamina.registry.manifest import (
     OCI_CONFIG,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
+    SEALED_BLOB,
+    SEALED_PIECES,
+    SEALED_ROOT,
     Descriptor,
     Manifest,
     describe,
@@ -30,6 +33,9 @@ from lamina.registry.manifest import (
     parse_document,
 )
 from lamina.version import VERSION
+
+if TYPE_CHECKING:
+    from lamina.blob.sealed_description import SealedBlob
 
 FS_VERSION = "6"
 GZIP_LEVEL = 4
@@ -52,14 +58,27 @@ class BootstrapLayer(NamedTuple):
 
 def bootstrap_layer(bootstrap: bytes, metas: Sequence[tuple[str, bytes]]) -> BootstrapLayer:
     """Return the layer with the merged bootstrap and the (blob id, blob.meta) of each blob."""
+    annotations = {NYDUS_BOOTSTRAP_MARK: "true", NYDUS_FS_VERSION: FS_VERSION}
+    return metadata_layer(metadata_files(bootstrap, metas), annotations)
+
+
+def metadata_files(
+    bootstrap: bytes, metas: Sequence[tuple[str, bytes]]
+) -> list[tuple[bytes, bytes]]:
+    """Return the (path, content) that every metadata layer has."""
+    tables = [(b"image/%s.blob.meta" % blob_id.encode(), meta) for blob_id, meta in metas]
+    return [(BOOTSTRAP_PATH, bootstrap), *tables]
+
+
+def metadata_layer(
+    files: Sequence[tuple[bytes, bytes]], annotations: dict[str, str]
+) -> BootstrapLayer:
+    """Return a layer with files in the folder ``image``."""
     directory = Entry(b"image", DIRECTORY, 0o755, 0, 0, 0, 0, 0, b"", 0, 0, {}, 0)
     parts = [encode_entry(directory)]
-    files = [(BOOTSTRAP_PATH, bootstrap)]
-    files += [(b"image/%s.blob.meta" % blob_id.encode(), meta) for blob_id, meta in metas]
     for path, data in files:
         parts += (encode_entry(file_entry(path, len(data), 0o444)), data, padding(len(data)))
     archive = b"".join([*parts, END_MARK])
-    annotations = {NYDUS_BOOTSTRAP_MARK: "true", NYDUS_FS_VERSION: FS_VERSION}
     data = compress_layer(archive)
     descriptor = describe(OCI_LAYER_GZIP, data, annotations)
     return BootstrapLayer(data, descriptor, "sha256:" + hashlib.sha256(archive).hexdigest())
@@ -95,6 +114,16 @@ def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
         digest=f"sha256:{blob_id}",
         size=size_bytes,
         annotations={NYDUS_BLOB_MARK: "true"},
+    )
+
+
+def sealed_descriptor(blob_id: str, sealed: SealedBlob) -> Descriptor:
+    """Return the descriptor of a sealed data blob: with its Merkle root, for whoever has no key."""
+    return Descriptor(
+        media_type=SEALED_BLOB,
+        digest=f"sha256:{blob_id}",
+        size=sealed.size_bytes,
+        annotations={SEALED_PIECES: str(sealed.piece_count), SEALED_ROOT: sealed.root.hex()},
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -153,13 +153,17 @@ def _storage_order(
     return order
 
 
-def segments(plan: LayerPlan, scan: LayerScan) -> Iterator[Segment]:
-    """Cut the plan into packing tasks."""
+def segments(
+    plan: LayerPlan, scan: LayerScan, room_of: Callable[[int], int] = int
+) -> Iterator[Segment]:
+    """Cut the plan into packing tasks; ``room_of`` tells what a piece of some bytes can take."""
     offsets = array("Q", [scan.chunk_offsets[number] for number in plan.chunks])
     first_chunk = first_piece = 0
-    chunk = packed_offset = size = 0
+    chunk = packed_offset = size = room = 0
     for piece, count in enumerate(plan.piece_counts, 1):
-        size += sum(plan.chunk_sizes[chunk : chunk + count])
+        piece_size = sum(plan.chunk_sizes[chunk : chunk + count])
+        size += piece_size
+        room += room_of(piece_size)
         chunk += count
         if size >= SEGMENT_BYTES or piece == len(plan.piece_counts):
             yield Segment(
@@ -167,9 +171,10 @@ def segments(plan: LayerPlan, scan: LayerScan) -> Iterator[Segment]:
                 offsets[first_chunk:chunk],
                 plan.chunk_sizes[first_chunk:chunk],
                 plan.piece_counts[first_piece:piece],
+                first_piece,
             )
-            packed_offset += size
-            first_chunk, first_piece, size = chunk, piece, 0
+            packed_offset += room
+            first_chunk, first_piece, size, room = chunk, piece, 0, 0
 
 
 def encode_references(

@@ -11,12 +11,14 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, BinaryIO, cast
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from lamina.archive.stream import open_layer
 from lamina.build.options import ConvertOptions
 from lamina.build.pack import Segment, pack_segment
 from lamina.build.scan import LayerScan, scan_layer
+from lamina.build.sealing import BlobSeal, SegmentSeal
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest
 from lamina.errors import StoreError
@@ -25,6 +27,8 @@ from lamina.registry.repository import ClientOptions, Repository, open_repositor
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+    from lamina.blob.seal import PieceSeal
 
 COUNTER_BYTES = 8
 
@@ -66,8 +70,12 @@ class Job:
     files: Sequence[LayerFiles]
     options: ConvertOptions
     read_bytes: SharedCounters = field(init=False)
+    seals: Sequence[BlobSeal] = field(init=False)
+    """One a layer; none if the image is not sealed."""
 
     def __post_init__(self) -> None:
+        seal = self.options.seal
+        self.seals = () if seal is None else [BlobSeal(seal.padding) for _ in self.layers]
         self.read_bytes = SharedCounters(len(self.layers))
 
     def close(self) -> None:
@@ -160,10 +168,30 @@ def scan(layer: int) -> tuple[LayerScan, float]:
     return found, time.process_time() - start
 
 
-def pack(layer: int, segment: Segment) -> tuple[array[int], float]:
-    """Pack a segment of a layer; return (stored sizes of its pieces, seconds of CPU time)."""
+class Packed(NamedTuple):
+    """A packed segment: lengths of its pieces, compressed and as stored; CPU time in seconds; the
+    leaves of the pieces if they are sealed.
+    """
+
+    sizes: array[int]
+    stored_sizes: array[int]
+    cpu_s: float
+    leaves: bytes = b""
+
+
+def pack(layer: int, segment: Segment) -> Packed:
+    """Pack a segment of a layer."""
     start = time.process_time()
     files, options = _job.files[layer], _job.options
     spool, packed = files.spool.fileno(), files.packed.fileno()
-    sizes = pack_segment(segment, spool, packed, options.compressor, options.level)
-    return sizes, time.process_time() - start
+    if options.seal is None:
+        sizes = pack_segment(segment, spool, packed, options.compressor, options.level)
+        return Packed(sizes, sizes, time.process_time() - start)
+    seal = SegmentSeal(_piece_seal(layer), segment.first_piece)
+    sizes = pack_segment(segment, spool, packed, options.compressor, options.level, seal)
+    return Packed(sizes, seal.stored_sizes, time.process_time() - start, bytes(seal.leaves))
+
+
+@cache
+def _piece_seal(layer: int) -> PieceSeal:
+    return _job.seals[layer].pieces()

@@ -41,6 +41,32 @@ def add_decryption_key_option(parser: Parser | argparse._ArgumentGroup) -> None:
     )
 
 
+def key_texts_for_later(texts: list[str]) -> list[str]:
+    """The values of ``--decryption-key`` for a process with other files and another folder: paths
+    are absolute, and a passphrase from a file descriptor is in the text.
+
+    Never log or store them.
+    """
+    import os
+
+    from lamina.trust.secret import read_passphrase
+
+    later = []
+    for text in texts:
+        path, mark, number = text.partition(":fd=")
+        if text.startswith("provider:"):
+            later.append(text)
+        elif mark:
+            secret = os.fsdecode(read_passphrase(f"fd={number}").reveal())
+            later.append(f"{os.path.abspath(path)}:pass={secret}")
+        else:
+            scheme = next((s for s in ("jwe:", "pkcs7:") if text.startswith(s)), "")
+            path, mark, value = text.removeprefix(scheme).partition(":file=")
+            tail = f"{mark}{os.path.abspath(value)}" if mark else ""
+            later.append(scheme + os.path.abspath(path) + tail)
+    return later
+
+
 def protect_process() -> None:
     """From now on this process has keys: no core dumps, no look into it by others."""
     from lamina.linux.memory import forbid_core_dumps

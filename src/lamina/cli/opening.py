@@ -10,6 +10,7 @@ from lamina.cli.options import client_options
 from lamina.errors import NotFoundError
 
 if TYPE_CHECKING:
+    from lamina.image.access import Access
     from lamina.image.base import Image
     from lamina.image.native import NativeImage
     from lamina.registry.reference import Reference
@@ -39,9 +40,9 @@ def open_native(
 
     Raises NoIndexError with a hint for an ordinary image without an index.
     """
-    store, options = node_store(args), client_options(args)
+    store, options, access = node_store(args), client_options(args), image_access(args)
     if args.index == "always":
-        return _open_always(args, reference, store, options, refresh)
+        return _open_always(args, (reference, refresh), store, options, access)
     from lamina.image.open import open_image
 
     return open_image(
@@ -51,15 +52,31 @@ def open_native(
         platform=args.platform,
         index=args.index,
         refresh=refresh,
+        access=access,
     )
+
+
+def image_access(args: argparse.Namespace) -> Access | None:
+    """The keys and the policy that the command line and the environment give.
+
+    With keys this process is protected from being looked into.  Raises what reading them raises.
+    """
+    from lamina.image.access import read_access
+
+    access = read_access(args.decryption_key, args.policy)
+    if access is not None and access.keys:
+        from lamina.cli.key_options import protect_process
+
+        protect_process()
+    return access
 
 
 def _open_always(
     args: argparse.Namespace,
-    reference: str | Reference,
+    wanted: tuple[str | Reference, bool],
     store: NodeStore,
     options: ClientOptions,
-    refresh: bool,
+    access: Access | None,
 ) -> NativeImage:
     from lamina.build.node_index import open_always
     from lamina.cli.progress import Advance, open_meter
@@ -73,11 +90,12 @@ def _open_always(
             steps[step](done_bytes)
 
         return open_always(
-            reference,
+            wanted[0],
             store=store,
             options=options,
             platform=args.platform,
-            refresh=refresh,
+            refresh=wanted[1],
+            access=access,
             progress=show,
         )
 

@@ -15,6 +15,7 @@ OUTPUT_TITLE: Final = "Output options"
 DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
 INDEX_USES: Final = ("auto", "always", "never")
 REGISTRY_TITLE: Final = "Registry options"
+TRUST_TITLE: Final = "Trust options"
 
 _CREDENTIALS_HELP: Final = (
     "credentials for the registry; without a password it is asked for, or read from standard "
@@ -102,6 +103,20 @@ def add_registry_options(parser: Parser) -> None:
         "or always, which pulls and indexes an image that has none",
     )
     add_store_option(group)
+    add_trust_options(parser)
+
+
+def add_trust_options(parser: Parser) -> None:
+    """``--decryption-key`` and ``--policy``, for verbs that open an image."""
+    from lamina.cli.key_options import add_decryption_key_option
+
+    group = parser.add_argument_group(TRUST_TITLE)
+    add_decryption_key_option(group)
+    group.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="policy.json whose demands are proven before anything of the image is read",
+    )
 
 
 def add_attaching_registry_options(parser: Parser) -> None:

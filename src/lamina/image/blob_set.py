@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, overload
+from mmap import mmap
+from typing import Final, NamedTuple, overload
 
 from lamina.blob.layout import CI_HEADER_SIZE
+from lamina.blob.leaf_table import LeafTable
+from lamina.blob.seal import PieceSeal
+from lamina.blob.sealed_table import SealedTable
 from lamina.blob.table import MAX_TABLE_SIZE, ChunkTable
 from lamina.erofs.layout import BlobEntry, BlobFeature
 from lamina.erofs.reader import Bootstrap
@@ -32,6 +36,13 @@ UNSUPPORTED: Final = {
 }
 
 
+class SealedParts(NamedTuple):
+    """What opens the pieces of a sealed blob: the right leaves, and its key."""
+
+    leaves: LeafTable
+    seal: PieceSeal
+
+
 class BlobSet(Sequence[LazyBlob]):
     """The blobs in the order of the bootstrap's blob table.  Threads share it."""
 
@@ -43,11 +54,13 @@ class BlobSet(Sequence[LazyBlob]):
         store: NodeStore,
         *,
         on_table: Callable[[str, str], None] | None = None,
+        sealed: Mapping[str, SealedParts] | None = None,
     ) -> None:
         """Open nothing yet.
 
         *on_table* is told (blob id, digest) when a chunk table that did not come with the image was
-        fetched from its blob and kept in *store*.
+        fetched from its blob and kept in *store*.  *sealed* opens the blobs of a sealed image, by
+        blob id; they share no chunks with others.
         """
         self._bootstrap = bootstrap
         self._tables = dict(files.tables)
@@ -58,6 +71,7 @@ class BlobSet(Sequence[LazyBlob]):
         """The threads that fetch."""
         self._store = store
         self._on_table = on_table
+        self._sealed = sealed
         self._local: LocalChunks | None = None
         self._lock = threading.Lock()
         self._opened: list[LazyBlob | None] = [None] * len(bootstrap.blobs)
@@ -117,7 +131,7 @@ class BlobSet(Sequence[LazyBlob]):
             identity=identity.encode("ascii"),
             zones=lambda: zones_of(table),
         )
-        if self._local is None:
+        if self._local is None and self._sealed is None:
             self._local = self._store.local_chunks()
         return LazyBlob(
             table,
@@ -128,11 +142,21 @@ class BlobSet(Sequence[LazyBlob]):
             local=self._local,
         )
 
+    def _decoded(self, buffer: mmap, entry: BlobEntry) -> ChunkTable:
+        if self._sealed is None:
+            return ChunkTable.from_meta(buffer, entry)
+        parts = self._sealed.get(entry.blob_id)
+        if parts is None:
+            raise FormatError(f"the sealed image does not describe its blob {entry.blob_id}")
+        return SealedTable.open_sealed(buffer, entry, *parts)
+
     def _table(self, entry: BlobEntry) -> tuple[ChunkTable, str]:
         digest = self._tables.get(entry.blob_id)
         buffer = None if digest is None else self._store.map_metadata(digest)
         if digest is not None and buffer is not None:
-            return ChunkTable.from_meta(buffer, entry), digest
+            return self._decoded(buffer, entry), digest
+        if self._sealed is not None:
+            raise FormatError(f"the sealed image has no chunk table of its blob {entry.blob_id}")
         if entry.ci_compressed_size > MAX_TABLE_SIZE:
             raise FormatError(
                 f"the chunk table of blob {entry.blob_id} claims {entry.ci_compressed_size} bytes"

@@ -40,7 +40,7 @@ def _kept_digests(store: NodeStore, kept: frozenset[str]) -> Iterator[str]:
         if files is None:
             continue
         if digest in residents or kept_ids & files.chunk_sets.keys():
-            yield from (digest, files.bootstrap, *files.tables.values())
+            yield from (digest, *files.digests)
             yield from _named(store, digest)
 
 

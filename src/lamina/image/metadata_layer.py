@@ -30,6 +30,7 @@ MAX_BOOTSTRAP_BYTES: Final = 4 << 30
 """Some fifteen million files."""
 
 MAX_LAYER_BYTES: Final = MAX_BOOTSTRAP_BYTES + (4 << 30)
+MAX_SECRET_BYTES: Final = 16 << 20
 RECORD_VERSION: Final = 1
 PART_BYTES: Final = 80 << 14
 
@@ -42,12 +43,14 @@ class MetadataFiles(NamedTuple):
     """Digests of the metadata of one image in the node store.
 
     ``tables`` has the chunk table of each blob that came with one, by blob id; ``chunk_sets`` a
-    digest over the digests of each blob's chunks (:func:`chunk_sets`).
+    digest over the digests of each blob's chunks (:func:`chunk_sets`).  ``attached`` are more files
+    that the image cannot be opened without.
     """
 
     bootstrap: str
     tables: dict[str, str]
     chunk_sets: dict[str, str]
+    attached: list[str] = []  # noqa: RUF012 - never changed
 
     def encode(self) -> bytes:
         """Return the form that a record of the store has."""
@@ -63,14 +66,25 @@ class MetadataFiles(NamedTuple):
                 return cls(**document)
         return None
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """All the files."""
+        return (self.bootstrap, *self.tables.values(), *self.attached)
+
     def present(self, store: NodeStore) -> bool:
         """Tell whether all the files are still in *store*."""
-        digests = (self.bootstrap, *self.tables.values())
-        return all(store.metadata_path(digest) is not None for digest in digests)
+        return all(store.metadata_path(digest) is not None for digest in self.digests)
 
 
-def unpack_metadata_layer(layer: BinaryIO, media_type: str, store: NodeStore) -> MetadataFiles:
+def unpack_metadata_layer(
+    layer: BinaryIO,
+    media_type: str,
+    store: NodeStore,
+    secrets: dict[bytes, bytes] | None = None,
+) -> MetadataFiles:
     """Put the files of a metadata layer into *store*.
+
+    Files whose paths are keys of *secrets* are read into its values, and not kept.
 
     The layer is read to its end, so a stream that verifies there has verified all of it.  Raises
     FormatError for a layer that is damaged or has no bootstrap, and what reading it raises.
@@ -83,7 +97,10 @@ def unpack_metadata_layer(layer: BinaryIO, media_type: str, store: NodeStore) ->
         if entry.kind != REGULAR:
             continue
         table = TABLE_NAME.fullmatch(entry.path)
-        if entry.path in BOOTSTRAP_NAMES:
+        if secrets is not None and entry.path in secrets:
+            _check_size(entry, MAX_SECRET_BYTES)
+            secrets[entry.path] = b"".join(reader.pieces(entry.size))
+        elif entry.path in BOOTSTRAP_NAMES:
             bootstrap = _keep(reader, entry, MAX_BOOTSTRAP_BYTES, store)
         elif table:
             tables[table[1].decode("ascii")] = _keep(reader, entry, 2 * MAX_TABLE_SIZE, store)
@@ -124,9 +141,13 @@ def chunk_sets(bootstrap: Bootstrap) -> dict[str, str]:
     return {blob_id: digest.hexdigest() for blob_id, digest in pairs}
 
 
-def _keep(reader: BlockReader, entry: Entry, limit: int, store: NodeStore) -> str:
+def _check_size(entry: Entry, limit: int) -> None:
     if entry.size > limit:
         raise FormatError(
             f"{entry.path.decode()} of the metadata layer has {entry.size} bytes, over {limit}"
         )
+
+
+def _keep(reader: BlockReader, entry: Entry, limit: int, store: NodeStore) -> str:
+    _check_size(entry, limit)
     return store.put_metadata_stream(reader.pieces(entry.size))

@@ -19,6 +19,7 @@ from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import LinkEstimator
 from lamina.fetch.retry import RetryPolicy
 from lamina.fetch.source import RepositorySource, Source
+from lamina.image.access import Access, accepted_version, refuse_index
 from lamina.image.blob_set import BlobSet
 from lamina.image.errors import NoIndexError
 from lamina.image.indexed import (
@@ -34,6 +35,7 @@ from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
 from lamina.image.native import NativeImage, Origin
+from lamina.image.sealed import GetBlob, SealedImage, no_key_error, open_sealed
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
     Descriptor,
@@ -64,6 +66,7 @@ def open_image(
     sources: Sequence[Source] = (),
     index: IndexUse | IndexRule = "auto",
     refresh: bool = False,
+    access: Access | None = None,
 ) -> NativeImage:
     """Open a native image, or an ordinary one by the index that is attached to it.
 
@@ -82,21 +85,29 @@ def open_image(
     is asked before an attached one is used.  An index must name that image and have only its layers
     as blobs.
 
+    *access* has the keys of a sealed image, and the policy whose demands are proven before anything
+    of the image is read.
+
     Raises UsageError for a malformed reference, NotFoundError, AuthError or FetchError if the image
     cannot be had, NoIndexError for an ordinary OCI image without an index, IntegrityError or
-    FormatError for one that is not what it claims to be, and StoreError if it cannot be kept.
+    FormatError for one that is not what it claims to be, TrustError if the policy refuses it or no
+    key opens it, and StoreError if it cannot be kept.
     """
     where = parse_reference(reference) if isinstance(reference, str) else reference
     node = node_store(store)
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
-        wanted = where if refresh else _resident_version(node, where)
         rule = IndexRule(index) if isinstance(index, str) else index
+        if access is not None and access.policy is not None:
+            wanted = accepted_version(access.policy, repository, node, where)
+            rule = IndexRule(rule.use, rule.policy or refuse_index)
+        else:
+            wanted = where if refresh else _resident_version(node, where)
         manifest, digest = _preferred(repository, node, wanted, platform, rule)
         indexed = _indexed(repository, node, (manifest, digest), rule)
         if indexed is not None:
             manifest, digest = indexed.manifest, indexed.digest
-        if not manifest.is_nydus:
+        if not manifest.is_nydus and not manifest.is_sealed:
             raise NoIndexError(
                 f"{where} is an ordinary OCI image, and no index of it is attached",
                 hint=f"Index it: lamina index {where}, or convert it: lamina convert",
@@ -104,7 +115,14 @@ def open_image(
         estimator = LinkEstimator(known_link(node, where))
         named = manifest.config if indexed is None else indexed.image.config
         config = _config(repository, node, named, estimator)
-        files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
+        sealed = None
+        if manifest.is_sealed:
+            get = partial(_blob, repository, node, estimator)
+            sealed = _sealed(manifest, where, config, get, node, access)
+            config, files = sealed.config, sealed.files
+            node.put_record(RECORD, digest, files.encode())
+        else:
+            files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
         path = node.metadata_path(files.bootstrap)
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
@@ -116,7 +134,8 @@ def open_image(
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
         keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
-        blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table)
+        parts = None if sealed is None else sealed.parts
+        blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table, sealed=parts)
         stack.callback(blobs.close)
         origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
@@ -146,7 +165,7 @@ def _indexed(
     manifest, digest = found
     if is_index_image(manifest):
         return image_of(repository, node, manifest, digest)
-    if manifest.is_nydus or rule.use == "never":
+    if manifest.is_nydus or manifest.is_sealed or rule.use == "never":
         return None
     return find_index(repository, node, found, rule.policy)
 
@@ -224,15 +243,35 @@ def _resident_version(node: NodeStore, reference: Reference) -> Reference:
 def _config(
     repository: Repository, node: NodeStore, descriptor: Descriptor, estimator: LinkEstimator
 ) -> ImageConfig:
+    if descriptor.size > MAX_CONFIG_BYTES:
+        raise FormatError(f"the image configuration claims {descriptor.size} bytes")
+    return parse_config(_blob(repository, node, estimator, descriptor))
+
+
+def _blob(
+    repository: Repository, node: NodeStore, estimator: LinkEstimator, descriptor: Descriptor
+) -> bytes:
+    """A blob whose size was found acceptable, from the store or into it."""
     data = node.metadata(descriptor.digest)
     if data is None:
-        if descriptor.size > MAX_CONFIG_BYTES:
-            raise FormatError(f"the image configuration claims {descriptor.size} bytes")
         size = descriptor.size
         with measured(estimator, size), repository.open_blob(descriptor) as stream:
             data = stream.read()
         node.put_metadata(data, descriptor.digest)
-    return parse_config(data)
+    return data
+
+
+def _sealed(
+    manifest: Manifest,
+    where: Reference,
+    config: ImageConfig,
+    get: GetBlob,
+    node: NodeStore,
+    access: Access | None,
+) -> SealedImage:
+    if access is None or not access.keys:
+        raise no_key_error(where)
+    return open_sealed(manifest, config.rootfs.diff_ids, get, node, access.keys)
 
 
 def _metadata_files(

@@ -35,6 +35,9 @@ NYDUS_BLOB: Final = "application/vnd.oci.image.layer.nydus.blob.v1"
 NYDUS_CONFIG: Final = "application/vnd.nydus.image.config.v1+json"
 NYDUS_MANIFEST_ARTIFACT: Final = "application/vnd.nydus.image.manifest.v1+json"
 NYDUS_OS_FEATURE: Final = "nydus.remoteimage.v1"
+SEALED_BLOB: Final = "application/vnd.lamina.sealed.blob.v1"
+SEALED_LEAVES: Final = "application/vnd.lamina.sealed.leaves.v1"
+SEALED_ARTIFACT: Final = "application/vnd.lamina.sealed.image.v1+json"
 
 MANIFEST_TYPES: Final = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEX_TYPES: Final = (OCI_INDEX, DOCKER_INDEX)
@@ -54,6 +57,10 @@ NYDUS_SOURCE_DIGEST: Final = "containerd.io/snapshot/nydus-source-digest"
 NYDUS_SOURCE_REFERENCE: Final = "containerd.io/snapshot/nydus-source-reference"
 NYDUS_BUILDER_VERSION: Final = "containerd.io/snapshot/nydus-builder-version"
 NYDUS_EMPTY_LAYER: Final = "containerd.io/snapshot/nydus-empty-layer"
+SEALED_SUITE: Final = "dev.lamina.sealed.suite"
+"""Annotation of a sealed image and of its metadata layer: the suite it is sealed with."""
+SEALED_PIECES: Final = "dev.lamina.sealed.pieces"
+SEALED_ROOT: Final = "dev.lamina.sealed.root"
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_CONFIG_BYTES: Final = 16 << 20
@@ -133,6 +140,11 @@ class Manifest(_Document, kw_only=True, omit_defaults=True, rename="camel", dict
     def is_nydus(self) -> bool:
         """Whether the last layer is a RAFS bootstrap (RAFS v6 §6.2)."""
         return bool(self.layers) and NYDUS_BOOTSTRAP_MARK in self.layers[-1].annotations
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether it is an image whose data Lamina encrypted piece by piece."""
+        return bool(self.layers) and SEALED_SUITE in self.layers[-1].annotations
 
 
 class Index(_Document, kw_only=True, omit_defaults=True, rename="camel", dict=True):

@@ -10,8 +10,10 @@ temporary file.  Encryption does not authenticate who made the image: a signatur
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Final, cast
 
@@ -214,30 +216,38 @@ def _encrypt_layer(work: _Work, layer: Descriptor, recipients: Recipients) -> De
             "stay readable",
             hint="a native image is encrypted when it is made: lamina convert --seal",
         )
-    options = PrivateOptions.new(layer.digest)
-    encryptor, digest = Encryptor(options.key, options.nonce), hashlib.sha256()
+    layer = msgspec.structs.replace(layer, media_type=media_type)
     with tempfile.TemporaryFile(prefix="lamina-") as sealed:
         with work.source.open_blob(layer) as plain:
-            while data := plain.read(READ_BYTES):
-                piece = encryptor.update(data)
-                digest.update(piece)
-                sealed.write(piece)
-        annotations = {
-            **layer.annotations,
-            **wrap(options, recipients),
-            PUBLIC_OPTIONS: _encoded(PublicOptions(encryptor.hmac()).encode()),
-        }
-        options.key.close()
-        result = msgspec.structs.replace(
-            layer,
-            media_type=media_type + SUFFIX,
-            digest=f"sha256:{digest.hexdigest()}",
-            annotations=annotations,
-            urls=(),
-        )
+            result = encrypt_layer(layer, plain, sealed, recipients)
         sealed.seek(0)
         work.destination.push_blob(result, cast("BinaryIO", sealed), work.advance)
     return result
+
+
+def encrypt_layer(
+    layer: Descriptor, plain: BinaryIO, sealed: IO[bytes], recipients: Recipients
+) -> Descriptor:
+    """Encrypt one layer from ``plain`` to ``sealed``; return the descriptor that it has now."""
+    options = PrivateOptions.new(layer.digest)
+    encryptor, digest = Encryptor(options.key, options.nonce), hashlib.sha256()
+    while data := plain.read(READ_BYTES):
+        piece = encryptor.update(data)
+        digest.update(piece)
+        sealed.write(piece)
+    annotations = {
+        **layer.annotations,
+        **wrap(options, recipients),
+        PUBLIC_OPTIONS: _encoded(PublicOptions(encryptor.hmac()).encode()),
+    }
+    options.key.close()
+    return msgspec.structs.replace(
+        layer,
+        media_type=layer.media_type + SUFFIX,
+        digest=f"sha256:{digest.hexdigest()}",
+        annotations=annotations,
+        urls=(),
+    )
 
 
 def _add_recipients(layer: Descriptor, keys: DecryptionKeys, recipients: Recipients) -> Descriptor:
@@ -270,7 +280,7 @@ def _decrypt_layer(
     public, private = read_options(layer, keys)
     with tempfile.TemporaryFile(prefix="lamina-") as sealed, private.key:
         _store_authenticated(work.source, layer, public, private, sealed)
-        digest = _check_plaintext(sealed, layer, private, diff_id)
+        digest = check_plaintext(sealed, layer, private, diff_id)
         kept = {k: v for k, v in layer.annotations.items() if not k.startswith(PREFIX)}
         result = msgspec.structs.replace(
             layer, media_type=media_type, digest=digest, annotations=kept
@@ -279,6 +289,25 @@ def _decrypt_layer(
         plain = DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce)
         work.destination.push_blob(result, cast("BinaryIO", plain), work.advance)
     return result
+
+
+@contextmanager
+def proven_plaintext(
+    layer: Descriptor, data: bytes, keys: DecryptionKeys, diff_id: str
+) -> Iterator[BinaryIO]:
+    """The plaintext of an encrypted layer in memory, whose descriptor digest was right.
+
+    It begins after HMAC and diff_id proved right, in this order.  Raises what
+    :func:`decrypt_image` does.
+    """
+    public, private = read_options(layer, keys)
+    with private.key, io.BytesIO(data) as sealed:
+        authenticator = new_hmac(private.key)
+        authenticator.update(data)
+        check_hmac(authenticator, public.hmac, f"layer {layer.digest}")
+        check_plaintext(sealed, layer, private, diff_id)
+        sealed.seek(0)
+        yield cast("BinaryIO", DecryptingStream(sealed, private.key, private.nonce))
 
 
 def _store_authenticated(
@@ -297,10 +326,13 @@ def _store_authenticated(
     check_hmac(authenticator, public.hmac, f"layer {layer.digest}")
 
 
-def _check_plaintext(
+def check_plaintext(
     sealed: IO[bytes], layer: Descriptor, private: PrivateOptions, diff_id: str
 ) -> str:
-    """The digest of the plaintext, after its diff_id proved right."""
+    """The digest of the plaintext of an authenticated layer, after its diff_id proved right.
+
+    Raises IntegrityError if somebody made another layer for the same key.
+    """
     sealed.seek(0)
     plain = _HashingStream(DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce))
     content = hashlib.new(diff_id.partition(":")[0])

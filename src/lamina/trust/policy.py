@@ -3,6 +3,7 @@
 Source: containers-policy.json(5).  Unknown fields make the whole file invalid.  The most specific
 scope that fits decides alone, and all its requirements must hold.  ``signedBy`` (GPG), ``fulcio``,
 ``pki`` and ``rekor`` keys are known but never fulfilled here: an image that needs them is refused.
+Beyond the specification ``sigstoreSigned`` may demand ``minimumRelease``, a number, and ``suite``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _REKOR: Final = (
     "rekorPublicKeyData",
     "rekorPublicKeyDatas",
 )
+_ANCHORS: Final = ("minimumRelease", "suite")
+"""Lamina's own members of ``sigstoreSigned``; other tools refuse a file that has them."""
 _SIGNED_BY: Final = ("keyType", "keyPath", "keyPaths", "keyData", "signedIdentity")
 
 
@@ -159,7 +162,7 @@ def _requirement(value: Any, what: str) -> Requirement:
 
 
 def _sigstore_signed(value: dict[str, Any], what: str) -> Requirement:
-    optional = (*_KEY_SOURCES, *_REKOR, "signedIdentity")
+    optional = (*_KEY_SOURCES, *_REKOR, "signedIdentity", *_ANCHORS)
     strict_json.expect_keys(value, what, ("type",), optional)
     sources = [name for name in _KEY_SOURCES if name in value]
     if len(sources) != 1:
@@ -169,7 +172,11 @@ def _sigstore_signed(value: dict[str, Any], what: str) -> Requirement:
         rule = parse_rule(value["signedIdentity"], what)
     if sources[0] in ("fulcio", "pki") or any(name in value for name in _REKOR):
         return Requirement(f"sigstoreSigned with {sources[0]} or a transparency log")
-    return Requirement("sigstoreSigned", Demand(_keys(sources[0], value[sources[0]], what), rule))
+    release, suite = value.get("minimumRelease", 0), value.get("suite", "")
+    if type(release) is not int or release < 0 or type(suite) is not str:
+        raise FormatError(f"the minimumRelease or suite of the {what} is malformed")
+    keys = _keys(sources[0], value[sources[0]], what)
+    return Requirement("sigstoreSigned", Demand(keys, rule, release, suite))
 
 
 def _keys(source: str, value: Any, what: str) -> tuple[PublicKey, ...]:

@@ -6,6 +6,11 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from lamina.cli.key_options import (
+    PROVIDER_ENVIRONMENT,
+    add_encryption_key_option,
+    protect_process,
+)
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     add_output_options,
@@ -17,9 +22,11 @@ from lamina.cli.output import human_size, print_json, print_line, print_table
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import Advance, Meter, open_meter
+from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.build.options import ConvertOptions, ConvertProgress, ConvertReport
+    from lamina.build.sealing import SealOptions
 
 PAGE: Final = Page(
     """
@@ -31,6 +38,11 @@ PAGE: Final = Page(
     chunk are packed together up to --pack and compressed and fetched as one piece.
 
     Of a multi-platform image all platforms are converted, or those given with --platform.
+
+    With --seal the image is sealed: every piece is encrypted and bound to its place, and file tree,
+    chunk tables and configuration go into a metadata layer that only the keys of --encryption-key
+    open (ocicrypt). Keys and nonces are random, so digests differ from one conversion to the next.
+    Sign the result: encryption alone does not tell who made an image.
     """,
     examples=(
         ("lamina convert node:20 localhost:5000/node:20", "From one registry to another."),
@@ -42,6 +54,10 @@ PAGE: Final = Page(
         (
             "lamina convert --pack none --compressor lz4 SRC DST",
             "For readers that know no packed chunks (Nydus before 2.3), fast to decompress.",
+        ),
+        (
+            "lamina convert --seal --encryption-key jwe:team.pub app:1 localhost:5000/app:sealed",
+            "A sealed image, for whoever has the private key.",
         ),
     ),
     json_keys=(
@@ -62,8 +78,9 @@ PAGE: Final = Page(
     environment=(
         *REGISTRY_ENVIRONMENT,
         ("TMPDIR", "where temporary files go, as large as the image (/var/tmp)"),
+        PROVIDER_ENVIRONMENT,
     ),
-    see_also=("check", "unpack", "run"),
+    see_also=("check", "unpack", "run", "sign"),
 )
 
 
@@ -86,8 +103,25 @@ def add_arguments(parser: Parser) -> None:
         help="absolute path of a file that is read at the start; may be repeated")  # fmt: skip
     add("--jobs", metavar="N", type=int, help="processes to use (one a processor)")
     add("--work-dir", metavar="DIR", help="where temporary files go")
+    add_sealing_options(parser)
     add_pair_options(parser, many_platforms=True)
     add_output_options(parser)
+
+
+def add_sealing_options(parser: Parser) -> None:
+    """``--seal`` and what belongs to it."""
+    group = parser.add_argument_group("Sealing options")
+    group.add_argument(
+        "--seal", action="store_true", help="encrypt all of the image, piece by piece"
+    )
+    add_encryption_key_option(group)
+    group.add_argument(
+        "--padding",
+        choices=("none", "padme"),
+        default="none",
+        metavar="none|padme",
+        help="hide the lengths of pieces: not at all, or by up to 12 %% more bytes (none)",
+    )
 
 
 def pack_size(text: str) -> int:
@@ -144,9 +178,26 @@ def convert_options(
         given["pack_size"] = min(args.chunk_size, ConvertOptions().pack_size)
     given["prefetch"] = tuple(os.fsencode(path) for path in args.prefetch)
     given["platforms"] = tuple(args.platform)
+    given["seal"] = _seal_options(args)
     options = ConvertOptions(**{name: value for name, value in given.items() if value is not None})
     options.check()
     return options
+
+
+def _seal_options(args: Namespace) -> SealOptions | None:
+    if not args.seal:
+        if args.encryption_key or args.padding != "none":
+            raise UsageError("--encryption-key and --padding are for sealed images; add --seal")
+        return None
+    from lamina.blob.seal import Padding
+    from lamina.build.sealing import SealOptions
+    from lamina.trust.recipients import parse_recipients
+
+    protect_process()
+    recipients = parse_recipients(args.encryption_key)
+    if not recipients:
+        raise UsageError("nobody could open the image", hint="give --encryption-key jwe:FILE")
+    return SealOptions(recipients, Padding(args.padding))
 
 
 def progress_bars(meter: Meter) -> Callable[[ConvertProgress], None]:

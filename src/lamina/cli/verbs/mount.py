@@ -7,6 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
+from lamina.cli.key_options import key_texts_for_later
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -123,7 +124,8 @@ def make_absolute(args: Namespace) -> None:
     reference = parse_reference(args.image)
     if not reference.is_remote:
         args.image = str(replace(reference, path=os.path.abspath(reference.path)))
-    for name in ("folder", "store", "authfile", "ca_file"):
+    args.decryption_key = key_texts_for_later(args.decryption_key)
+    for name in ("folder", "store", "authfile", "ca_file", "policy"):
         value = getattr(args, name)
         if value is not None:
             setattr(args, name, os.path.abspath(value))

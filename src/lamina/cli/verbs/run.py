@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.container_options import add_container_options, container_options
+from lamina.cli.key_options import key_texts_for_later
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -118,6 +119,7 @@ def run_request(args: Namespace) -> RunRequest:
 
     # Asked now, because the serving process has no terminal.
     ask_credentials(args)
+    args.decryption_key = key_texts_for_later(args.decryption_key)
 
     def open_image() -> NativeImage:
         from lamina.cli.opening import open_native

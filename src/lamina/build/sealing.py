@@ -1,0 +1,115 @@
+"""Sealing in a conversion: a key and id for every blob, and what becomes of its packed pieces.
+
+The keys are made before the workers are forked, who inherit them; so no key ever passes a pipe.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from lamina.blob.builder import BlobColumns, encode_table
+from lamina.blob.framing import BlobOptions, FinishedBlob, Sha256
+from lamina.blob.leaf_table import encode_leaf_table
+from lamina.blob.merkle import HASH_BYTES, leaf_hash, root_of
+from lamina.blob.seal import COMPRESSED, BlobKey, Padding, PieceSeal, new_blob_id
+from lamina.blob.sealed_description import SealedBlob
+from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
+
+if TYPE_CHECKING:
+    from lamina.trust.recipients import Recipients
+
+
+@dataclass(frozen=True, slots=True)
+class SealOptions:
+    """Who may open the image, and how the lengths of its pieces are hidden."""
+
+    recipients: Recipients
+    padding: Padding = Padding.NONE
+
+
+@dataclass(frozen=True, slots=True)
+class BlobSeal:
+    """The key and id of the blob of one layer."""
+
+    padding: Padding
+    key: BlobKey = field(default_factory=BlobKey.new)
+    blob_id: bytes = field(default_factory=new_blob_id)
+
+    def pieces(self) -> PieceSeal:
+        """What seals its pieces; make it once a process."""
+        return PieceSeal(self.key, self.blob_id, self.padding)
+
+
+class SegmentSeal:
+    """Seals the pieces of one segment in their order, and remembers their lengths and leaves."""
+
+    def __init__(self, seal: PieceSeal, first_piece: int) -> None:
+        self._seal = seal
+        self._next = first_piece
+        self.stored_sizes = array("I")
+        self.leaves = bytearray()
+
+    def seal(self, data: bytes, raw_size: int) -> bytes:
+        """The stored form of the next piece, which is compressed if it is not ``raw_size`` long."""
+        index = self._next
+        self._next += 1
+        flags = COMPRESSED if len(data) != raw_size else 0
+        stored = self._seal.seal(index, data, raw_size, flags)
+        self.stored_sizes.append(len(stored))
+        self.leaves += leaf_hash(index, stored)
+        return stored
+
+
+class SealedPart(NamedTuple):
+    """A sealed blob as the metadata layer and the leaf layer tell of it."""
+
+    description: SealedBlob
+    leaf_table: bytes
+
+
+def finish_sealed(
+    columns: BlobColumns, sha256: Sha256, size_bytes: int, options: BlobOptions
+) -> FinishedBlob:
+    """A blob of nothing but sealed pieces; ``sha256`` and ``size_bytes`` are of all of them.
+
+    Its chunk table says where the pieces would lie without sealing.
+    """
+    blob_id = sha256.hexdigest()
+    if not columns.chunk_sizes:
+        return FinishedBlob(b"", blob_id, size_bytes, None, b"")
+    table = encode_table(columns, BlobFeature.ALIGNED, 0)
+    header = table.header
+    entry = BlobEntry(
+        blob_id=blob_id,
+        index=0,
+        chunk_size=options.chunk_size,
+        chunk_count=header.entries,
+        compressor=options.compressor,
+        digester=options.digester,
+        features=header.features,
+        compressed_size=size_bytes,
+        uncompressed_size=columns.uncompressed_size,
+        toc_size=0,
+        ci_compressor=header.compressor,
+        ci_offset=0,
+        ci_compressed_size=header.compressed_size,
+        ci_uncompressed_size=header.uncompressed_size,
+    )
+    padded = table.payload.ljust(round_up(len(table.payload), 4096), b"\0")
+    return FinishedBlob(b"", blob_id, size_bytes, entry, padded + header.pack())
+
+
+def describe_sealed(seal: BlobSeal, stored_sizes: array[int], leaves: bytes) -> SealedPart:
+    """Key, id and root of a finished blob, and its leaf table."""
+    starts = range(0, len(leaves), HASH_BYTES)
+    description = SealedBlob(
+        blob_id=seal.blob_id,
+        key=seal.key,
+        piece_count=len(stored_sizes),
+        size_bytes=sum(stored_sizes),
+        root=root_of(leaves[start : start + HASH_BYTES] for start in starts),
+        padding=seal.padding,
+    )
+    return SealedPart(description, encode_leaf_table(stored_sizes, leaves))

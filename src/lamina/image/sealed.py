@@ -1,0 +1,167 @@
+"""Sealed images: what everybody may know of one, and opening its metadata with a key.
+
+A sealed image has data blobs of sealed pieces, their leaf tables in a layer of its own in clear,
+and a last layer that is encrypted as ocicrypt does it: file tree, chunk tables, configuration, and
+the sealed description with the keys.  It is proven in this order, and nothing of it is parsed
+before: digest of the ciphertext by the manifest, HMAC, digest of the plaintext by the
+configuration.  The keys stay in memory; tree and chunk tables are kept in the node store, which is
+private to its owner, as the file data are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from lamina.blob.leaf_table import ENTRY, MAX_LEAF_TABLE_BYTES, LeafTable
+from lamina.blob.merkle import HASH_BYTES
+from lamina.blob.seal import MAX_PIECES, SUITE, PieceSeal
+from lamina.blob.sealed_description import (
+    CONFIG_NAME,
+    FILE_NAME,
+    SealedBlob,
+    decode_description,
+)
+from lamina.errors import FormatError, IntegrityError, TrustError, UnsupportedError
+from lamina.image.blob_set import SealedParts
+from lamina.image.metadata_layer import MetadataFiles, unpack_metadata_layer
+from lamina.registry.manifest import (
+    SEALED_BLOB,
+    SEALED_LEAVES,
+    SEALED_PIECES,
+    SEALED_ROOT,
+    SEALED_SUITE,
+    Descriptor,
+    ImageConfig,
+    Manifest,
+    parse_config,
+)
+
+if TYPE_CHECKING:
+    from lamina.store.node import NodeStore
+    from lamina.trust.recipients import DecryptionKeys
+
+MAX_SEALED_METADATA_BYTES: Final = 512 << 20
+
+GetBlob = Callable[[Descriptor], bytes]
+"""Returns a small blob, whose digest it has verified."""
+
+
+class PublicBlob(NamedTuple):
+    """What the manifest, if it is signed, promises of a sealed data blob to whoever has no key."""
+
+    descriptor: Descriptor
+    piece_count: int
+    root: bytes
+
+
+class SealedImage(NamedTuple):
+    """An opened metadata layer; ``parts`` by blob id."""
+
+    files: MetadataFiles
+    config: ImageConfig
+    parts: dict[str, SealedParts]
+
+
+def public_blobs(manifest: Manifest) -> list[PublicBlob]:
+    """The data blobs of a sealed image.  Raises FormatError, UnsupportedError for other suites."""
+    suite = manifest.layers[-1].annotations.get(SEALED_SUITE, "")
+    if suite != SUITE:
+        raise UnsupportedError(
+            f"the image is sealed with the suite {suite[:40]!r}",
+            hint=f"this reader knows {SUITE} only, and takes no other",
+        )
+    if len(manifest.layers) < 2 or manifest.layers[-2].media_type != SEALED_LEAVES:
+        raise FormatError("the sealed image has no layer with leaf tables before its last one")
+    return [_public_blob(layer) for layer in manifest.layers[:-2]]
+
+
+def _public_blob(layer: Descriptor) -> PublicBlob:
+    pieces, root = layer.annotations.get(SEALED_PIECES, ""), layer.annotations.get(SEALED_ROOT, "")
+    if layer.media_type != SEALED_BLOB:
+        raise FormatError(f"the layer {layer.digest} of the sealed image is not sealed")
+    try:
+        found = PublicBlob(layer, int(pieces), bytes.fromhex(root))
+    except ValueError:
+        raise FormatError(f"the sealed layer {layer.digest} has malformed annotations") from None
+    if not 0 < found.piece_count < MAX_PIECES or len(found.root) != HASH_BYTES:
+        raise FormatError(f"the sealed layer {layer.digest} has impossible annotations")
+    return found
+
+
+def leaf_tables(manifest: Manifest, get: GetBlob) -> list[LeafTable]:
+    """The leaf tables of all data blobs, proven against the roots in the manifest.
+
+    Needs no key.  Raises FormatError, IntegrityError.
+    """
+    blobs = public_blobs(manifest)
+    layer = manifest.layers[-2]
+    expected = sum(blob.piece_count for blob in blobs) * ENTRY.size
+    if layer.size != expected or expected > MAX_LEAF_TABLE_BYTES:
+        raise FormatError(f"the leaf tables of the sealed image have {layer.size} bytes")
+    data = memoryview(get(layer))
+    tables, start = [], 0
+    for blob in blobs:
+        part = data[start : start + blob.piece_count * ENTRY.size]
+        start += len(part)
+        size = blob.descriptor.size
+        tables.append(
+            LeafTable.decode(part, blob.piece_count, size, blob.root, blob.descriptor.hex)
+        )
+    return tables
+
+
+def no_key_error(reference: object) -> TrustError:
+    """The error for whoever wants to see inside without a key."""
+    return TrustError(
+        f"{reference} is sealed, and its files cannot be seen without a key",
+        hint="give --decryption-key FILE, or name a key provider in OCICRYPT_KEYPROVIDER_CONFIG",
+    )
+
+
+def open_sealed(
+    manifest: Manifest,
+    diff_ids: Sequence[str],
+    get: GetBlob,
+    store: NodeStore,
+    keys: DecryptionKeys,
+) -> SealedImage:
+    """Open the metadata of a sealed image; *diff_ids* are those of its configuration.
+
+    Raises TrustError if no key fits, IntegrityError for what was changed, FormatError.
+    """
+    from lamina.trust.image_encryption import SUFFIX, proven_plaintext
+
+    leaves = leaf_tables(manifest, get)
+    layer = manifest.layers[-1]
+    if layer.size > MAX_SEALED_METADATA_BYTES or not layer.media_type.endswith(SUFFIX):
+        raise FormatError(
+            f"the metadata layer of the sealed image has {layer.size} bytes of {layer.media_type}"
+        )
+    if len(diff_ids) != len(manifest.layers):
+        raise FormatError(f"the sealed image has {len(diff_ids)} diff_ids, not one a layer")
+    secrets = {FILE_NAME.encode(): b"", CONFIG_NAME.encode(): b""}
+    with proven_plaintext(layer, get(layer), keys, diff_ids[-1]) as plain:
+        media_type = layer.media_type.removesuffix(SUFFIX)
+        files = unpack_metadata_layer(plain, media_type, store, secrets)
+    described = decode_description(secrets[FILE_NAME.encode()])
+    _check_described(described, public_blobs(manifest))
+    parts = {
+        table.blob_id: SealedParts(table, PieceSeal(blob.key, blob.blob_id, blob.padding))
+        for table, blob in zip(leaves, described, strict=True)
+    }
+    attached = [layer.digest, manifest.layers[-2].digest]
+    return SealedImage(
+        files._replace(attached=attached), parse_config(secrets[CONFIG_NAME.encode()]), parts
+    )
+
+
+def _check_described(described: Sequence[SealedBlob], public: Sequence[PublicBlob]) -> None:
+    """The manifest and the encrypted description must say the same, root by root."""
+    inside = [(blob.piece_count, blob.size_bytes, blob.root) for blob in described]
+    outside = [(blob.piece_count, blob.descriptor.size, blob.root) for blob in public]
+    if inside != outside:
+        raise IntegrityError(
+            "the data blobs of the sealed image are not those that its encrypted description names",
+            hint="somebody replaced, reordered or left out layers of the image",
+        )
