@@ -8,6 +8,8 @@ SECONDS ?= 60
 TARGETS ?=
 JOBS ?= 2
 ROUNDS ?= 3
+FAULTS ?= 10000
+SEED ?= 1
 
 .PHONY: help
 help: ## list these targets
@@ -50,6 +52,11 @@ docs: $(VENV)/dev ## write the command reference, check links, run the tutorial
 .PHONY: fuzz
 fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 for each, TARGETS="tar toc" for some
 	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGETS)
+
+.PHONY: faults
+faults: $(VENV)/dev ## break network, servers, disks and caches under real readers; FAULTS=10000 SEED=1
+	@$(PACKAGES) test
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --seconds 600
 
 .PHONY: clean
 clean: ## remove the virtual environment and what tools leave in the tree

@@ -155,6 +155,13 @@ class RegistryRepository:
             response.close()
         home = session.url(f"blobs/{digest}")
         response, url = session.send("GET", home, self._pull, headers, None, deadline)
+        if response.status in _EXPIRED and url.origin != home.origin:
+            # Not the user's permissions: the registry has signed an address that is not good (any
+            # more), and will sign another.
+            response.close()
+            raise TransientError(
+                f"{home.without_query} redirects to {url.origin}, which answers {response.status}"
+            )
         session.check(response, url, (200, 206))
         with self._lock:
             self._redirects.pop(digest, None)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from struct import calcsize
+from typing import Final
 
 from lamina.errors import StoreError
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
+
+# linux/fs.h: _IOR('v', 1, long), though an int is written.
+FS_IOC_GETVERSION: Final = 2 << 30 | calcsize("l") << 16 | ord("v") << 8 | 1
 
 
 def store_error(what: str, error: OSError) -> StoreError:
@@ -37,6 +44,19 @@ def make_private_directory(path: Path) -> None:
             f"{status.st_mode & 0o7777:04o}, so its content cannot be trusted",
             hint="Make it owned by you with mode 0700, or set LAMINA_STORE.",
         )
+
+
+def inode_generation(fd: int) -> int:
+    """Return what tells a file from an earlier one that had the same inode number; 0 if unknown.
+
+    ext4 gives a number that has become free to the next new file.
+    """
+    answer = bytearray(calcsize("l"))
+    try:
+        fcntl.ioctl(fd, FS_IOC_GETVERSION, answer)
+    except OSError:
+        return 0
+    return int.from_bytes(answer[:4], sys.byteorder)
 
 
 def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:

@@ -46,6 +46,7 @@ from lamina.store.cache_blob import CacheBlob
 from lamina.store.chunk_index import ChunkIndex
 from lamina.store.files import (
     FILE_MODE,
+    inode_generation,
     make_private_directory,
     new_file,
     store_error,
@@ -378,4 +379,5 @@ def _create_pair(
 
 def _expected_header(fd: int, size_bytes: int, chunk_count: int, identity: bytes) -> Header:
     inode = os.fstat(fd).st_ino
-    return Header(chunk_count, size_bytes, inode, identity, current_boot_id())
+    header = Header(chunk_count, size_bytes, inode, identity, current_boot_id())
+    return header._replace(inode_generation=inode_generation(fd))

@@ -15,7 +15,8 @@ offset size field
 40     32   identity: what the chunks were verified against (:mod:`lamina.store.node`)
 72     16   boot id of the kernel under which chunks were marked
 88     8    zone count Z
-96     16   zeros
+96     4    generation of that inode, 0 where the file system does not tell: numbers are used again
+100    12   zeros
 112    4    clean: 0x4E41454C if all chunks are ready and the cache file was flushed to disk
 116    4    zeros
 120    8    generation: how often something was evicted
@@ -57,7 +58,7 @@ MAGIC: Final = b"LAMREADY"
 VERSION: Final = 2
 CLEAN: Final = 0x4E41454C
 PREFIX: Final = Struct("<8sII")
-BODY: Final = Struct("<QQQ32s16sQ16x")
+BODY: Final = Struct("<QQQ32s16sQI12x")
 BODY_OFFSET: Final = PREFIX.size
 CLEAN_FIELD: Final = Struct("<I")
 CLEAN_OFFSET: Final = BODY_OFFSET + BODY.size
@@ -83,6 +84,7 @@ class Header(NamedTuple):
     identity: bytes
     boot_id: bytes
     zone_count: int = 1
+    inode_generation: int = 0
 
 
 class Zone(NamedTuple):

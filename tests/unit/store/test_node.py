@@ -9,6 +9,7 @@ import pytest
 
 from lamina.errors import FormatError, IntegrityError, StoreError
 from lamina.store import readiness
+from lamina.store.files import inode_generation
 from lamina.store.node import NodeStore, default_root
 
 BLOB = "ab" * 32
@@ -324,3 +325,26 @@ def test_processes_share_a_blob(store: NodeStore) -> None:
 
 def test_readiness_is_fail_closed_by_default() -> None:
     assert readiness.decode_header(b"") is None
+
+
+def test_another_file_with_the_number_of_the_old_one_is_not_believed(store: NodeStore) -> None:
+    """As when a backup of the data is put in its place: file systems use numbers again."""
+    with store.blob(BLOB, 8192, 2) as blob:
+        blob.write(0, b"x" * 8192)
+        blob.mark(0, 2)
+        number = os.fstat(blob.fd).st_ino
+    blob.path.unlink()
+    others = []
+    while True:
+        with blob.path.open("wb") as file:
+            file.truncate(8192)
+            found = os.fstat(file.fileno())
+            known = inode_generation(file.fileno())
+        blob.path.chmod(0o600)
+        if found.st_ino == number or len(others) > 200:
+            break
+        others.append(blob.path.rename(blob.path.with_name(f"other-{len(others)}")))
+    if found.st_ino != number or not known:
+        pytest.skip("this file system does not use inode numbers again, or has no generations")
+    with store.blob(BLOB, 8192, 2) as again:
+        assert again.ready_count == 0

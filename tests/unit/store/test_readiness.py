@@ -86,6 +86,7 @@ def test_marks_are_shared_by_all_who_map_the_file(tmp_path: Path) -> None:
         {"chunk_count": 11},
         {"size_bytes": 4096},
         {"inode": 78},
+        {"inode_generation": 1},
         {"identity": b"j" * 32},
     ],
     ids=lambda change: next(iter(change)),

@@ -1,0 +1,91 @@
+"""Two versions of an image of many small pieces, and the folders that they are made of."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from lamina.registry.manifest import (
+    NYDUS_BLOB,
+    NYDUS_BLOB_MARK,
+    NYDUS_BOOTSTRAP_MARK,
+    OCI_CONFIG,
+    OCI_LAYER_GZIP,
+    OCI_MANIFEST,
+    Manifest,
+    describe,
+    encode,
+)
+from tests.support.fake_registry import FakeRegistry
+from tests.support.native_images import build_image, metadata_layer, some_bytes
+
+CHUNK_SIZE = 4096
+SHARED = 60
+"""Files that both versions have."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A version in the registry."""
+
+    tree: Path
+    """The same files, plain."""
+    digest: str
+    """Of its manifest."""
+    blob_id: str
+
+
+def make_samples(
+    registry: FakeRegistry, folder: Path, seed: int, big_files: int = 10
+) -> list[Sample]:
+    """Put two versions into *registry* and their files below *folder*."""
+    return [_make(registry, folder / f"v{n}", seed, n, big_files) for n in (1, 2)]
+
+
+def _make(registry: FakeRegistry, tree: Path, seed: int, version: int, big_files: int) -> Sample:
+    files = _contents(seed, version, big_files)
+    for name, data in files.items():
+        path = tree / name.decode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    image = build_image(files, chunk_size=CHUNK_SIZE, pack_size=CHUNK_SIZE)
+    config = encode({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]}})
+    layer = metadata_layer(image)
+    parts = (config, layer, image.blob)
+    for part in parts:
+        registry.add_blob(part)
+    manifest = encode(
+        Manifest(
+            schema_version=2,
+            media_type=OCI_MANIFEST,
+            config=describe(OCI_CONFIG, config),
+            layers=(
+                describe(NYDUS_BLOB, image.blob, {NYDUS_BLOB_MARK: "true"}),
+                describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true"}),
+            ),
+        )
+    )
+    digest = describe(OCI_MANIFEST, manifest).digest
+    registry.manifests[digest] = (OCI_MANIFEST, manifest)
+    return Sample(tree, digest, image.blob_id)
+
+
+def _contents(seed: int, version: int, big_files: int) -> dict[bytes, bytes]:
+    """Small files that are packed, ones of some chunks, and big ones; half of it compressible."""
+    files: dict[bytes, bytes] = {}
+    for number in range(300):
+        own = random.Random(f"{seed} {number} {version if number >= SHARED else 0}")
+        size = own.randrange(1, 6000) if number % 3 else own.randrange(6000, 90_000)
+        files[b"small/%d/file-%03d" % (number % 7, number)] = _some(own, size)
+    for number in range(big_files):
+        own = random.Random(f"{seed} big {number} {version}")
+        files[b"big/file-%02d" % number] = _some(own, own.randrange(500_000, 1_500_000))
+    files[b"empty"] = b""
+    return files
+
+
+def _some(own: random.Random, size: int) -> bytes:
+    if own.random() < 0.5:
+        return own.randbytes(size)
+    return some_bytes(size, own.randrange(1 << 32))

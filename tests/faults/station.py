@@ -1,0 +1,361 @@
+"""One device: a mount, its readers, and whoever kills its servers and fills its disk.
+
+A station works in rounds.  Before each the node store is made new, or gets a fault while nobody
+uses it; then a version of the image is mounted, reader processes start, and faults go on until the
+round ends.  Whatever breaks the mount for good is mended as a user would: ``lamina mount`` again,
+after ``lamina umount --lazy`` if need be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lamina.linux.process import start_time_ticks
+from tests.faults import old_files
+from tests.faults.network import Network
+from tests.faults.sample import Sample
+from tests.faults.tally import BYTES, LONGEST, READS, WRONG, Tally
+
+ROOT = Path(__file__).parents[2]
+READERS = 3
+KILL_STEP_S = 0.025
+"""How far apart the moments are, after a mount or a recovery, at which servers are killed."""
+
+KILL_STEPS = 40
+HEAL_S = 3.0
+"""How long a service may take to heal itself before it is mended from outside."""
+
+MEND_S = 60.0
+UNMOUNT_S = 20.0
+DISK_BYTES = 48 << 20
+COMMAND_S = 60.0
+RETRY = "deadline_s=4,attempt_s=0.6,attempts=4,first_pause_s=0.01,max_pause_s=0.2"
+
+
+@dataclass
+class Counts:
+    """What came of it."""
+
+    injected: Counter[str] = field(default_factory=Counter)
+    errors: Counter[int] = field(default_factory=Counter)
+    reads: int = 0
+    bytes: int = 0
+    wrong: int = 0
+    hangs: int = 0
+    crashes: int = 0
+    """Readers that ended by themselves, and mounts that could not be mended."""
+    mounts: int = 0
+    longest_s: float = 0.0
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, other: Counts) -> None:
+        """Add what another has counted."""
+        for name in ("reads", "bytes", "wrong", "hangs", "crashes", "mounts"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.injected += other.injected
+        self.errors += other.errors
+        self.longest_s = max(self.longest_s, other.longest_s)
+        self.details += other.details
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all stations have in common."""
+
+    network: Network
+    samples: list[Sample]
+    runtime: Path
+    """Folder for the records of mounts."""
+    seed: int
+    hang_s: float
+    stopped: threading.Event
+    round_s: float = 5.0
+
+
+class _Reading:
+    """A reader process and its tally."""
+
+    def __init__(self, station: Station, tree: Path, number: int) -> None:
+        self._path = station.folder / f"tally-{station.readers_started}"
+        self.tally = Tally(self._path)
+        script = Path(__file__).with_name("reader.py")
+        seed = f"{station.plan.seed} {station.device} {station.readers_started}"
+        arguments = [station.mountpoint, tree, self._path, seed, "3600"]
+        # No tree of ours on its path, and no site-packages: it is to start fast.
+        command = [sys.executable, "-S", script, *arguments]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        self.hung = False
+
+    def is_hung(self, hang_s: float) -> bool:
+        """Whether its read takes too long; True once only."""
+        if not self.hung and self.tally.waiting_s() > hang_s:
+            self.hung = True
+            return True
+        return False
+
+    def finish(self, wait_s: float, counts: Counts, device: str) -> None:
+        """Stop it and add up what it did.  One that does not stop is hung."""
+        self.process.terminate()
+        try:
+            output, _ = self.process.communicate(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            if not self.hung:
+                counts.hangs += 1
+                counts.details.append({"device": device, "hang": self.state()})
+            self.process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.communicate(timeout=5)
+            output = b""
+        if self.process.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
+            counts.crashes += 1
+            counts.details.append({"device": device, "reader ended with": self.process.returncode})
+        for line in output.splitlines():
+            counts.details.append({"device": device, "wrong": json.loads(line)})
+        counts.reads += self.tally.number(READS)
+        counts.bytes += self.tally.number(BYTES)
+        counts.wrong += self.tally.number(WRONG)
+        counts.errors += self.tally.errors()
+        counts.longest_s = max(counts.longest_s, self.tally.number(LONGEST) / 1e9)
+        self.tally.close()
+        self._path.unlink()
+
+    def state(self) -> str:
+        """Where in the kernel it waits."""
+        try:
+            return Path(f"/proc/{self.process.pid}/stack").read_text()
+        except OSError as error:
+            return str(error)
+
+
+class Station:
+    """Everything that belongs to one device."""
+
+    def __init__(self, device: str, folder: Path, plan: Plan) -> None:
+        self.device = device
+        self.folder = folder
+        self.plan = plan
+        self.counts = Counts()
+        self.chance = random.Random(f"station {plan.seed} {device}")
+        self.mountpoint = folder / "mnt"
+        self.disk = folder / "disk"
+        self.store = self.disk / "store"
+        self.readers_started = 0
+        self.sample = plan.samples[0]
+        self._sweep = 0
+        self._readers: list[_Reading] = []
+        self._loop = False
+        self._last_seen: dict[str, int] = {}
+        self._environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "src"),
+            "LAMINA_STORE": str(self.store),
+            "LAMINA_RUNTIME": str(plan.runtime),
+            "LAMINA_RETRY": RETRY,
+            "DOCKER_CONFIG": str(folder / "no-docker-config"),
+        }
+
+    def run(self, *, with_disk: bool) -> None:
+        """Work until the plan is stopped."""
+        self.mountpoint.mkdir(parents=True)
+        self.disk.mkdir()
+        try:
+            if with_disk:
+                self._make_disk()
+            while not self.plan.stopped.is_set():
+                self._round()
+        except Exception as error:
+            self.counts.crashes += 1
+            self.counts.details.append({"device": self.device, "defect": repr(error)})
+        finally:
+            self._finish_readers()
+            self._unmount()
+            if self._loop:
+                subprocess.run(["umount", self.disk], check=False)
+
+    def _make_disk(self) -> None:
+        image = self.folder / "disk.img"
+        with image.open("wb") as file:
+            file.truncate(DISK_BYTES)
+        make = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", image]
+        subprocess.run(make, check=True)
+        subprocess.run(["mount", "-o", "loop,noatime", image, self.disk], check=True)
+        self._loop = True
+
+    def _lamina(self, *words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lamina", *words]
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            timeout=COMMAND_S,
+            check=False,
+        )
+
+    def _round(self) -> None:
+        self._prepare_store()
+        if self.chance.random() < 0.7:
+            self.sample = self.chance.choice(self.plan.samples)
+        if not self._mend():
+            return
+        for number in range(READERS):
+            self.readers_started += 1
+            self._readers.append(_Reading(self, self.sample.tree, number))
+        end = time.monotonic() + self.plan.round_s * self.chance.uniform(0.5, 1.5)
+        while time.monotonic() < end and not self.plan.stopped.is_set():
+            self._fault()
+        self._finish_readers()
+        self._unmount()
+
+    def _prepare_store(self) -> None:
+        """Make the store new, or break something in it."""
+        kept = self.store.exists() and self.chance.random() < 0.7
+        if not kept:
+            shutil.rmtree(self.store, ignore_errors=True)
+            return
+        for _ in range(self.chance.randrange(1, 4)):
+            kind = self.chance.choice(list(old_files.FAULTS))
+            if old_files.FAULTS[kind](self.store, self.chance):
+                self.counts.injected[kind] += 1
+        if self.chance.random() < 0.3 and old_files.damage_metadata(self.store, self.sample):
+            self.counts.injected["damaged manifest"] += 1
+
+    def _fault(self) -> None:
+        """Do one thing to the running mount."""
+        draw = self.chance.random()
+        if draw < 0.15 and self._loop:
+            self._fill_disk()
+        elif draw < 0.7:
+            self._sweep += 1
+            self._wait(self._sweep * 7 % KILL_STEPS * KILL_STEP_S)
+            self._kill()
+        else:
+            self._wait(0.5)
+
+    def _wait(self, seconds: float) -> None:
+        """Look for hangs for so long."""
+        end = time.monotonic() + seconds
+        while True:
+            for reader in self._readers:
+                if reader.is_hung(self.plan.hang_s):
+                    self.counts.hangs += 1
+                    self.counts.details.append({"device": self.device, "hang": reader.state()})
+            if time.monotonic() >= end:
+                return
+            time.sleep(0.01)
+
+    def _fill_disk(self) -> None:
+        """Leave no free block for a while."""
+        filler = self.disk / "filler"
+        fd = os.open(filler, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            for _ in range(3):
+                status = os.statvfs(self.disk)
+                free = status.f_bavail * status.f_frsize
+                size = os.fstat(fd).st_size
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(fd, size, max(free, 4096))
+            self.counts.injected["disk full"] += 1
+            self._wait(0.7)
+        finally:
+            os.close(fd)
+            filler.unlink()
+
+    def _records(self) -> dict[str, Any] | None:
+        """What ``lamina mounts`` says of our folder."""
+        done = self._lamina("mounts", "--json")
+        for line in done.stdout.splitlines():
+            record: dict[str, Any] = json.loads(line)
+            if record["mountpoint"] == str(self.mountpoint):
+                return record
+        return None
+
+    def _pids(self) -> dict[str, int]:
+        """The processes of the mount by role; one without roles is the server."""
+        record = self._records()
+        if record is None:
+            return {}
+        pids = record.get("pids") or {"server": record["pid"]}
+        return {role: pid for role, pid in pids.items() if pid and start_time_ticks(pid)}
+
+    def _kill(self) -> None:
+        """Kill some of the servers in one call, and see that they come back."""
+        pids = self._pids()
+        roles = sorted(pids)
+        if not roles:
+            self._mend()
+            return
+        chosen = self.chance.sample(roles, self.chance.randrange(1, len(roles) + 1))
+        if self.device == "fanotify" and len(chosen) == len(roles) > 1:
+            # Without any holder of the group Linux lets its readers through: not to be survived.
+            chosen.remove(self.chance.choice(roles))
+        for role in chosen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[role], signal.SIGKILL)
+        self.counts.injected[f"kill -9 {' + '.join(sorted(chosen))}"] += 1
+        self._wait(self.chance.uniform(0, 0.05))
+        self._mend()
+
+    def _mend(self) -> bool:
+        """Wait until the mount is served; mount it (again) if it does not come back by itself."""
+        begin = time.monotonic()
+        said = ""
+        while time.monotonic() < begin + MEND_S:
+            self._wait(0)
+            record = self._records()
+            if record is not None and record["state"] == "served":
+                return True
+            healing = record is not None and "pids" in record
+            if healing and time.monotonic() < begin + HEAL_S:
+                continue
+            done = self._mount()
+            if done.returncode == 0:
+                return True
+            said = done.stderr
+            if "already" in said:
+                self._lamina("umount", "--lazy", str(self.mountpoint))
+            if self.plan.stopped.is_set():
+                return False
+        self.counts.crashes += 1
+        self.counts.details.append({"device": self.device, "not mended": said[-500:]})
+        return False
+
+    def _mount(self) -> subprocess.CompletedProcess[str]:
+        self.counts.mounts += 1
+        reference = f"docker://{self.plan.network.host}/faults@{self.sample.digest}"
+        words = ["--device", self.device, reference, str(self.mountpoint)]
+        if self.device != "fanotify" and self.chance.random() < 0.5:
+            words = ["--store-budget", "4M", *words]
+        return self._lamina("-q", "mount", *words)
+
+    def _finish_readers(self) -> None:
+        for reader in self._readers:
+            reader.process.terminate()
+        while self._readers:
+            self._readers.pop().finish(self.plan.hang_s, self.counts, self.device)
+
+    def _unmount(self) -> None:
+        end = time.monotonic() + UNMOUNT_S
+        words: tuple[str, ...] = ()
+        while (record := self._records()) is not None:
+            if record["state"] != "detached":
+                self._lamina("umount", *words, str(self.mountpoint))
+            if time.monotonic() > end:
+                self.counts.crashes += 1
+                self.counts.details.append({"device": self.device, "not unmounted": record})
+                return
+            words = ("--lazy",)

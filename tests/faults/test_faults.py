@@ -1,0 +1,168 @@
+"""A short run of the fault suite, and that it can fail."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lamina.errors import Error
+from lamina.image.native import NativeImage
+from lamina.image.open import open_image
+from lamina.registry.repository import ClientOptions
+from tests.faults import old_files
+from tests.faults.network import EVERYWHERE, OF_BLOBS, Network, faulty_network, kinds_for
+from tests.faults.run import DEVICES, passed, run_suite, table, unsupported
+from tests.faults.run import parse as options
+from tests.faults.sample import make_samples
+from tests.faults.tally import READS, WRONG, Tally
+from tests.support.tools import missing
+
+READER = Path(__file__).with_name("reader.py")
+
+
+def run(*words: str) -> dict[str, Any]:
+    reason = unsupported()
+    if reason is not None:
+        missing(f"the fault suite: {reason}")
+    result = run_suite(options(words))
+    print(table(result))
+    return result
+
+
+@pytest.mark.kernel
+def test_no_wrong_byte_and_no_hang() -> None:
+    result = run("--seconds", "22", "--seed", os.environ.get("LAMINA_FAULT_SEED", "7"))
+    assert passed(result), table(result)
+    assert result["faults"] > 100
+    for device in DEVICES:
+        assert result["by_device"][device]["reads"] > 50
+
+
+@pytest.mark.kernel
+def test_a_wrong_byte_is_found() -> None:
+    result = run("--seconds", "3", "--device", "fuse", "--flip-source", "--rate", "0.01")
+    assert result["wrong"] > 0
+    assert not passed(result)
+    assert any("wrong" in detail for detail in result["details"])
+
+
+@pytest.mark.kernel
+def test_a_hang_is_found() -> None:
+    words = ("--seconds", "4", "--device", "fuse", "--hang", "1")
+    result = run(*words, "--only", "stall in body", "--rate", "1")
+    assert result["hangs"] > 0
+    assert not passed(result)
+
+
+def read(tmp_path: Path, mount: Path, tree: Path) -> tuple[Tally, str]:
+    tally = tmp_path / "tally"
+    command = [sys.executable, "-S", READER, mount, tree, tally, "1", "0.5"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    return Tally(tally), done.stdout
+
+
+@pytest.mark.parametrize("change", ["none", "byte", "shorter", "gone"])
+def test_a_reader_compares(tmp_path: Path, change: str) -> None:
+    tree, mount = tmp_path / "tree", tmp_path / "mnt"
+    for folder in (tree, mount):
+        folder.mkdir()
+        (folder / "file").write_bytes(random.Random(1).randbytes(9000))
+    if change == "byte":
+        content = bytearray((mount / "file").read_bytes())
+        content[8999] ^= 128
+        (mount / "file").write_bytes(content)
+    elif change == "shorter":
+        os.truncate(mount / "file", 8999)
+    elif change == "gone":
+        (mount / "file").unlink()
+    tally, told = read(tmp_path, mount, tree)
+    reads, wrong = tally.number(READS), tally.number(WRONG)
+    tally.close()
+    # With nothing mounted a name that is not there says nothing.
+    assert (wrong > 0) == (change in ("byte", "shorter"))
+    assert bool(told) == (wrong > 0)
+    assert (reads > 0) == (change != "gone")
+
+
+@pytest.mark.parametrize("kind", sorted(OF_BLOBS))
+def test_every_fault_of_the_network_happens(tmp_path: Path, kind: str) -> None:
+    """An error or the right bytes while it does, and the right bytes afterwards."""
+    with faulty_network(3, 0.0) as network:
+        sample = make_samples(network, tmp_path, 3, big_files=0)[0]
+        reference = f"docker://{network.host}/faults@{sample.digest}"
+        quick = ClientOptions(timeout_s=1.0)
+        with open_image(reference, store=tmp_path / "store", options=quick) as image:
+            network.only, network.rate = kind, 0.5
+            names = [name for name in sorted(sample.tree.rglob("file-*")) if name.is_file()]
+            read_until(lambda: network.injected[kind] > 0, image, sample.tree, names)
+            network.rate = 0.0
+            assert all(read_one(image, sample.tree, name) for name in names)
+        assert network.injected[kind] > 0
+
+
+def read_until(
+    enough: Callable[[], bool], image: NativeImage, tree: Path, names: list[Path]
+) -> None:
+    for name in names:
+        if enough():
+            return
+        with contextlib.suppress(Error):
+            assert read_one(image, tree, name)
+
+
+def read_one(image: NativeImage, tree: Path, name: Path) -> bool:
+    """Whether a file of the image is right."""
+    content = name.read_bytes()
+    stat = image.stat(os.fsencode(name.relative_to(tree)))
+    return image.pread(stat, 0, len(content) + 1) == content
+
+
+def test_the_kinds_follow_the_request() -> None:
+    assert kinds_for("/v2/a/blobs/sha256:x") == OF_BLOBS
+    assert set(EVERYWHERE) < set(kinds_for("/v2/a/manifests/x"))
+    assert "malformed token" in kinds_for("/token?scope=x")
+
+
+def test_one_seed_makes_one_sequence() -> None:
+    def sequence(seed: int) -> list[str | None]:
+        network = Network(seed=seed)
+        found = [network.draw(OF_BLOBS) for _ in range(200)]
+        return [None if each is None else each[0] for each in found]
+
+    assert sequence(5) == sequence(5)
+    assert sequence(5) != sequence(6)
+    assert None in sequence(5)
+
+
+@pytest.mark.parametrize("kind", sorted(old_files.FAULTS))
+def test_every_fault_of_a_store_is_survived(tmp_path: Path, kind: str) -> None:
+    with faulty_network(4, 0.0) as network:
+        samples = make_samples(network, tmp_path, 4, big_files=0)
+        store = tmp_path / "store"
+        for sample in samples:
+            assert read_all(network, store, sample) == []
+        chance = random.Random(kind)
+        assert old_files.FAULTS[kind](store, chance)
+        for sample in samples:
+            assert read_all(network, store, sample) == []
+
+
+def read_all(network: Network, store: Path, sample: Any) -> list[str]:
+    """Names of the files that differ."""
+    reference = f"docker://{network.host}/faults@{sample.digest}"
+    with open_image(reference, store=store) as image:
+        return [
+            os.fsdecode(path)
+            for path, stat in image.walk()
+            if stat.is_file
+            and image.pread(stat, 0, stat.size)
+            != (sample.tree / os.fsdecode(path).lstrip("/")).read_bytes()
+        ]
