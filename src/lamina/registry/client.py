@@ -47,6 +47,7 @@ _MAX_SKIPPED_BYTES: Final = 64 << 20
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)")
 _NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
+_REFUSED: Final = (400, 401, 403)
 
 
 class RegistryRepository:
@@ -155,7 +156,7 @@ class RegistryRepository:
             response.close()
         home = session.url(f"blobs/{digest}")
         response, url = session.send("GET", home, self._pull, headers, None, deadline)
-        if response.status in _EXPIRED and url.origin != home.origin:
+        if response.status in _REFUSED and url.origin != home.origin:
             # Not the user's permissions: the registry has signed an address that is not good (any
             # more), and will sign another.
             response.close()

@@ -25,6 +25,7 @@ from lamina.registry import manifest as m
 from lamina.registry.client import RegistryRepository
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import ClientOptions
+from lamina.registry.transport import TransientError
 from tests.support import fake_registry as fake
 from tests.support.fake_registry import FakeRegistry
 from tests.unit.registry.images import noise
@@ -284,6 +285,18 @@ def test_a_signed_address_is_not_in_messages(
     with pytest.raises(NotFoundError) as caught:
         repository.read_range(digest, 0, 10)
     assert "signature" not in str(caught.value)
+
+
+def test_an_address_that_is_not_good_is_worth_another_attempt(
+    registry: FakeRegistry, cdn: FakeRegistry, repository: RegistryRepository, digest: str
+) -> None:
+    """It is the registry that has signed it, so the user's login has nothing to do with it."""
+    cdn.add_blob(BLOB)
+    registry.redirect_blobs_to = cdn.host
+    cdn.rule("GET", "/blobs/", fake.status(403))
+    with pytest.raises(TransientError, match=r"redirects to .* which answers 403"):
+        repository.read_range(digest, 3, 10)
+    assert repository.read_range(digest, 3, 10) == BLOB[3:13]
 
 
 def test_redirects_without_end(
