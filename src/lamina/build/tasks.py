@@ -22,6 +22,7 @@ from lamina.build.sealing import BlobSeal, SegmentSeal
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest
 from lamina.errors import StoreError
+from lamina.linux.heap import keep_freed_memory
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
@@ -146,6 +147,7 @@ def set_up(job: Job) -> None:
     """Take over the job in a worker process."""
     global _job  # noqa: PLW0603 - a worker has one job
     _job = job
+    keep_freed_memory()
     if job.source.reference.transport == "docker":
         job.source = open_repository(job.source.reference, options=job.client)
 
