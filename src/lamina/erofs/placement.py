@@ -94,9 +94,12 @@ class Placement:
             kind = _FORMAT_INLINE if start < item.size else _FORMAT_PLAIN
             raw = next_block if start else 0
             tail = item.xattrs + data[start:]
-            self._parts[item.part] = self._pack(
-                node, kind, (item.size, raw, item.ino), item.nlink, item.xattrs, tail
-            )
+            pack = self._packers.get(len(tail)) or self._packer(len(tail))
+            # fmt: off
+            self._parts[item.part] = pack(
+                kind, _icount(item.xattrs), node.mode, item.size, raw, item.ino,
+                node.uid, node.gid, node.mtime, node.mtime_ns, item.nlink, tail)
+            # fmt: on
             if start:
                 blocks.append(data[:start].ljust(round_up(start, BLOCK_SIZE), b"\0"))
                 next_block += len(blocks[-1]) // BLOCK_SIZE
@@ -202,33 +205,23 @@ class Placement:
     def _append(
         self, node: Node, kind: int, fields: tuple[int, int], xattrs: bytes, tail: bytes
     ) -> None:
-        self._ino += 1
+        self._ino = ino = self._ino + 1
         self._nids[id(node)] = ROOT_NID + (self._position >> NID_SHIFT)
-        part = self._pack(node, kind, (*fields, self._ino), 1, xattrs, tail)
+        pack = self._packers.get(len(tail)) or self._packer(len(tail))
+        size, raw = fields
+        # fmt: off
+        part = pack(kind, _icount(xattrs) if xattrs else 0, node.mode, size, raw, ino,
+                    node.uid, node.gid, node.mtime, node.mtime_ns, 1, tail)
+        # fmt: on
         self._parts.append(part)
         self._position += len(part)
 
-    def _pack(
-        self,
-        node: Node,
-        kind: int,
-        fields: tuple[int, int, int],
-        nlink: int,
-        xattrs: bytes,
-        tail: bytes,
-    ) -> bytes:
-        """Return an inode and what follows it, padded; fields are size, ``i_u`` and number."""
-        length = len(tail)
-        pack = self._packers.get(length)
-        if pack is None:
-            padding = -(_INODE_SIZE + length) % NID_SIZE
-            pack = struct.Struct(f"{INODE_EXTENDED.format}{length}s{padding}x").pack
-            self._packers[length] = pack
-        icount = (len(xattrs) - 12) // 4 + 1 if xattrs else 0
-        # fmt: off
-        return pack(kind, icount, node.mode, *fields, node.uid, node.gid,
-                    node.mtime, node.mtime_ns, nlink, tail)
-        # fmt: on
+    def _packer(self, tail_size: int) -> Callable[..., bytes]:
+        """Return what packs an inode and ``tail_size`` bytes that follow it, padded."""
+        padding = -(_INODE_SIZE + tail_size) % NID_SIZE
+        pack = struct.Struct(f"{INODE_EXTENDED.format}{tail_size}s{padding}x").pack
+        self._packers[tail_size] = pack
+        return pack
 
     def _xattrs(self, node: Node) -> bytes:
         self.has_xattrs = True
@@ -260,6 +253,10 @@ class Placement:
         if words[1::2] != tuple(consecutive) or len(set(chunks[2::8])) != 1:
             return self._chunk_format
         return _chunk_format(1 << (size - 1).bit_length())
+
+
+def _icount(xattrs: bytes) -> int:
+    return (len(xattrs) - 12) // 4 + 1 if xattrs else 0
 
 
 def _chunk_format(chunk_size: int) -> int:
