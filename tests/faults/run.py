@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0.5, help="share of requests that are hit")
     parser.add_argument("--hang", type=float, default=30, help="a read of so many seconds hangs")
     parser.add_argument("--round", type=float, default=3, help="seconds between two mounts")
-    parser.add_argument("--only", metavar="KIND", help="the one network fault that happens")
+    parser.add_argument("--only", metavar="KIND", help="the one fault there is, of the network")
     parser.add_argument(
         "--flip-source", action="store_true", help="change the plain trees: the run must fail then"
     )
@@ -97,6 +97,7 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
             options.hang,
             threading.Event(),
             options.round,
+            local=options.only is None,
         )
         stations = [Station(device, folder / device, plan) for device in options.device or DEVICES]
         begin = time.monotonic()

@@ -21,7 +21,7 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.native_images import build_image, metadata_layer, some_bytes
 
 CHUNK_SIZE = 4096
-SHARED = 60
+SHARED = 20
 """Files that both versions have."""
 
 
@@ -37,14 +37,16 @@ class Sample:
 
 
 def make_samples(
-    registry: FakeRegistry, folder: Path, seed: int, big_files: int = 10
+    registry: FakeRegistry, folder: Path, seed: int, small_files: int = 300, big_files: int = 10
 ) -> list[Sample]:
     """Put two versions into *registry* and their files below *folder*."""
-    return [_make(registry, folder / f"v{n}", seed, n, big_files) for n in (1, 2)]
+    return [
+        _make(registry, folder / f"v{n}", _contents(seed, n, small_files, big_files))
+        for n in (1, 2)
+    ]
 
 
-def _make(registry: FakeRegistry, tree: Path, seed: int, version: int, big_files: int) -> Sample:
-    files = _contents(seed, version, big_files)
+def _make(registry: FakeRegistry, tree: Path, files: dict[bytes, bytes]) -> Sample:
     for name, data in files.items():
         path = tree / name.decode()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,10 +73,10 @@ def _make(registry: FakeRegistry, tree: Path, seed: int, version: int, big_files
     return Sample(tree, digest, image.blob_id)
 
 
-def _contents(seed: int, version: int, big_files: int) -> dict[bytes, bytes]:
+def _contents(seed: int, version: int, small_files: int, big_files: int) -> dict[bytes, bytes]:
     """Small files that are packed, ones of some chunks, and big ones; half of it compressible."""
     files: dict[bytes, bytes] = {}
-    for number in range(300):
+    for number in range(small_files):
         own = random.Random(f"{seed} {number} {version if number >= SHARED else 0}")
         size = own.randrange(1, 6000) if number % 3 else own.randrange(6000, 90_000)
         files[b"small/%d/file-%03d" % (number % 7, number)] = _some(own, size)

@@ -82,7 +82,9 @@ class Plan:
     seed: int
     hang_s: float
     stopped: threading.Event
-    round_s: float = 5.0
+    round_s: float = 3.0
+    local: bool = True
+    """Whether anything but the network gets faults."""
 
 
 class _Reading:
@@ -223,7 +225,7 @@ class Station:
 
     def _prepare_store(self) -> None:
         """Make the store new, or break something in it."""
-        kept = self.store.exists() and self.chance.random() < 0.7
+        kept = self.plan.local and self.store.exists() and self.chance.random() < 0.7
         if not kept:
             shutil.rmtree(self.store, ignore_errors=True)
             return
@@ -236,7 +238,7 @@ class Station:
 
     def _fault(self) -> None:
         """Do one thing to the running mount."""
-        draw = self.chance.random()
+        draw = self.chance.random() if self.plan.local else 1.0
         if draw < 0.15 and self._loop:
             self._fill_disk()
         elif draw < 0.7:

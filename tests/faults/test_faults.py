@@ -39,7 +39,7 @@ def run(*words: str) -> dict[str, Any]:
 
 @pytest.mark.kernel
 def test_no_wrong_byte_and_no_hang() -> None:
-    result = run("--seconds", "22", "--seed", os.environ.get("LAMINA_FAULT_SEED", "7"))
+    result = run("--seconds", "15", "--seed", os.environ.get("LAMINA_FAULT_SEED", "7"))
     assert passed(result), table(result)
     assert result["faults"] > 100
     for device in DEVICES:
@@ -96,7 +96,7 @@ def test_a_reader_compares(tmp_path: Path, change: str) -> None:
 def test_every_fault_of_the_network_happens(tmp_path: Path, kind: str) -> None:
     """An error or the right bytes while it does, and the right bytes afterwards."""
     with faulty_network(3, 0.0) as network:
-        sample = make_samples(network, tmp_path, 3, big_files=0)[0]
+        sample = make_samples(network, tmp_path, 3, small_files=60, big_files=0)[0]
         reference = f"docker://{network.host}/faults@{sample.digest}"
         quick = ClientOptions(timeout_s=1.0)
         with open_image(reference, store=tmp_path / "store", options=quick) as image:
@@ -145,7 +145,7 @@ def test_one_seed_makes_one_sequence() -> None:
 @pytest.mark.parametrize("kind", sorted(old_files.FAULTS))
 def test_every_fault_of_a_store_is_survived(tmp_path: Path, kind: str) -> None:
     with faulty_network(4, 0.0) as network:
-        samples = make_samples(network, tmp_path, 4, big_files=0)
+        samples = make_samples(network, tmp_path, 4, small_files=60, big_files=0)
         store = tmp_path / "store"
         for sample in samples:
             assert read_all(network, store, sample) == []
