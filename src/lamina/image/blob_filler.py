@@ -28,6 +28,7 @@ from lamina.fetch.recent import RecentBytes
 from lamina.fetch.single_flight import Flight, SingleFlight
 from lamina.fetch.source import Source, source_name
 from lamina.fetch.spans import Span, plan_spans
+from lamina.image.failure_log import FailureLog
 from lamina.image.statistics import Statistics
 from lamina.store.cache_blob import CacheBlob, Write
 from lamina.store.local_chunks import LocalChunks, blob_tag
@@ -74,6 +75,7 @@ class BlobFiller:
         self._tag = blob_tag(parts.cache.path.stem)
         self._kind = Digester(parts.table.entry.digester)
         self._recent = RecentBytes() if parts.table.cuts_contexts else None
+        self._failures = FailureLog()
         self.statistics = Statistics()
         self.on_complete: Callable[[], None] | None = None
         """Called, from whatever thread, when the last missing chunk was marked here."""
@@ -311,8 +313,11 @@ class BlobFiller:
             self.statistics.add(more)
 
     def _log(self, piece: Piece, error: Error, source: Source) -> None:
+        silent = self._failures.untold((piece.first, type(error)))
+        if silent is None:
+            return
         LOG.error(
-            "blob %s, chunks %d to %d, %d bytes at offset %d from %s: %s",
+            "blob %s, chunks %d to %d, %d bytes at offset %d from %s: %s%s",
             self._parts.table.blob_id,
             piece.first,
             piece.first + piece.count - 1,
@@ -320,4 +325,5 @@ class BlobFiller:
             piece.offset,
             source_name(source),
             error,
+            f" ({silent} more times meanwhile)" if silent else "",
         )

@@ -138,7 +138,7 @@ class LazyBlob:
         Raises IntegrityError if the bytes are not the promised ones (from any source), FetchError
         if they do not come (DeadlineError, ETIMEDOUT, when it takes too long), StoreError if they
         cannot be written, and FormatError if the chunk table does not cover the range.  Whoever
-        fetched logs each failure, once.
+        fetched logs each failure, and the same of the same piece once a minute.
         """
         self.ensure_ranges([(offset, size_bytes)], write=write, background=background)
 
