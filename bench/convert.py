@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 def main() -> int:
     """Measure, print the table, write JSON."""
     options = _parse()
-    layout = _image_layout(options.image)
+    layout = image_layout(options.image)
     print(report.describe_machine())
     print(f"image {options.image}, {options.rounds} rounds, cases by turns")
     with tempfile.TemporaryDirectory(prefix="lamina-bench-", dir=options.work_dir) as folder:
@@ -90,7 +90,8 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _image_layout(name: str) -> Path:
+def image_layout(name: str) -> Path:
+    """The OCI layout of a test image, built if it is not there, or the one at a path."""
     if (Path(name) / "index.json").exists():
         return Path(name).resolve()
     build = [sys.executable, "-m", "tests.support.images", name]
@@ -107,7 +108,7 @@ def _cases(
     if program is None:
         print("nydus-image: not there, left out (make peers)")
     else:
-        layers = _layer_files(layout)
+        layers = layer_files(layout)
     for name, (arguments, peer_arguments) in SETTINGS.items():
         if program is not None:
             cases[PEER + name] = partial(
@@ -121,7 +122,9 @@ def _cases(
     return cases
 
 
-def _layer_files(layout: Path) -> list[Path]:
+def layer_files(layout: Path) -> list[Path]:
+    """The layers of the image in a layout, lowest first."""
+
     def read(descriptor: dict[str, Any]) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(_blob(layout, descriptor["digest"]).read_bytes())
         return document
@@ -136,7 +139,7 @@ def _blob(layout: Path, digest: str) -> Path:
 
 
 def _run_lamina(command: list[str]) -> Sample:
-    wall_s, cpu_s, output = _timed([command])
+    wall_s, cpu_s, output = timed([command])
     result = json.loads(output[0])
     size = sum(image["image_bytes"] for image in result["images"])
     return Sample(wall_s, cpu_s, size, result["phases_s"])
@@ -153,7 +156,7 @@ def _run_peer(program: str, arguments: tuple[str, ...], layers: list[Path], out:
         places = ("-B", str(folder / "boot"), "-D", str(folder))
         options = ("-t", "targz-rafs", "--digester", "blake3", *arguments, *places)
         creates.append([program, "create", *options, str(layer)])
-    wall_s, cpu_s, _ = _timed(creates)
+    wall_s, cpu_s, _ = timed(creates)
     size = 0
     bootstraps = []
     for folder in folders:
@@ -161,12 +164,12 @@ def _run_peer(program: str, arguments: tuple[str, ...], layers: list[Path], out:
         size += blob.stat().st_size
         bootstraps.append(str((folder / "boot").rename(out / blob.name)))
     merged = out / "merged"
-    merge_s, merge_cpu_s, _ = _timed([[program, "merge", "-B", str(merged), *bootstraps]])
+    merge_s, merge_cpu_s, _ = timed([[program, "merge", "-B", str(merged), *bootstraps]])
     size += merged.stat().st_size
     return Sample(wall_s + merge_s, cpu_s + merge_cpu_s, size, {})
 
 
-def _timed(commands: list[list[str]]) -> tuple[float, float, list[bytes]]:
+def timed(commands: list[list[str]]) -> tuple[float, float, list[bytes]]:
     """Run commands at once; return (wall time, CPU time, their outputs)."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     before = _children_cpu_s()

@@ -16,6 +16,9 @@ from lamina.archive.sparse_window import LOOKAHEAD_BYTES, sparse_window
 from lamina.errors import FormatError
 
 OUTPUT_BYTES = 1 << 20
+STOP_BYTES = 32 << 10
+"""Plain bytes after which it is noted how much input they took, so that reads need little more."""
+
 DEFAULT_SPACING_BYTES = 256 << 10
 """Compressed bytes from one point to the next, at least: what a read of one small file costs."""
 
@@ -69,19 +72,30 @@ class GzipPoints:
         stream = self._stream
         self._view[:WINDOW_BYTES] = bytes(self._view[-WINDOW_BYTES:])
         stream.next_out = self._address + WINDOW_BYTES
-        stream.avail_out = OUTPUT_BYTES
+        end = self._address + WINDOW_BYTES + OUTPUT_BYTES
+        while stream.next_out < end:
+            stream.avail_out = min(STOP_BYTES, end - stream.next_out)
+            if not self._inflate_to_stop():
+                break
+        # Less than a full buffer is the end, after which no window is needed.
+        filled = stream.next_out - self._address
+        return bytes(self._view[WINDOW_BYTES:filled])
+
+    def _inflate_to_stop(self) -> bool:
+        """Fill the output that is available; False at the end of the stream."""
+        stream = self._stream
         while stream.avail_out:
             if not self._in_member and not self._next_member():
-                break
+                return False
             if not stream.avail_in and not self._refill():
                 raise FormatError(
                     "The layer ends in the middle of its gzip data.",
                     hint="The layer is truncated; fetch it again.",
                 )
             self._step()
-        # Less than a full buffer is the end, after which no window is needed.
-        filled = OUTPUT_BYTES - stream.avail_out
-        return bytes(self._view[WINDOW_BYTES : WINDOW_BYTES + filled])
+        # Inflate stops after the input that this output needs, and no more than a byte.
+        self.map.add(self.in_offset, self._out)
+        return True
 
     def _step(self) -> None:
         stream = self._stream
@@ -117,7 +131,7 @@ class GzipPoints:
         if bits:
             offset = here - self._input_start - 1
             byte = self._input[offset] if offset >= 0 else self._last_byte
-        end = WINDOW_BYTES + OUTPUT_BYTES - self._stream.avail_out
+        end = self._stream.next_out - self._address
         size = min(WINDOW_BYTES, self._out - self._member_out)
         window = bytes(self._view[end - size : end])
         points.append(AccessPoint(here, self._out, bits, byte, window))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.source import Source
 
-RECENT_BYTES = 4 << 20
+RECENT_BYTES = 8 << 20
 """How much is kept of a blob."""
 
 
