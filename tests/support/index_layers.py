@@ -70,8 +70,8 @@ def gzip_blocks(data: bytes, part: int = 128 << 10) -> bytes:
 
 def gzip_members(data: bytes, part: int = 0xFF00) -> bytes:
     """Compress as bgzip does: members of 64 KiB, and an empty one at the end."""
-    members = [gzip.compress(data[at : at + part]) for at in range(0, len(data), part)]
-    return b"".join(members) + gzip.compress(b"")
+    members = [gzip.compress(data[at : at + part], mtime=0) for at in range(0, len(data), part)]
+    return b"".join(members) + gzip.compress(b"", mtime=0)
 
 
 def zstd_frames(data: bytes, part: int = FRAME_BYTES) -> bytes:
@@ -80,10 +80,10 @@ def zstd_frames(data: bytes, part: int = FRAME_BYTES) -> bytes:
 
 
 COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip -1": lambda data: gzip.compress(data, 1),
-    "gzip -6": lambda data: gzip.compress(data, 6),
-    "gzip -9": lambda data: gzip.compress(data, 9),
-    "gzip stored": lambda data: gzip.compress(data, 0),
+    "gzip -1": lambda data: gzip.compress(data, 1, mtime=0),
+    "gzip -6": lambda data: gzip.compress(data, 6, mtime=0),
+    "gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
+    "gzip stored": lambda data: gzip.compress(data, 0, mtime=0),
     "pigz": gzip_blocks,
     "bgzip": gzip_members,
     "zstd one frame": zstandard.compress,

@@ -1,13 +1,13 @@
 """Which bytes of a window a deflate stream refers to; the others may as well be zero.
 
 Deflate refers back by at most 32 KiB, so whatever the stream takes from the window it takes for
-its next 32 KiB of output.  These are inflated three times with windows that are not the real one:
-of a byte that comes from the window they tell the low and the high half of its position, and a
-third with the low halves inverted tells such bytes from literals.  No match is shorter than three
-bytes, so every third byte of the output is looked at, and the two neighbours on each side of what
-it comes from are kept as well.  Only a match that leaves the window, or the 32 KiB, can be seen in
-fewer bytes: it begins in the last two of the window.  Nothing is parsed here, and nothing can go
-wrong but that bytes are kept in vain.
+its next 32 KiB of output.  These are inflated twice with windows that are not the real one: of a
+byte that comes from the window they tell the low and the high half of its position.
+
+No match is shorter than three bytes, so every third byte of the output is looked at, and the two
+neighbours on each side of what it comes from are kept as well.  Only a match that leaves the
+window, or the 32 KiB, can be seen in fewer bytes: it begins in the last two of the window.  Nothing
+is parsed here, and nothing can go wrong but that bytes are kept in vain.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ LOOKAHEAD_BYTES = 40 << 10
 MIN_MATCH_BYTES = 3
 """Shortest that deflate refers to (RFC 1951 §3.2.5)."""
 
+# The byte at 256 * page + low has the names low and page, or page + 128 where they would be equal:
+# so whatever comes from the window is different in both outputs, and literals are not.
+_SWAPPED = range(0, WINDOW_BYTES, 257)
 _LOW = bytes(range(256)) * (WINDOW_BYTES // 256)
-_HIGH = b"".join(bytes([number]) * 256 for number in range(WINDOW_BYTES // 256))
-_INVERTED = bytes(byte ^ 255 for byte in _LOW)
-_FROM_WINDOW = bytes(255) + b"\1"
+_HIGH = b"".join(
+    bytes(page + 128 * (low == page) for low in range(256)) for page in range(WINDOW_BYTES // 256)
+)
+_FROM_WINDOW = b"\0" + bytes([1]) * 255
 
 
 def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> bytes:
@@ -39,7 +43,7 @@ def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> byte
     """
     size = len(window)
     outputs = []
-    for pattern in (_LOW, _INVERTED, _HIGH):
+    for pattern in (_LOW, _HIGH):
         try:
             plain = inflate_begin(following, bits, byte, pattern[:size], WINDOW_BYTES)
         except FormatError:
@@ -47,20 +51,22 @@ def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> byte
         outputs.append(plain)
     if len(outputs[0]) < WINDOW_BYTES and len(following) >= LOOKAHEAD_BYTES:
         return window
-    low, inverted, high = (plain[::MIN_MATCH_BYTES] for plain in outputs)
+    low, high = (plain[::MIN_MATCH_BYTES] for plain in outputs)
     length = len(low)
-    if not length or len(inverted) != length or len(high) != length:
+    if not length or len(high) != length:
         return window
-    differ = int.from_bytes(low, "little") ^ int.from_bytes(inverted, "little")
+    differ = int.from_bytes(low, "little") ^ int.from_bytes(high, "little")
     chosen = differ.to_bytes(length, "little").translate(_FROM_WINDOW)
     places = bytearray(2 * length)
     places[0::2], places[1::2] = low, high
-    seen = bytearray(size)
-    for place in set(compress(array("H", bytes(places)), chosen)):
-        if place < size:
-            seen[place] = 255
-    seen[-MIN_MATCH_BYTES:] = b"\xff" * min(MIN_MATCH_BYTES, size)
-    used = int.from_bytes(seen, "little")
-    used |= used << 8 | used << 16 | used >> 8 | used >> 16
-    kept = int.from_bytes(window, "little") & used
+    seen = bytearray(2 * WINDOW_BYTES)
+    for place in compress(array("H", bytes(places)), chosen):
+        seen[place] = 255
+    for place in _SWAPPED:
+        seen[place] |= seen[place + WINDOW_BYTES]
+    seen[max(size - MIN_MATCH_BYTES, 0) : size] = b"\xff" * min(MIN_MATCH_BYTES, size)
+    used = int.from_bytes(seen[:size], "little")
+    used |= used << 8
+    used |= used << 8
+    kept = int.from_bytes(window, "little") & (used | used >> 16)
     return kept.to_bytes(size, "little")

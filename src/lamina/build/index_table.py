@@ -25,7 +25,7 @@ from lamina.codec.digest import Digester
 from lamina.erofs.layout import CHUNK_ENTRY, CHUNK_FLAG_COMPRESSED, BlobEntry, BlobFeature
 from lamina.errors import UnsupportedError
 
-TABLE_LEVEL = 9
+TABLE_LEVEL = 7
 _FEATURES = (
     BlobFeature.ALIGNED | BlobFeature.CHUNK_INFO_V2 | BlobFeature.SEPARATE | BlobFeature.CAP_TAR_TOC
 )
