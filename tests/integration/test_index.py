@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import lamina
 from lamina.build.index import IndexOptions, IndexReport, build_index
 from lamina.build.source_image import open_source_image
 from lamina.errors import IntegrityError, TrustError, UnsupportedError
@@ -98,6 +99,21 @@ def test_every_kind_of_layer(kind: str, spacing: int, tmp_path: Path) -> None:
     with open_repository(parse_reference(reference)) as repository:
         _, data = repository.manifest(fallback_tag(report.source_digest))
         assert [entry.digest for entry in parse_index(data).manifests] == [report.digest]
+
+
+def test_with_a_policy_only_an_index_of_our_own_is_used(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    attached = index(reference, chunk_size=4096)
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
+    store = tmp_path / "store"
+    with pytest.raises(TrustError, match=attached.digest):
+        lamina.open(reference, store=store, policy=policy)
+    with lamina.open(reference, store=store, policy=policy, index="always") as image:
+        assert image.bootstrap.chunk_size == 128 << 10
+        assert image.open("/d/007").read() == b"seven"
+    with lamina.open(reference, store=store, policy=policy) as image:
+        assert image.bootstrap.chunk_size == 128 << 10
 
 
 def test_a_layer_that_is_there_twice(tmp_path: Path) -> None:

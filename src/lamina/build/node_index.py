@@ -17,7 +17,7 @@ from lamina.blob.table import ChunkTable
 from lamina.build.index import index_manifest, read_config, refuse_native
 from lamina.build.index_build import BuiltIndex, IndexOptions, build_from_layers
 from lamina.fetch.source import RepositorySource
-from lamina.image.errors import NoIndexError
+from lamina.image.errors import NoIndexError, UntrustedIndexError
 from lamina.image.indexed import BUILT_INDEX
 from lamina.image.metadata_layer import unpack_metadata_layer
 from lamina.image.open import RECORD, find_manifest, node_store, open_image
@@ -46,7 +46,8 @@ def open_always(
     access: Access | None = None,
     progress: Progress | None = None,
 ) -> NativeImage:
-    """Do as :func:`lamina.image.open.open_image`, but index an image that has no index.
+    """Do as :func:`lamina.image.open.open_image`, but index an image that has no index, or none
+    that a policy lets be used.
 
     Indexing forks processes, so threads should not run yet.  Raises what opening, pulling and
     :func:`lamina.build.index_build.build_from_layers` raise.
@@ -61,7 +62,7 @@ def open_always(
 
     try:
         return attempt()
-    except NoIndexError:
+    except (NoIndexError, UntrustedIndexError):
         index_here(where, node, options, platform, progress or _ignore)
     return attempt()
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lamina.errors import TrustError
+from lamina.image.errors import UntrustedIndexError
 
 if TYPE_CHECKING:
     from lamina.registry.manifest import Descriptor
@@ -62,8 +62,8 @@ def accepted_version(
 
 def refuse_index(repository: Repository, index: Descriptor, image: Descriptor) -> None:
     """With a policy an attached index is not used: the signature of the image does not cover it."""
-    raise TrustError(
+    raise UntrustedIndexError(
         f"the index {index.digest} that is attached in {repository.reference} is not covered by "
         f"the signature of {image.digest}",
-        hint="convert the image and sign the result, or index it here: lamina index --local",
+        hint="convert the image and sign the result, or index it here: --index always",
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 
-from lamina.errors import NotFoundError, UnsupportedError, UsageError
+from lamina.errors import NotFoundError, TrustError, UnsupportedError, UsageError
 
 # OSError keeps errno in the instance and Error in the class; the class wins, which is what we want.
 
@@ -25,6 +25,10 @@ class NotDirectoryError(NotFoundError, NotADirectoryError):
 
 class NoIndexError(UnsupportedError):
     """An ordinary image is to be opened as it is, and nobody has indexed it."""
+
+
+class UntrustedIndexError(TrustError):
+    """The only index of an ordinary image is one that a policy does not let be used."""
 
 
 class LinkLoopError(NotFoundError, OSError):
