@@ -21,7 +21,7 @@ from lamina.trust.keys import PrivateKey, PublicKey
 MEDIA_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 MEDIA_TYPE_PREFIX: Final = "application/vnd.dev.sigstore.bundle"
 MAX_BUNDLE_BYTES: Final = 1 << 20
-_PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 _STATEMENT: Final = "https://in-toto.io/Statement/v1"
 _OLD_STATEMENT: Final = "https://in-toto.io/Statement/v0.1"
 PREDICATE: Final = "https://sigstore.dev/cosign/sign/v1"
@@ -50,7 +50,7 @@ def make_bundle(key: PrivateKey, digest: str, annotations: dict[str, Any] | None
     statement = strict_json.compact(
         {"_type": _STATEMENT, "subject": [subject], "predicateType": PREDICATE, "predicate": {}}
     )
-    made = signature.sign(key, pre_authentication(_PAYLOAD_TYPE, statement))
+    made = signature.sign(key, pre_authentication(PAYLOAD_TYPE, statement))
     hint = hashlib.sha256(key.public().der()).digest()
     return strict_json.compact(
         {
@@ -58,7 +58,7 @@ def make_bundle(key: PrivateKey, digest: str, annotations: dict[str, Any] | None
             "verificationMaterial": {"publicKey": {"hint": _encoded(hint)}},
             "dsseEnvelope": {
                 "payload": _encoded(statement),
-                "payloadType": _PAYLOAD_TYPE,
+                "payloadType": PAYLOAD_TYPE,
                 "signatures": [{"sig": _encoded(made)}],
             },
         }
@@ -79,10 +79,10 @@ def check_bundle(data: bytes, keys: Sequence[PublicKey], digest: str) -> Subject
     if not isinstance(material, dict) or "publicKey" not in material:
         raise UnsupportedError(f"the {what} is not of a plain key")
     payload, made = _envelope(document.get("dsseEnvelope"), what)
-    signed = pre_authentication(_PAYLOAD_TYPE, payload)
+    signed = pre_authentication(PAYLOAD_TYPE, payload)
     if not any(signature.is_signed_by(key, made, signed) for key in keys):
         raise TrustError("it is not by a key that is trusted")
-    return _subject(strict_json.parse_object(payload, "signed statement"), digest)
+    return read_subject(strict_json.parse_object(payload, "signed statement"), digest)
 
 
 def _envelope(value: Any, what: str) -> tuple[bytes, bytes]:
@@ -90,7 +90,7 @@ def _envelope(value: Any, what: str) -> tuple[bytes, bytes]:
         value, f"envelope of the {what}", ("payload", "payloadType", "signatures")
     )
     signatures = envelope["signatures"]
-    if envelope["payloadType"] != _PAYLOAD_TYPE:
+    if envelope["payloadType"] != PAYLOAD_TYPE:
         raise FormatError(f"the payload of the {what} is of another type")
     if not isinstance(signatures, list) or len(signatures) != 1:
         raise FormatError(f"the {what} does not have exactly one signature")
@@ -101,7 +101,10 @@ def _envelope(value: Any, what: str) -> tuple[bytes, bytes]:
     return payload, strict_json.decode_base64(entry["sig"], f"signature of the {what}")
 
 
-def _subject(statement: dict[str, Any], digest: str) -> Subject:
+def read_subject(statement: dict[str, Any], digest: str) -> Subject:
+    """What a verified statement says of the digest.  Raises FormatError; TrustError if it is about
+    something else.
+    """
     if statement.get("_type") not in (_STATEMENT, _OLD_STATEMENT):
         raise FormatError("the signed statement is of another type")
     if statement.get("predicateType") != PREDICATE:

@@ -19,6 +19,7 @@ from lamina.trust import bundle, signature
 from lamina.trust.attachments import Attached, add_signature, read_signatures
 from lamina.trust.bundle_store import add_bundle, read_bundles
 from lamina.trust.identity import IdentityRule
+from lamina.trust.keyless import KeylessSigner, check_keyless_bundle
 from lamina.trust.keys import PrivateKey, PublicKey
 from lamina.trust.simple_signing import Payload
 
@@ -34,8 +35,8 @@ _Check = Callable[["Demand"], Payload]
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one good signature must fulfil: any of the keys, the rule of the name, and the anchors
-    (``minimum_release`` 0 and ``suite`` "" demand nothing).
+    """What one good signature must fulfil: any of the keys or the keyless signer, the rule of the
+    name, and the anchors (``minimum_release`` 0 and ``suite`` "" demand nothing).
     """
 
     keys: tuple[PublicKey, ...]
@@ -43,6 +44,7 @@ class Demand:
     minimum_release: int = 0
     suite: str = ""
     annotations: dict[str, str] = field(default_factory=dict)
+    signer: KeylessSigner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,10 @@ def check_signature(demand: Demand, attached: Attached, digest: str, wanted: Ref
 
 def _check_bundle(demand: Demand, data: bytes, digest: str, wanted: Reference) -> Payload:
     """The same of a bundle: name and anchors stand in the annotations of its subject."""
-    subject = bundle.check_bundle(data, demand.keys, digest)
+    if demand.signer is not None:
+        subject = check_keyless_bundle(data, demand.signer, digest)
+    else:
+        subject = bundle.check_bundle(data, demand.keys, digest)
     optional = {name: value for name, value in subject.annotations.items() if name != _NAME}
     payload = Payload(str(subject.annotations.get(_NAME, "")), digest, optional)
     _check_statement(demand, payload, wanted)

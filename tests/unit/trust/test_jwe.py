@@ -104,7 +104,7 @@ def test_compact_form() -> None:
     assert jwe.decrypt(token.serialize(compact=True).encode(), [RSA]) == PAYLOAD
 
 
-def test_rsa1_5_is_refused() -> None:
+def test_algorithm_downgrade_to_rsa1_5_is_refused() -> None:
     token = oracle.JWE(
         PAYLOAD, json.dumps({"alg": "RSA1_5", "enc": "A256GCM"}), algs=["RSA1_5", "A256GCM"]
     )

@@ -97,6 +97,27 @@ def test_rules_refuse_each_in_its_own_words(
     assert last["resource"] == URI
 
 
+def test_rollback_to_an_older_signed_image_gets_no_key(broker: RunningBroker) -> None:
+    """Raising the minimum, or removing the key of a release, ends it for guests that run already."""
+    client = broker.client()
+    broker.put(URI, KEY, Rule(minimum_release=6))
+    assert client.fetch(RESOURCE, Claims(IMAGE, 6)).reveal() == KEY
+    broker.put(URI, KEY, Rule(minimum_release=7))
+    with pytest.raises(TrustError, match="too old"):
+        client.fetch(RESOURCE, Claims(IMAGE, 6))
+    broker.broker.store.change(RESOURCE, lambda _: None)
+    with pytest.raises(NotFoundError):
+        client.fetch(RESOURCE, Claims(IMAGE, 7))
+
+
+def test_revoked_signer_loses_its_keys_at_once(broker: RunningBroker) -> None:
+    client = broker.client()
+    assert client.fetch(RESOURCE).reveal() == KEY
+    broker.put(URI, KEY, None)
+    with pytest.raises(TrustError, match="policy does not allow"):
+        client.fetch(RESOURCE)
+
+
 def test_a_rule_that_is_met(broker: RunningBroker) -> None:
     broker.put(URI, KEY, Rule(("sample",), ("m1",), (OTHER, IMAGE), 7))
     client = broker.client(SampleEvidence("m1"))
@@ -264,7 +285,7 @@ def test_a_session_that_is_not_attested(guest: Guest) -> None:
     assert problem(reply) == (401, "Unauthenticated")
 
 
-def test_tokens_of_others_and_old_ones(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_tokens_and_those_of_others(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     reply = guest.attest(guest.challenge())
     token = json.loads(reply.body)["token"]
     head, claims, signature = token.split(".")

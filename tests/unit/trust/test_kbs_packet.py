@@ -44,7 +44,7 @@ def test_newer_packets() -> None:
     assert kp.unwrap(KEY, kp.parse_packet(json.dumps(newer).encode())) == PRIVATE
 
 
-def test_a_gcm_packet_relabelled_as_ctr_is_refused() -> None:
+def test_wrap_type_downgrade_to_ctr_is_refused() -> None:
     """With CTR the same key stream would open it, and nobody would see flipped bits."""
     document = json.loads(PACKET)
     sealed = base64.b64decode(document["wrapped_data"])[:-16]

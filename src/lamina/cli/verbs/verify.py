@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.options import (
@@ -18,11 +18,15 @@ from lamina.cli.parser import Parser
 from lamina.cli.verbs.sign import annotation
 from lamina.errors import UsageError
 
+if TYPE_CHECKING:
+    from lamina.trust.keyless import KeylessSigner
+
 PAGE: Final = Page(
     """
     Proves that an image is signed as it must be: with --key by one of some public keys and for
-    exactly the name that was asked for, or with --policy as a policy.json of the containers tools
-    says. Nothing but the signatures and the manifest is fetched.
+    exactly the name that was asked for, with --policy as a policy.json of the containers tools
+    says, or with --certificate-identity by a short-lived certificate for an identity (keyless,
+    which needs the extra "keyless"). Nothing but the signatures and the manifest is fetched.
 
     A signature over another digest, for another name or tag, or by another key does not count;
     neither does one that lacks what --min-release, --suite or --annotation demand.
@@ -75,9 +79,42 @@ def add_arguments(parser: Parser) -> None:
         help="accept a signature that states another name or none, as bundles of cosign do; the "
         "digest is proven all the same",
     )
+    _add_keyless(parser)
     _add_demands(parser)
     add_signing_registry_options(parser)
     add_output_options(parser)
+
+
+def _add_keyless(parser: Parser) -> None:
+    """Signatures by an identity instead of a key."""
+    group = parser.add_argument_group("Keyless signatures")
+    group.add_argument(
+        "--certificate-identity",
+        metavar="TEXT",
+        help="who must have signed, instead of --key: an e-mail address or URI",
+    )
+    group.add_argument(
+        "--certificate-oidc-issuer", metavar="URL", help="who vouched for the identity"
+    )
+    group.add_argument(
+        "--trusted-root",
+        metavar="FILE",
+        help="trusted_root.json of the Sigstore instance; nothing is asked over the network",
+    )
+
+
+def _signer(args: Namespace) -> KeylessSigner | None:
+    fields = (args.certificate_identity, args.certificate_oidc_issuer, args.trusted_root)
+    if not any(fields):
+        return None
+    if not all(fields):
+        raise UsageError(
+            "a keyless signature needs --certificate-identity, --certificate-oidc-issuer and "
+            "--trusted-root"
+        )
+    from lamina.trust.keyless import KeylessSigner
+
+    return KeylessSigner(*fields)
 
 
 def _add_demands(parser: Parser) -> None:
@@ -110,8 +147,12 @@ def run(args: Namespace) -> int:
     from lamina.trust.keys import load_public_key, read_key_file
     from lamina.trust.policy import load_policy
 
-    if bool(args.key) == bool(args.policy):
-        raise UsageError("give either --key or --policy", hint="lamina verify --key FILE IMAGE")
+    signer = _signer(args)
+    if bool(args.key) + bool(args.policy) + bool(signer) != 1:
+        raise UsageError(
+            "give one of --key, --policy and --certificate-identity",
+            hint="lamina verify --key FILE IMAGE",
+        )
     demands = (args.min_release, args.suite, args.annotation, args.match_repository, args.any_name)
     if args.policy and any(demands):
         raise UsageError("a policy file says itself what it demands")
@@ -127,7 +168,7 @@ def run(args: Namespace) -> int:
             kind = ANY_NAME if args.any_name else "matchRepository"
             loose = args.any_name or args.match_repository
             rule = IdentityRule(kind) if loose else IdentityRule()
-            demand = Demand(keys, rule, args.min_release, args.suite, dict(args.annotation))
+            demand = Demand(keys, rule, args.min_release, args.suite, dict(args.annotation), signer)
             verified = verify_image(repository, [demand], wanted)
     if args.json:
         found = [{"identity": p.reference, "optional": p.optional} for p in verified.payloads]
