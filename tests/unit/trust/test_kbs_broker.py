@@ -98,7 +98,7 @@ def test_rules_refuse_each_in_its_own_words(
 
 
 def test_rollback_to_an_older_signed_image_gets_no_key(broker: RunningBroker) -> None:
-    """Raising the minimum, or removing the key of a release, ends it for guests that run already."""
+    """Raising the minimum, or removing the key of a release, ends it for running guests too."""
     client = broker.client()
     broker.put(URI, KEY, Rule(minimum_release=6))
     assert client.fetch(RESOURCE, Claims(IMAGE, 6)).reveal() == KEY
