@@ -141,6 +141,16 @@ def parse_events(data: bytes | memoryview) -> Iterator[Event]:
         position += length
 
 
+def encode_event(event: Event) -> bytes:
+    """Return an event as the kernel gives it, with its range."""
+    head = _METADATA.pack(
+        EVENT_BYTES, FANOTIFY_METADATA_VERSION, 0, _METADATA.size, event.mask, event.fd, event.pid
+    )
+    length = _INFO_HEADER.size + _RANGE.size
+    header = _INFO_HEADER.pack(FAN_EVENT_INFO_TYPE_RANGE, 0, length)
+    return head + header + _RANGE.pack(0, event.offset, event.size_bytes)
+
+
 def _find_range(records: bytes | memoryview) -> tuple[int, int]:
     position = 0
     while len(records) - position >= _INFO_HEADER.size:

@@ -34,6 +34,10 @@ class BlobDevice(Protocol):
     def private_fds(self) -> Sequence[int]:
         """The descriptors that the mounting fork must close."""
 
+    @property
+    def connection(self) -> int:
+        """``st_dev`` of the FUSE mount that has to be answered while mounting, 0 without one."""
+
     def serve(self) -> None:
         """Begin to answer; called after the fork, before the mount is complete."""
 

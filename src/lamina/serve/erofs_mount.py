@@ -36,9 +36,10 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
 
     Raises SyscallError or KernelError; the caller then closes the device.
     """
-    with mounting_lock():
+    with mounting_lock() as lock:
         watch = SuperblockWatch("erofs")
         paths = device.prepare()
+        lock.note_connection(device.connection)
         private = device.private_fds()
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -57,6 +58,18 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
         shorten_readahead(watch.paths)
 
 
+def attach_erofs(bootstrap: str, paths: Sequence[str], attributes: int, mountpoint: str) -> None:
+    """Make the mount in this process, which must not be the one that serves ``paths``, the files of
+    the blobs.  Raises SyscallError.
+    """
+    options: list[tuple[str, str | None]] = [("device", path) for path in paths]
+    mount_fd = create_mount("erofs", bootstrap, options, attributes)
+    try:
+        attach_mount(mount_fd, mountpoint)
+    finally:
+        os.close(mount_fd)
+
+
 def _killed(target: ErofsMount) -> KernelError:
     return KernelError(f"the process that mounts {target.mountpoint} was killed")
 
@@ -69,9 +82,7 @@ def _mount_and_exit(
     try:
         for fd in private:
             os.close(fd)
-        options: list[tuple[str, str | None]] = [("device", path) for path in paths]
-        mount_fd = create_mount("erofs", target.bootstrap, options, target.attributes)
-        attach_mount(mount_fd, target.mountpoint)
+        attach_erofs(target.bootstrap, paths, target.attributes, target.mountpoint)
         report = _DONE
     except Error as error:
         report = encode_error(error)

@@ -12,16 +12,16 @@ import logging
 import os
 import select
 import threading
-import time
 from collections.abc import Sequence
 from typing import Final
 
-from lamina.errors import Error, KernelError
+from lamina.errors import Error
 from lamina.image.lazy_blob import LazyBlob
 from lamina.linux import fanotify
 from lamina.linux.mount import SuperblockWatch
 from lamina.serve.device import fd_path
 from lamina.serve.holder import Holder
+from lamina.serve.quiet import quiet_descriptor
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -29,10 +29,6 @@ THREADS: Final = 16
 """How many readers can wait for the network at a time; also bounds the events' descriptors."""
 
 _EIO: Final = 5
-_OWN_EVENT_S: Final = 3.0
-_PROVOKED_S: Final = 0.05
-_BEYOND_ANY_BLOB: Final = 1 << 46
-"""Where the provoked read is; the event has it, though there is nothing to read."""
 
 
 class FanotifyDevice:
@@ -44,6 +40,7 @@ class FanotifyDevice:
 
     name = "fanotify"
     ended_fd = None
+    connection = 0
 
     def __init__(self, blobs: Sequence[LazyBlob]) -> None:
         self._blobs = blobs
@@ -77,43 +74,15 @@ class FanotifyDevice:
                 status = os.fstat(blob.fd)
                 self._by_inode[status.st_dev, status.st_ino] = blob
             self._marked = set(self._by_inode)
-            for key, blob in self._by_inode.items():
-                self._quieten(key, blob)
+            for blob in lazy:
+                self._quieten(blob)
         return [fd_path(blob.fd) for blob in self._blobs]
 
-    def _quieten(self, key: tuple[int, int], blob: LazyBlob) -> None:
-        """Put a descriptor that raises no events in the place of the blob's own.
-
-        A file that was opened before any group marked it is quiet anyway, but another mount's group
-        may have been earlier.  Only the kernel makes descriptors that are quiet for all groups, one
-        for each event, so an event is provoked: a read that is then denied.  Without it, a write of
-        ours to the cache could wait for an answer that waits for the write.
-        """
-        deadline = time.monotonic() + _OWN_EVENT_S
-        while (event := self._provoke(key, blob.fd)) is None:
-            if time.monotonic() > deadline:
-                raise KernelError(
-                    f"the kernel asks someone else before reads of {blob.path}, who denies them",
-                    hint="unmount the broken mounts of this image, which `lamina mounts` lists",
-                )
-        fanotify.respond(self._group, event.fd, _EIO)
-        os.dup2(event.fd, blob.fd, inheritable=False)
-        os.close(event.fd)
-
-    def _provoke(self, key: tuple[int, int], fd: int) -> fanotify.Event | None:
-        """Return the event of a read of our own, None if another group has denied the read."""
-        reader = threading.Thread(target=_read_far_away, args=(fd,), daemon=True)
-        reader.start()
-        while reader.is_alive() or select.select([self._group], [], [], 0)[0]:
-            if not select.select([self._group], [], [], _PROVOKED_S)[0]:
-                continue
-            event = next(fanotify.parse_events(os.read(self._group, fanotify.EVENT_BYTES)))
-            status = os.fstat(event.fd)
-            same_file = (status.st_dev, status.st_ino) == key
-            if same_file and event.pid == os.getpid() and event.offset >= _BEYOND_ANY_BLOB:
-                return event
-            self._early.append(event)
-        return None
+    def _quieten(self, blob: LazyBlob) -> None:
+        """Put a descriptor that raises no events in the place of the blob's own."""
+        quiet = quiet_descriptor(self._group, blob.fd, str(blob.path), self._early)
+        os.dup2(quiet, blob.fd, inheritable=False)
+        os.close(quiet)
 
     def private_fds(self) -> Sequence[int]:
         """None: a copy of the group in a fork only makes readers wait a little longer."""
@@ -214,11 +183,3 @@ class FanotifyDevice:
             os.close(self._stop)
             os.close(self._group)
             self._group = -1
-
-
-def _read_far_away(fd: int) -> None:
-    # Opened anew: whether a descriptor raises events is settled when it is opened.
-    again = os.open(fd_path(fd), os.O_RDONLY | os.O_CLOEXEC)
-    with contextlib.suppress(OSError):
-        os.pread(again, 1, _BEYOND_ANY_BLOB)
-    os.close(again)

@@ -36,7 +36,7 @@ class FuseBlobDevice:
         self._blobs = blobs
         self._device = -1
         self._mount_fd = -1
-        self._number = 0
+        self.connection = 0
         self._server: FuseServer | None = None
         self._held: list[LazyBlob] = []
         self._watch = mount.SuperblockWatch("erofs")
@@ -59,7 +59,7 @@ class FuseBlobDevice:
             self._mount_fd = fuse_device.create_fuse_mount(
                 self._device, [], mount.MOUNT_ATTR_RDONLY
             )
-            self._number = mount.device_number(self._mount_fd)
+            self.connection = mount.device_number(self._mount_fd)
             for index in lazy:
                 paths[index] = f"{fd_path(self._mount_fd)}/{index}"
         return paths
@@ -99,7 +99,7 @@ class FuseBlobDevice:
     def abandon(self) -> None:
         """Abort the connection; the kernel still reads what is held."""
         if self._server is not None and self._server.running:
-            fuse_device.abort_connection(self._number)
+            fuse_device.abort_connection(self.connection)
         self._end()
 
     def close(self) -> None:

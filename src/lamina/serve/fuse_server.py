@@ -57,8 +57,22 @@ class FuseServer:
         self._device = device
         self._filesystem = filesystem
         self._threads: list[threading.Thread] = []
+        self._busy: set[int] = set()
+        self._draining = False
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable once the connection is over."""
+
+    def take_over(self) -> bool:
+        """Get what a server that is gone has read and not answered; call before :meth:`start`.
+
+        Return False before Linux 6.9, which has forgotten these requests: nobody can answer them.
+        """
+        try:
+            os.write(self._device, fuse_reply.encode_resend())
+        except OSError as error:
+            # ENOTCONN and ENODEV: the end of the connection, which the threads will see.
+            return error.errno != errno.EINVAL
+        return True
 
     def start(self) -> None:
         """Start answering."""
@@ -71,6 +85,17 @@ class FuseServer:
     def running(self) -> bool:
         """Whether the connection is there and answered."""
         return any(thread.is_alive() for thread in self._threads)
+
+    def drain(self) -> None:
+        """Answer nothing that is not being answered already; what is read meanwhile is left to
+        :meth:`take_over`.
+        """
+        self._draining = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests are being answered."""
+        return bool(self._busy)
 
     def close(self) -> None:
         """Wait for the threads, which end with the connection, and close the device."""
@@ -101,6 +126,10 @@ class FuseServer:
             if error.errno not in _GONE:
                 LOG.exception("reading the FUSE device failed")
             return False
+        if self._draining:
+            return False
+        me = threading.get_ident()
+        self._busy.add(me)
         try:
             self._answer(fuse.parse_request(memoryview(request_buffer)[:count]), scratch)
         except OSError as error:
@@ -108,6 +137,8 @@ class FuseServer:
             return error.errno == errno.ENOENT
         except Error:
             LOG.exception("the kernel sent a FUSE request that makes no sense")
+        finally:
+            self._busy.discard(me)
         return True
 
     def _answer(self, request: fuse.Request, scratch: memoryview) -> None:

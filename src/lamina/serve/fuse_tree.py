@@ -14,12 +14,14 @@ import threading
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from lamina.errors import FormatError
 from lamina.image.base import Image, Stat
 from lamina.linux import fuse_device, mount
 from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
 from lamina.wire import fuse, fuse_reply
 
 _KEPT_FOLDERS: Final = 128
+_KEPT_NODES: Final = 4096
 _FIRST_NODE: Final = fuse.ROOT_ID + 1
 
 
@@ -29,72 +31,39 @@ class TreeImage(Image, Protocol):
     def child(self, directory: Stat, name: bytes) -> Stat | None:
         """Return the entry ``name`` of ``directory``, None if there is none."""
 
+    def stat_of(self, nid: int) -> Stat:
+        """Return an inode by its number.  Raises FormatError if there is none."""
 
-class NodeTable:
-    """The inodes that the kernel knows, by its number for them.
 
-    A node's number is the image's inode number moved up by two, so that 1 is left for the root.
-    """
-
-    def __init__(self, root: Stat) -> None:
-        self._root = root
-        self._stats: dict[int, Stat] = {}
-        self._lookups: dict[int, int] = {}
-        self._lock = threading.Lock()
-
-    def remember(self, stat: Stat) -> int:
-        """Count a lookup of an inode and return its number."""
-        nodeid = stat.ino + _FIRST_NODE
-        with self._lock:
-            self._stats.setdefault(nodeid, stat)
-            self._lookups[nodeid] = self._lookups.get(nodeid, 0) + 1
-        return nodeid
-
-    def forget(self, nodeid: int, lookups: int) -> None:
-        """Undo so many lookups."""
-        with self._lock:
-            left = self._lookups.get(nodeid, 0) - lookups
-            if left > 0:
-                self._lookups[nodeid] = left
-            else:
-                self._lookups.pop(nodeid, None)
-                self._stats.pop(nodeid, None)
-
-    def __getitem__(self, nodeid: int) -> Stat:
-        """Return the inode; raises OSError (ESTALE) for a number that is not given out."""
-        if nodeid == fuse.ROOT_ID:
-            return self._root
-        stat = self._stats.get(nodeid)
-        if stat is None:
-            raise _error(errno.ESTALE)
-        return stat
-
-    def __len__(self) -> int:
-        return len(self._stats)
+def tree_flags(*, acl: bool) -> fuse.InitFlag:
+    """Return what :class:`TreeFilesystem` takes of what the kernel offers."""
+    flags = (
+        fuse.InitFlag.DO_READDIRPLUS
+        | fuse.InitFlag.READDIRPLUS_AUTO
+        | fuse.InitFlag.PARALLEL_DIROPS
+        | fuse.InitFlag.CACHE_SYMLINKS
+        | fuse.InitFlag.NO_OPEN_SUPPORT
+        | fuse.InitFlag.NO_OPENDIR_SUPPORT
+        | fuse.InitFlag.EXPLICIT_INVAL_DATA
+    )
+    return flags | fuse.InitFlag.POSIX_ACL if acl else flags
 
 
 class TreeFilesystem:
     """Answers FUSE requests from ``image``, which stays the caller's.
+
+    A node's number is the image's inode number moved up by two, so that 1 is left for the root:
+    nothing has to be remembered, and any process that has the image can answer.
 
     With ``acl`` the kernel checks POSIX ACLs, as it does on EROFS; only root's mounts can.
     """
 
     def __init__(self, image: TreeImage, *, acl: bool = False) -> None:
         self._image = image
-        self._nodes = NodeTable(image.root)
+        self._node = functools.lru_cache(_KEPT_NODES)(self._find_node)
         self._entries = functools.lru_cache(_KEPT_FOLDERS)(self._read_folder)
         self._folder_lock = threading.Lock()
-        self.flags = (
-            fuse.InitFlag.DO_READDIRPLUS
-            | fuse.InitFlag.READDIRPLUS_AUTO
-            | fuse.InitFlag.PARALLEL_DIROPS
-            | fuse.InitFlag.CACHE_SYMLINKS
-            | fuse.InitFlag.NO_OPEN_SUPPORT
-            | fuse.InitFlag.NO_OPENDIR_SUPPORT
-            | fuse.InitFlag.EXPLICIT_INVAL_DATA
-        )
-        if acl:
-            self.flags |= fuse.InitFlag.POSIX_ACL
+        self.flags = tree_flags(acl=acl)
         self._handlers = {
             fuse.Opcode.LOOKUP: self._lookup,
             fuse.Opcode.GETATTR: self._getattr,
@@ -116,28 +85,35 @@ class TreeFilesystem:
         return body
 
     def forget(self, nodeid: int, lookups: int) -> None:
-        """Drop what the kernel forgot."""
-        self._nodes.forget(nodeid, lookups)
+        """Nothing to do: numbers are those of the image."""
+
+    def _find_node(self, nodeid: int) -> Stat:
+        if nodeid == fuse.ROOT_ID:
+            return self._image.root
+        try:
+            return self._image.stat_of(nodeid - _FIRST_NODE)
+        except FormatError as error:
+            raise _error(errno.ESTALE) from error
 
     def _lookup(self, request: fuse.Request) -> bytes:
         name = fuse.decode_lookup(request)
-        child = self._image.child(self._nodes[request.nodeid], name)
+        child = self._image.child(self._node(request.nodeid), name)
         if child is None:
             return fuse_reply.encode_missing_entry(CACHE_S)
         return self._entry(child)
 
     def _entry(self, stat: Stat) -> bytes:
-        return fuse_reply.encode_entry(self._nodes.remember(stat), attributes_of(stat), CACHE_S)
+        return fuse_reply.encode_entry(stat.ino + _FIRST_NODE, attributes_of(stat), CACHE_S)
 
     def _getattr(self, request: fuse.Request) -> bytes:
-        return fuse_reply.encode_attr(attributes_of(self._nodes[request.nodeid]), CACHE_S)
+        return fuse_reply.encode_attr(attributes_of(self._node(request.nodeid)), CACHE_S)
 
     def _readlink(self, request: fuse.Request) -> bytes:
-        return self._image.readlink(self._nodes[request.nodeid])
+        return self._image.readlink(self._node(request.nodeid))
 
     def _read(self, request: fuse.Request) -> bytes:
         read = fuse.decode_read(request)
-        stat = self._nodes[request.nodeid]
+        stat = self._node(request.nodeid)
         if not stat.is_file:
             raise _error(errno.EINVAL)
         data = self._image.pread(stat, read.offset, read.size_bytes)
@@ -166,12 +142,12 @@ class TreeFilesystem:
         return bytes(out)
 
     def _read_folder(self, nodeid: int) -> Sequence[tuple[bytes, Stat]]:
-        folder = self._nodes[nodeid]
+        folder = self._node(nodeid)
         return [(b".", folder), (b"..", folder), *self._image.scandir(folder)]
 
     def _xattr(self, request: fuse.Request) -> bytes:
         wanted = fuse.decode_xattr(request)
-        xattrs = self._image.xattrs(self._nodes[request.nodeid])
+        xattrs = self._image.xattrs(self._node(request.nodeid))
         if request.opcode == fuse.Opcode.GETXATTR:
             if wanted.name not in xattrs:
                 raise _error(errno.ENODATA)

@@ -164,8 +164,8 @@ def mount_image(
     Raises UsageError, NotFoundError (no such folder), KernelError, UnsupportedError, and what
     opening the image's blobs raises.
     """
-    target = _target(mountpoint)
-    attributes = _attributes(options)
+    target = mount_target(mountpoint)
+    attributes = mount_attributes(options)
     raise_file_limit()
     if device == "auto":
         return _mount_best(image, target, attributes)
@@ -180,14 +180,16 @@ def mount_image(
     return _mount_blobs(image, target, device, attributes)
 
 
-def _target(mountpoint: str | os.PathLike[str]) -> str:
+def mount_target(mountpoint: str | os.PathLike[str]) -> str:
+    """Return the real path of a folder to mount on.  Raises NotFoundError if it is none."""
     path = os.path.realpath(mountpoint)
     if not os.path.isdir(path):
         raise NotFoundError(f"{path} is not a folder to mount on", hint=f"mkdir -p {path}")
     return path
 
 
-def _attributes(options: Sequence[str]) -> int:
+def mount_attributes(options: Sequence[str]) -> int:
+    """Return the ``MOUNT_ATTR_*`` of options.  Raises UsageError for one that is not known."""
     attributes = mount.MOUNT_ATTR_RDONLY
     for option in options:
         if option not in mount.ATTRIBUTES:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import select
+import time
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from lamina.errors import NotFoundError
+from lamina.errors import NotFoundError, UsageError
 from lamina.linux.mount import read_mount_table
-from lamina.linux.process import open_pidfd
-from lamina.linux.syscalls import SyscallError
 from lamina.serve.detach import detach
+from lamina.serve.service.client import service_status
 from lamina.serve.state import MountRecord, MountRecords
 
 LOG: Final = logging.getLogger("lamina")
 
+_POLL_S: Final = 0.01
 _SERVER_END_S: Final = 5.0
 """How long a server may take to end after its mount is gone."""
 
@@ -26,33 +26,87 @@ class MountState(StrEnum):
 
     SERVED = "served"
     BROKEN = "broken"
-    """The server is gone; what the page cache has not got fails with an error."""
+    """Whoever served it is gone; what the page cache has not got fails with an error, or on device
+    fanotify is zeros.  Mounting anew on the same folder mends it.
+    """
+    RESIDENT = "resident"
+    """Every chunk is here and the kernel reads it by itself: no process is needed."""
     DETACHED = "detached"
     """Unmounted lazily; the server waits for the last user."""
 
 
 class MountStatus(NamedTuple):
-    """A record, and how the mount is now."""
+    """A record, and how the mount is now.
+
+    ``pids`` by role, of those that there are: ``holder``, ``supervisor`` and ``worker`` of the
+    service, or ``server``.  Sizes are those of the blobs, decompressed; None if nobody can tell.
+    """
 
     record: MountRecord
     state: MountState
+    pids: dict[str, int]
+    ready_bytes: int | None = None
+    total_bytes: int | None = None
+
+    @property
+    def resident(self) -> bool:
+        """Whether the mount needs no process."""
+        return self.state is MountState.RESIDENT
 
 
 def list_mounts() -> list[MountStatus]:
-    """Return this user's mounts, sorted by mountpoint; stale records are removed."""
+    """Return this user's mounts, sorted by mountpoint; stale records are removed.
+
+    Raises KernelError if there is a mount service that does not answer.
+    """
     records = MountRecords()
+    all_records = records.all()
+    status = service_status() if any(record.service for record in all_records) else None
+    # Read again: a record may have come, or lost its service, while the service was asked.
     table = {(entry.mountpoint, entry.device) for entry in read_mount_table()}
     found = []
     for record in records.all():
         attached = (record.mountpoint, record.device_number) in table
-        if record.served:
-            state = MountState.SERVED if attached else MountState.DETACHED
-            found.append(MountStatus(record, state))
-        elif attached:
-            found.append(MountStatus(record, MountState.BROKEN))
-        else:
+        mount = _status_of(record, status, attached=attached)
+        if mount is None:
             records.remove(record)
+        else:
+            found.append(mount)
     return found
+
+
+def _status_of(
+    record: MountRecord, status: dict[str, Any] | None, *, attached: bool
+) -> MountStatus | None:
+    lives = MountState.SERVED if attached else MountState.DETACHED
+    if record.service and status is not None:
+        known = status["mounts"].get(record.mountpoint)
+        if known is not None:
+            sizes = known.get("ready_bytes"), known.get("total_bytes")
+            return MountStatus(record, lives, status["pids"], *sizes)
+    elif record.served:
+        return MountStatus(record, lives, {"server": record.pid})
+    if not attached:
+        return None
+    return MountStatus(record, MountState.RESIDENT if record.resident else MountState.BROKEN, {})
+
+
+def clear_mountpoint(mountpoint: str) -> None:
+    """Make room for a mount: one that is broken is taken away, lazily.
+
+    Raises UsageError if an image is mounted there, and well.
+    """
+    for status in list_mounts():
+        if status.record.mountpoint != mountpoint or status.state is MountState.DETACHED:
+            continue
+        if status.state is MountState.BROKEN:
+            LOG.warning("%s is broken, and mounted anew", mountpoint)
+            unmount(mountpoint, lazy=True)
+            continue
+        raise UsageError(
+            f"{status.record.image} is mounted at {mountpoint} already",
+            hint=f"lamina umount {mountpoint}",
+        )
 
 
 def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountRecord:
@@ -73,7 +127,7 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
             records.remove(record)
         raise NotFoundError(f"no image is mounted at {path}", hint="lamina mounts lists them")
     detach(path, record.device_number, lazy=lazy)
-    if not record.served:
+    if not record.service and not record.served:
         records.remove(record)
     elif not lazy:
         _wait_for_end(record)
@@ -81,24 +135,21 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
 
 
 def _exists(record: MountRecord) -> bool:
-    return record.served or any(
-        (entry.mountpoint, entry.device) == (record.mountpoint, record.device_number)
-        for entry in read_mount_table()
-    )
+    return any(status.record == record for status in list_mounts())
 
 
 def _wait_for_end(record: MountRecord) -> None:
-    try:
-        pidfd = open_pidfd(record.pid)
-    except SyscallError:
-        return
-    try:
-        # Looked at again behind the pidfd: the number may belong to another process by now.
-        if record.served and not select.select([pidfd], [], [], _SERVER_END_S)[0]:
+    """Wait until who serves the mount has noticed, and removed the record."""
+    records = MountRecords()
+    deadline = time.monotonic() + _SERVER_END_S
+    while records.read(record.mountpoint) == record:
+        if time.monotonic() > deadline:
+            if record.service and service_status() is None:
+                records.remove(record)
+                return
             LOG.warning(
-                "%s is unmounted here; process %d goes on to serve it in another mount namespace",
+                "%s is unmounted here; it goes on to be served in another mount namespace",
                 record.mountpoint,
-                record.pid,
             )
-    finally:
-        os.close(pidfd)
+            return
+        time.sleep(_POLL_S)

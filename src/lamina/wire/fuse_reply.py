@@ -43,6 +43,9 @@ _DIRENT = struct.Struct("=QQII")
 
 _MASK32 = 0xFFFFFFFF
 
+# enum fuse_notify_code
+FUSE_NOTIFY_RESEND = 7
+
 
 def encode_reply(unique: int, body: bytes = b"") -> bytes:
     """Return a successful reply."""
@@ -57,6 +60,13 @@ def encode_reply_header(unique: int, body_bytes: int) -> bytes:
 def encode_error(unique: int, code: int) -> bytes:
     """Return a reply that fails with errno ``code`` (positive)."""
     return _REPLY.pack(REPLY_HEADER_BYTES, -code, unique)
+
+
+def encode_resend() -> bytes:
+    """Return the notification that makes the kernel queue all unanswered requests again (Linux
+    6.9); their ``unique`` then has bit 63 set, and the reply must have it too.
+    """
+    return _REPLY.pack(REPLY_HEADER_BYTES, FUSE_NOTIFY_RESEND, 0)
 
 
 def encode_init(reply: InitReply) -> bytes:

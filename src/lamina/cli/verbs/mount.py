@@ -15,25 +15,28 @@ from lamina.cli.options import (
     add_output_options,
     add_registry_options,
     ask_credentials,
+    client_options,
 )
 from lamina.cli.output import print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
-from lamina.cli.planning import add_complete_options, complete_in_background
+from lamina.cli.planning import add_complete_options
 
 if TYPE_CHECKING:
-    from lamina.image.native import NativeImage
-    from lamina.serve.daemon import MountRequest
+    from lamina.serve.service.spec import MountSpec
     from lamina.serve.state import MountRecord
 
 PAGE: Final = Page(
     """
     Mounts a native image read-only on a folder and returns as soon as its tree can be read. A
-    server stays behind, which fetches and verifies what is read; `lamina umount` ends it. With
-    --foreground the server is this process, and ends the mount when it is told to stop.
+    service stays behind, one for all mounts of the user, which fetches and verifies what is read;
+    it ends with the last mount. Any of its processes may be killed or upgraded: readers wait for
+    the next one. With --foreground the server is this process alone, and ends the mount when it is
+    told to stop. A mount that is broken is mounted anew.
 
     A reader gets the right bytes, waits, or gets an error: EIO for damaged data, ETIMEDOUT or EIO
-    when the registry does not deliver, ENOSPC when the store is full. The server's log says why.
+    when the registry does not deliver, ENOSPC when the store is full. The log says why: service.log
+    in the runtime folder.
     """,
     examples=(
         ("lamina mount localhost:5000/node /mnt", "Then look around in /mnt."),
@@ -44,7 +47,8 @@ PAGE: Final = Page(
         ("image, digest", "the reference, and the digest that it had"),
         ("mountpoint", "absolute path of the folder"),
         ("device", "fanotify, fuse-blob or fuse"),
-        ("pid", "process id of the server"),
+        ("pid", "process id of the supervisor, or of the server in the foreground"),
+        ("resident", "true if everything is here, so that no process is needed"),
         ("store", "folder of the node store"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
@@ -73,8 +77,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Mount, and leave a server behind or be it."""
-    from lamina.serve.daemon import serve_foreground, start_daemon
+    """Mount, and leave it to the service or serve it."""
 
     def tell(record: MountRecord) -> None:
         if args.json:
@@ -82,36 +85,48 @@ def run(args: Namespace) -> int:
         else:
             story.tell(f"{record.image} is mounted on {record.mountpoint} ({record.device})")
 
-    request = mount_request(args)
+    spec = mount_spec(args)
     if args.foreground:
+        from lamina.serve.daemon import MountRequest, serve_foreground
+        from lamina.serve.service.spec import open_spec
+
+        request = MountRequest(
+            open_image=lambda: open_spec(spec),
+            reference=spec.reference,
+            mountpoint=spec.mountpoint,
+            store=spec.store,
+            device=spec.device,
+            options=spec.options,
+        )
         serve_foreground(request, tell)
     else:
-        tell(start_daemon(request))
+        from lamina.serve.service.mounting import mount_by_service
+
+        tell(mount_by_service(spec))
     return 0
 
 
-def mount_request(args: Namespace) -> MountRequest:
-    """The request that the arguments make."""
-    from lamina.serve.daemon import MountRequest
+def mount_spec(args: Namespace) -> MountSpec:
+    """What the arguments ask for, with nothing left to be asked or looked up."""
+    from dataclasses import asdict
+
+    from lamina.serve.service.spec import MountSpec
     from lamina.store.node import default_root
+    from lamina.store.space import BUDGET_VARIABLE
 
     ask_credentials(args)
     make_absolute(args)
-
-    def open_image() -> NativeImage:
-        from lamina.cli.opening import open_native
-
-        image = open_native(args, args.image)
-        complete_in_background(args, image)
-        return image
-
-    return MountRequest(
-        open_image=open_image,
+    return MountSpec(
         reference=args.image,
         mountpoint=args.folder,
         store=args.store or str(default_root()),
+        store_budget=args.store_budget or os.environ.get(BUDGET_VARIABLE) or None,
         device=args.device,
         options=tuple(filter(None, args.options.split(","))),
+        platform=args.platform,
+        client=asdict(client_options(args)),
+        complete=args.complete,
+        limit_rate=args.limit_rate,
     )
 
 
@@ -140,4 +155,5 @@ def record_object(record: MountRecord) -> dict[str, object]:
         "device": record.device,
         "pid": record.pid,
         "store": record.store,
+        "resident": record.resident,
     }

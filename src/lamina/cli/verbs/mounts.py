@@ -12,9 +12,10 @@ from lamina.cli.parser import Parser
 
 PAGE: Final = Page(
     """
-    Lists the images that this user mounted with `lamina mount`, and the process that serves each.
-    A mount is `served`; `broken` if its server is gone, so that reads of what is not in memory
-    fail; or `detached` after a lazy unmount, while somebody still uses it.
+    Lists the images that this user mounted with `lamina mount`, and who serves each. A mount is
+    `served`; `resident` if all of it is here and no process is needed; `broken` if all who served
+    it are gone, so that reads of what is not in memory fail, which `lamina mount` on the same
+    folder mends; or `detached` after a lazy unmount, while somebody still uses it.
     """,
     examples=(
         ("lamina mounts", "A table."),
@@ -25,7 +26,12 @@ PAGE: Final = Page(
         ("mountpoint", "absolute path of the folder"),
         ("image", "the reference, with the digest it had"),
         ("device", "fanotify, fuse-blob or fuse"),
-        ("pid", "process id of the server"),
+        ("digest", "of the image's manifest"),
+        ("state", "served, resident, broken or detached"),
+        ("resident", "true if no process is needed"),
+        ("pids", "by role: holder, supervisor and worker; or server, with --foreground"),
+        ("ready_bytes, total_bytes", "what is here of the blobs, decompressed; null if unknown"),
+        ("pid", "process id of who made the mount"),
     ),
     see_also=("mount", "umount"),
 )
@@ -46,16 +52,39 @@ def run(args: Namespace) -> int:
 
     mounts = list_mounts()
     if args.mountpoints:
-        for record, _ in mounts:
-            print_line(record.mountpoint)
+        for status in mounts:
+            print_line(status.record.mountpoint)
     elif args.json:
-        for record, state in mounts:
-            print_json({**record_object(record), "state": str(state)})
+        for status in mounts:
+            print_json(
+                {
+                    **record_object(status.record),
+                    "state": str(status.state),
+                    "resident": status.resident,
+                    "pids": status.pids,
+                    "ready_bytes": status.ready_bytes,
+                    "total_bytes": status.total_bytes,
+                }
+            )
     elif mounts:
-        rows = [("MOUNTPOINT", "IMAGE", "DEVICE", "STATE", "PID")]
-        rows += [
-            (record.mountpoint, record.image, record.device, str(state), str(record.pid))
-            for record, state in mounts
-        ]
+        rows = [("MOUNTPOINT", "IMAGE", "DEVICE", "STATE", "PID", "HERE")]
+        for status in mounts:
+            pid = status.pids.get("supervisor", status.pids.get("server"))
+            rows.append(
+                (
+                    status.record.mountpoint,
+                    status.record.image,
+                    status.record.device,
+                    str(status.state),
+                    str(pid or "-"),
+                    _share(status.ready_bytes, status.total_bytes),
+                )
+            )
         print_table(rows)
     return 0
+
+
+def _share(ready_bytes: int | None, total_bytes: int | None) -> str:
+    if ready_bytes is None or total_bytes is None:
+        return "-"
+    return f"{100 * ready_bytes // total_bytes} %" if total_bytes else "100 %"

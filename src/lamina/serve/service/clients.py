@@ -1,0 +1,142 @@
+"""One client of the supervisor: what it asked for, and how far that has come."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from lamina.errors import Error, KernelError
+from lamina.serve.reported_error import encode_error
+from lamina.serve.service.channel import Channel, Message
+from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.spec import MountSpec
+
+if TYPE_CHECKING:
+    from lamina.serve.service.supervisor import Supervisor
+
+MOST_ATTEMPTS: Final = 5
+"""How many workers may die of opening an image before the client hears of it."""
+
+
+class Client:
+    """A connection.  ``number`` is that of the mount it makes."""
+
+    def __init__(self, supervisor: Supervisor, channel: Channel, number: str) -> None:
+        self._supervisor = supervisor
+        self.channel = channel
+        self.number = number
+        self._spec: MountSpec | None = None
+        self._opened: dict[str, Any] | None = None
+        self._attempts = 0
+        self._asked_status = False
+        self._mount: KeptMount | None = None
+        channel.settimeout(5)
+
+    def read(self) -> None:
+        """Do what the client says next; its end undoes a mount that is half made."""
+        message = None
+        with contextlib.suppress(OSError):
+            message = self.channel.receive()
+        if message is None:
+            self._leave()
+            return
+        try:
+            self._do(message)
+        except Error as error:
+            self._fail(error)
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+            self._fail(KernelError(f"the mount service does not understand a request: {error}"))
+
+    def _do(self, message: Message) -> None:
+        body, fds = message
+        if body["op"] == "open":
+            self._spec = MountSpec.from_json(body["spec"])
+            self.begin_again()
+        elif body["op"] == "serve":
+            self._serve(body, fds)
+        elif body["op"] == "mounted":
+            self._mounted(body)
+        elif body["op"] == "held":
+            self._supervisor.tell_worker("held", number=self.number, watch=body["watch"])
+        elif body["op"] == "status":
+            self._asked_status = True
+            self._supervisor.tell_worker("status", number=self.number)
+        elif body["op"] == "upgrade":
+            done = self._supervisor.upgrade()
+            self.channel.say("upgraded" if done else "not upgraded")
+        else:
+            raise KernelError(f"the mount service does not know {body['op']!r}")
+
+    def begin_again(self) -> None:
+        """Ask the worker, which may be a new one, for what is still wanted of it."""
+        if self._asked_status:
+            self._supervisor.tell_worker("status", number=self.number)
+        elif self._spec is not None and self._opened is None:
+            self._attempts += 1
+            if self._attempts > MOST_ATTEMPTS:
+                self._fail(KernelError("the worker of the mount service dies of this image"))
+                return
+            self._supervisor.tell_worker("open", number=self.number, spec=self._spec.to_json())
+        elif self._mount is not None and self._mount.record is None:
+            # A new worker serves all that is kept.
+            self.channel.say("serving")
+
+    def hear(self, message: Message) -> None:
+        """Pass on what the worker answers."""
+        body = message.body
+        if body["op"] == "opened":
+            self._opened = body
+        elif body["op"] == "status":
+            self._asked_status = False
+            body = {**body, "pids": self._supervisor.pids()}
+        elif body["op"] not in ("failed", "serving", "held"):
+            return
+        if not self.channel.say(**body):
+            self._leave()
+
+    def _serve(self, body: dict[str, Any], fds: list[int]) -> None:
+        assert self._spec is not None and self._opened is not None
+        spec = msgspec.structs.replace(self._spec, pinned=self._opened["pinned"])
+        names, connection = body["names"], body["connection"]
+        mount = KeptMount(
+            self.number, spec, body["device"], dict(zip(names, fds, strict=True)), None, [],
+            connection,
+        )  # fmt: skip
+        self._mount = mount
+        self._supervisor.keep(mount)
+        fields = mount.encode()
+        self._supervisor.tell_worker("serve", list(mount.fds.values()), mount=fields)
+
+    def _mounted(self, body: dict[str, Any]) -> None:
+        mount = self._mount
+        assert mount is not None
+        mount.watch = body["watch"]
+        mount.record = self._supervisor.describe(body["record"])
+        self._supervisor.keep(mount)
+        self._supervisor.tell_worker("mounted", number=mount.number, watch=mount.watch)
+        self.channel.say("record", record=mount.record)
+
+    def _fail(self, error: Error) -> None:
+        self.channel.say("failed", error=encode_error(error).decode())
+        self._leave()
+
+    def _leave(self) -> None:
+        mount, self._mount = self._mount, None
+        if mount is not None and mount.record is None:
+            abandon(mount)
+            self._supervisor.drop(mount)
+        elif mount is None and self._spec is not None:
+            self._supervisor.tell_worker("drop", number=self.number)
+        self._supervisor.part_with(self)
+
+
+def abandon(mount: KeptMount) -> None:
+    """End the FUSE connection of a mount, so that its readers get errors and its server ends."""
+    from lamina.linux.fuse_device import abort_connection
+
+    if mount.connection and os.geteuid() == 0:
+        with contextlib.suppress(Error, OSError):
+            abort_connection(mount.connection)

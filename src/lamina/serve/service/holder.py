@@ -1,0 +1,94 @@
+"""The process that sleeps, has everything, and starts the others again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from functools import partial
+from typing import Final
+
+from lamina.linux.process import OOM_SCORE_ADJ_MIN, set_name, set_oom_score
+from lamina.serve.service.channel import Channel, Message
+from lamina.serve.service.state import ServiceState, fork_as
+from lamina.serve.service.supervisor import supervise
+
+LOG: Final = logging.getLogger("lamina")
+
+SHORT_LIFE_S: Final = 0.05
+"""A process that dies sooner is not replaced at once: it may die of its work."""
+PAUSE_S: Final = 0.1
+
+
+def hold(state: ServiceState, channel: Channel | None = None) -> None:
+    """Be the holder, of a supervisor that is there or of a new one; return when it says goodbye."""
+    set_name("lamina-keeper")
+    set_oom_score(OOM_SCORE_ADJ_MIN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _pass_on(state))
+    state.holder_pid = os.getpid()
+    try:
+        while True:
+            began = time.monotonic()
+            if channel is None:
+                channel = _start_supervisor(state)
+            if _listen(state, channel):
+                return
+            channel.close()
+            channel = None
+            LOG.warning("the supervisor is gone, another one takes over")
+            state.end_worker()
+            _reap()
+            if time.monotonic() - began < SHORT_LIFE_S:
+                time.sleep(PAUSE_S)
+    finally:
+        if channel is not None:
+            channel.close()
+
+
+def _start_supervisor(state: ServiceState) -> Channel:
+    ours, theirs = Channel.pair()
+    try:
+        state.supervisor_pid = fork_as(partial(supervise, state, theirs))
+    except BaseException:
+        ours.close()
+        raise
+    theirs.close()
+    return ours
+
+
+def _listen(state: ServiceState, channel: Channel) -> bool:
+    """Note what the supervisor says; True after its goodbye, False when it is gone."""
+    while (message := channel.receive()) is not None:
+        if message.body["op"] == "bye":
+            return True
+        _note(state, message)
+        channel.say("noted")
+    return False
+
+
+def _note(state: ServiceState, message: Message) -> None:
+    body, fds = message
+    if body["op"] == "keep":
+        state.keep(body["mount"], fds)
+    elif body["op"] == "drop":
+        state.drop(body["number"])
+    elif body["op"] == "worker":
+        state.note_worker(fds[0])
+    elif body["op"] == "supervisor":
+        state.supervisor_pid = body["pid"]
+
+
+def _pass_on(state: ServiceState) -> None:
+    if state.supervisor_pid:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(state.supervisor_pid, signal.SIGTERM)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

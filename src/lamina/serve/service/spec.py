@@ -1,0 +1,83 @@
+"""What is to be mounted, as plain values: a worker opens the image anew from them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from lamina.errors import UsageError
+
+if TYPE_CHECKING:
+    from lamina.image.native import NativeImage
+
+DEFAULT_OPENER: Final = "lamina.serve.service.spec:open_reference"
+
+
+class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One mount: all that a serving process needs, as JSON.
+
+    ``client`` are fields of :class:`lamina.registry.repository.ClientOptions`, credentials
+    included, so a spec is kept in memory only.  ``pinned`` is the reference with the digest that
+    the image had when it was opened first.  ``opener`` names the function, as ``module:function``,
+    that makes an image of a spec; ``extra`` is what it alone understands.
+    """
+
+    reference: str
+    mountpoint: str
+    store: str
+    store_budget: str | None = None
+    device: str = "auto"
+    options: tuple[str, ...] = ()
+    platform: str | None = None
+    index: str = "never"
+    client: dict[str, Any] = {}
+    complete: bool = False
+    limit_rate: float | None = None
+    pinned: str | None = None
+    opener: str = DEFAULT_OPENER
+    extra: dict[str, Any] = {}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as an object of JSON."""
+        return msgspec.structs.asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: object) -> MountSpec:
+        """Return what :meth:`to_json` made.  Raises UsageError."""
+        try:
+            return msgspec.convert(fields, cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"this is no request to mount: {error}") from error
+
+
+def open_spec(spec: MountSpec) -> NativeImage:
+    """Open the image.  Raises UsageError for an opener that does not exist, and what that does."""
+    module, _, function = spec.opener.partition(":")
+    try:
+        opener = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"there is no way {spec.opener!r} to open an image: {error}") from error
+    image: NativeImage = opener(spec)
+    if spec.complete:
+        from lamina.image.residency import BackgroundFill
+
+        image.close_with(BackgroundFill(image, bytes_per_s=spec.limit_rate))
+    return image
+
+
+def open_reference(spec: MountSpec) -> NativeImage:
+    """Open by reference; once it is pinned, no registry is asked for what is in the store."""
+    from lamina.image.open import open_image
+    from lamina.registry.repository import ClientOptions
+    from lamina.store.node import NodeStore
+
+    return open_image(
+        spec.pinned or spec.reference,
+        store=NodeStore(Path(spec.store), budget=spec.store_budget),
+        options=ClientOptions(**spec.client),
+        platform=None if spec.pinned else spec.platform,
+        index=spec.index,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,105 @@
+"""What the processes of the service have in common, and how one becomes another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+from lamina.serve.service.kept import KeptMount
+
+SOCKET_NAME: Final = "service.sock"
+LOCK_NAME: Final = "service.lock"
+LOG_NAME: Final = "service.log"
+
+
+@dataclass(slots=True)
+class ServiceState:
+    """Inherited by every fork.  ``lingering`` is a service that stays without mounts."""
+
+    listener: socket.socket
+    lock_fd: int
+    lingering: bool = False
+    mounts: dict[str, KeptMount] = field(default_factory=dict)
+    worker_pidfd: int = -1
+    holder_pid: int = 0
+    supervisor_pid: int = 0
+
+    def note_worker(self, pidfd: int) -> None:
+        """Remember the process that answers now."""
+        if self.worker_pidfd >= 0:
+            os.close(self.worker_pidfd)
+        self.worker_pidfd = pidfd
+
+    def end_worker(self) -> None:
+        """Kill the worker and wait until it is gone with all its threads: only then may another
+        one read what it has read.
+        """
+        if self.worker_pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.worker_pidfd, signal.SIGKILL)
+            wait_for_end(self.worker_pidfd)
+            self.note_worker(-1)
+
+    def keep(self, fields: dict[str, Any], fds: list[int]) -> None:
+        """Keep a mount, or what has changed of it if no descriptors come with it."""
+        known = self.mounts.get(fields["number"])
+        if known is not None and not fds:
+            fds = list(known.fds.values())
+        self.mounts[fields["number"]] = KeptMount.decode(fields, fds)
+
+    def drop(self, number: str) -> None:
+        """Let go of a mount."""
+        known = self.mounts.pop(number, None)
+        if known is not None:
+            known.close()
+
+
+class Become(BaseException):
+    """Raised in a new fork: leave everything on the stack and begin as another process."""
+
+    def __init__(self, role: Callable[[], None]) -> None:
+        super().__init__()
+        self.role = role
+
+
+def wait_for_end(pidfd: int, timeout_s: float | None = None) -> bool:
+    """Wait until a process is gone; return whether it is."""
+    import select
+
+    return bool(select.select([pidfd], [], [], timeout_s)[0])
+
+
+def fork_as(role: Callable[[], None]) -> int:
+    """Fork; the child leaves all frames, which close what they own, and begins with ``role``.
+
+    So no stack grows from generation to generation.  Needs :func:`live` at the bottom.
+    """
+    pid = os.fork()
+    if pid == 0:
+        raise Become(role)
+    return pid
+
+
+def live(role: Callable[[], None]) -> NoReturn:
+    """Run ``role``, and in forks what they are to become; never returns."""
+    import logging
+
+    log = logging.getLogger("lamina")
+    current: Callable[[], None] | None = role
+    code = 0
+    while current is not None:
+        role, current = current, None
+        try:
+            role()
+        except Become as change:
+            current = change.role
+        except BaseException:
+            log.exception("a process of the mount service ended because of a defect")
+            code = 1
+    logging.shutdown()
+    os._exit(code)

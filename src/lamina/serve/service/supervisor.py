@@ -1,0 +1,311 @@
+"""The process that talks to clients, keeps the records, and replaces worker and holder.
+
+It has one thread and waits for nobody but the holder, who answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any, Final, Self
+
+from lamina.linux.process import set_name, set_oom_score
+from lamina.serve.service.channel import Channel
+from lamina.serve.service.clients import Client
+from lamina.serve.service.ending import MountEnds
+from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.state import ServiceState, fork_as
+from lamina.serve.service.worker import work
+from lamina.serve.state import MountRecord, MountRecords
+
+LOG: Final = logging.getLogger("lamina")
+
+FIRST_CLIENT_S: Final = 10.0
+"""How long a service without a mount waits for one."""
+SHORT_LIFE_S: Final = 0.05
+PAUSE_S: Final = 0.1
+OOM_SCORE: Final = -500
+DRAIN_S: Final = 0.3
+"""How long a worker that is to be replaced may take to answer what it has begun."""
+
+
+def supervise(state: ServiceState, holder: Channel) -> None:
+    """Be the supervisor until there is nothing left to serve."""
+    set_name("lamina-super")
+    set_oom_score(OOM_SCORE)
+    with Supervisor(state, holder) as supervisor:
+        supervisor.run()
+
+
+class Supervisor:
+    """See the module."""
+
+    def __init__(self, state: ServiceState, holder: Channel) -> None:
+        self.state = state
+        self._holder = holder
+        self._worker: Channel | None = None
+        self._worker_began = 0.0
+        self._poll = select.epoll()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._clients: dict[int, Client] = {}
+        self._number = 0
+        self._idle_until = time.monotonic() + FIRST_CLIENT_S
+        self._stop = False
+        self._upgrade = False
+        self._signals, self._wakeup = socket.socketpair()
+        self._ends = MountEnds(self)
+
+    def __enter__(self) -> Self:
+        self._signals.setblocking(False)
+        self._wakeup.setblocking(False)
+        signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close what is this process's alone; the state goes on, in a fork."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        self._poll.close()
+        self._ends.close()
+        self._signals.close()
+        self._wakeup.close()
+        for client in self._clients.values():
+            client.channel.close()
+        if self._worker is not None:
+            self._worker.close()
+        self._holder.close()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._upgrade = True
+        else:
+            self._stop = True
+
+    def run(self) -> None:
+        """Serve clients until the last mount has gone."""
+        self.state.supervisor_pid = os.getpid()
+        self._tell_holder("supervisor", pid=os.getpid())
+        self._watch(self._holder.fileno(), self._replace_holder)
+        self._watch(self.state.listener.fileno(), self._accept)
+        self._watch(self._signals.fileno(), self._drain_signals)
+        for mount in list(self.state.mounts.values()):
+            if mount.record is None:
+                # Its client saw the last supervisor end, and begins anew.
+                self.drop(mount)
+            else:
+                self._ends.add(mount)
+        self._start_worker()
+        while not self._stop and not self._idle:
+            for fd, _ in self._poll.poll(self._ends.wait_s):
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback()
+            self._ends.look()
+            if self._upgrade:
+                self._upgrade = False
+                self.upgrade()
+        if self._stop:
+            self._ends.unmount_all()
+        self._end()
+
+    def _drain_signals(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._signals.recv(64)
+
+    @property
+    def _idle(self) -> bool:
+        if self.state.mounts or self._clients or self.state.lingering:
+            return False
+        return time.monotonic() > self._idle_until
+
+    def _end(self) -> None:
+        """End all of the service: nothing is served any more."""
+        self._holder.say("bye")
+        self.state.end_worker()
+
+    def _watch(self, fd: int, callback: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        self._callbacks[fd] = callback
+        self._poll.register(fd, events)
+
+    def watch(self, fd: int, callback: Callable[[], None], events: int) -> None:
+        """Call back when there are ``events``, or an error, at ``fd``."""
+        self._watch(fd, callback, events)
+
+    def forget(self, fd: int) -> None:
+        """End a :meth:`watch`; call before closing."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._poll.unregister(fd)
+
+    # The holder.
+
+    def _tell_holder(self, op: str, fds: list[int] | None = None, **fields: object) -> None:
+        if self._holder.ask(op, fds or (), **fields) is None:
+            self._replace_holder()
+
+    def _replace_holder(self) -> None:
+        """Fork another one, which has all that this process has."""
+        from lamina.serve.service.holder import hold
+
+        LOG.warning("the holder is gone, another one takes its place")
+        self.forget(self._holder.fileno())
+        self._holder.close()
+        ours, theirs = Channel.pair()
+        try:
+            self.state.holder_pid = fork_as(partial(hold, self.state, theirs))
+        except BaseException:
+            ours.close()
+            raise
+        theirs.close()
+        self._holder = ours
+        self._watch(ours.fileno(), self._replace_holder)
+
+    # The worker.
+
+    def _start_worker(self) -> None:
+        self._worker_began = time.monotonic()
+        ours, theirs = Channel.pair()
+        try:
+            pid = fork_as(partial(work, self.state, theirs, os.getpid()))
+        except BaseException:
+            ours.close()
+            raise
+        theirs.close()
+        self._worker = ours
+        pidfd = os.pidfd_open(pid)
+        self.state.note_worker(pidfd)
+        # Nobody reads a device before the holder knows whom to kill.
+        self._tell_holder("worker", [pidfd])
+        self._watch(pidfd, self._replace_worker)
+        self._watch(ours.fileno(), self._hear_worker)
+        ours.say("begin")
+        for client in self._clients.values():
+            client.begin_again()
+
+    def _replace_worker(self) -> None:
+        self._forget_worker()
+        LOG.warning("the worker is gone, another one takes over")
+        if time.monotonic() - self._worker_began < SHORT_LIFE_S:
+            time.sleep(PAUSE_S)
+        self._start_worker()
+
+    def _forget_worker(self) -> None:
+        assert self._worker is not None
+        self.forget(self.state.worker_pidfd)
+        self.forget(self._worker.fileno())
+        self._worker.close()
+        self.state.end_worker()
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    def _hear_worker(self) -> None:
+        assert self._worker is not None
+        message = self._worker.receive()
+        if message is None:
+            self.forget(self._worker.fileno())
+            return
+        body = message.body
+        mount = self.state.mounts.get(body.get("number", ""))
+        if body["op"] == "resident" and mount is not None:
+            self._ends.resident(mount)
+        elif body["op"] == "lost" and mount is not None:
+            LOG.error("%s is broken: the kernel has forgotten its reads", mount.spec.mountpoint)
+            self.drop(mount)
+        for client in list(self._clients.values()):
+            if client.number == body.get("number"):
+                client.hear(message)
+
+    def tell_worker(self, op: str, fds: list[int] | None = None, **fields: object) -> None:
+        """Say something to the worker; one that is gone is told by its successor's fork."""
+        assert self._worker is not None
+        self._worker.say(op, fds or (), **fields)
+
+    # Clients and mounts.
+
+    def _accept(self) -> None:
+        try:
+            end, _ = self.state.listener.accept()
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                raise
+            return
+        self._number += 1
+        number = f"{os.getpid()}-{self._number}"
+        client = Client(self, Channel(end), number)
+        self._clients[end.fileno()] = client
+        self._watch(end.fileno(), client.read)
+
+    def part_with(self, client: Client) -> None:
+        """Close a client's connection."""
+        fd = client.channel.fileno()
+        if self._clients.pop(fd, None) is not None:
+            self.forget(fd)
+            client.channel.close()
+        self._idle_until = min(self._idle_until, time.monotonic())
+
+    def keep(self, mount: KeptMount) -> None:
+        """Keep a mount, or what has changed of it, here and in the holder."""
+        known = self.state.mounts.get(mount.number)
+        self.state.mounts[mount.number] = mount
+        fds = [] if known is not None else list(mount.fds.values())
+        self._tell_holder("keep", fds, mount=mount.encode())
+        if mount.record is not None:
+            MountRecords().write(MountRecord(**mount.record))
+            self._ends.add(mount)
+
+    def drop(self, mount: KeptMount, *, forget_record: bool = True) -> None:
+        """Let go of a mount everywhere."""
+        self._ends.discard(mount)
+        self.state.drop(mount.number)
+        self._tell_holder("drop", number=mount.number)
+        if self._worker is not None:
+            self.tell_worker("drop", number=mount.number)
+        if mount.record is not None and forget_record:
+            MountRecords().remove(MountRecord(**mount.record))
+        self._idle_until = min(self._idle_until, time.monotonic())
+
+    def pids(self) -> dict[str, int]:
+        """Return who is who now."""
+        assert self._worker is not None
+        info = f"/proc/self/fdinfo/{self.state.worker_pidfd}"
+        worker = 0
+        with contextlib.suppress(OSError, ValueError), open(info) as file:
+            worker = int(file.read().partition("Pid:")[2].split()[0])
+        return {"holder": self.state.holder_pid, "supervisor": os.getpid(), "worker": worker}
+
+    def upgrade(self) -> bool:
+        """Let a fresh interpreter, with the code as it is now, take over; return whether it has
+        begun to.
+        """
+        from lamina.serve.service.upgrade import hand_over
+
+        if not hand_over(self.state):
+            return False
+        self.tell_worker("drain")
+        from lamina.serve.service.state import wait_for_end
+
+        wait_for_end(self.state.worker_pidfd, DRAIN_S)
+        self.state.end_worker()
+        self._holder.say("bye")
+        # No goodbye to the successor, which waits for the end of this process.
+        logging.shutdown()
+        os._exit(0)
+
+    def describe(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Return the record of a new mount with this process in it."""
+        from lamina.linux.process import start_time_ticks
+
+        ticks = start_time_ticks(os.getpid()) or 0
+        return {**record, "pid": os.getpid(), "start_ticks": ticks, "service": True}

@@ -1,0 +1,253 @@
+"""The process that opens images and answers the kernel.
+
+It may be killed at any moment.  The next one gets the same descriptors: from a FUSE device it asks
+for the unanswered requests again, and of a fanotify group it knows the unanswered events from
+memory that all workers share.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+from typing import Any, Final, Protocol
+
+from lamina.errors import Error
+from lamina.image.native import NativeImage
+from lamina.image.residency import blob_coverage
+from lamina.linux.mount import SuperblockWatch
+from lamina.linux.process import (
+    set_name,
+    set_oom_score,
+    set_parent_death_signal,
+)
+from lamina.serve.reported_error import encode_error
+from lamina.serve.service.channel import Channel
+from lamina.serve.service.fanotify_mount import FanotifyMount, hold_all, inherited_numbers
+from lamina.serve.service.fuse_mount import FuseMount, hold_complete
+from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.late_image import LateImage
+from lamina.serve.service.reserved import ReservedNumbers
+from lamina.serve.service.spec import MountSpec, open_spec
+from lamina.serve.service.state import ServiceState
+
+LOG: Final = logging.getLogger("lamina")
+DRAIN_POLL_S: Final = 0.002
+
+
+class ServedMount(Protocol):
+    """What a worker does for a mount."""
+
+    image: LateImage
+
+    def start(self, *, inherited: bool) -> bool:
+        """Begin; ``inherited`` if another worker has served it before."""
+
+    def mounted(self, watch: SuperblockWatch) -> None:
+        """The superblock is there."""
+
+    def drain(self) -> None:
+        """Begin nothing new."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being answered."""
+
+    @property
+    def resident(self) -> bool:
+        """Whether no server is needed any more."""
+
+    def leave_if_complete(self) -> None:
+        """Find out whether that is so."""
+
+    def close(self) -> None:
+        """Stop; the mount is gone."""
+
+
+def work(state: ServiceState, channel: Channel, parent: int) -> None:
+    """Be the worker until the supervisor is gone."""
+    set_parent_death_signal(signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    set_name("lamina-worker")
+    set_oom_score(0)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    reserved = ReservedNumbers(inherited_numbers(state.mounts.values()))
+    # The one that connects, and the lock of the service, are not this process's business.
+    reserved.close(state.listener.detach())
+    reserved.close(state.lock_fd)
+    gc.enable()
+    Worker(channel, reserved).run(list(state.mounts.values()))
+
+
+class Worker:
+    """See the module; the main thread listens to the supervisor, others work."""
+
+    def __init__(self, channel: Channel, reserved: ReservedNumbers) -> None:
+        self._channel = channel
+        self._reserved = reserved
+        self._kept: dict[str, KeptMount] = {}
+        self._served: dict[str, ServedMount] = {}
+        self._opened: dict[str, NativeImage] = {}
+        self._lock = threading.Lock()
+
+    def run(self, mounts: list[KeptMount]) -> None:
+        """Serve what others have served, and do what the supervisor says."""
+        begin = self._channel.receive()
+        if begin is None:
+            return
+        for mount in mounts:
+            self._serve(mount, inherited=True)
+        while (message := self._channel.receive()) is not None:
+            body, fds = message
+            op = body["op"]
+            if op == "open":
+                self._in_thread(self._open, body)
+            elif op == "serve":
+                mount = KeptMount.decode(body["mount"], fds)
+                self._serve(mount, inherited=False)
+                self._channel.say("serving", number=mount.number)
+            elif op == "mounted":
+                self._mounted(body)
+            elif op == "held":
+                self._in_thread(self._hold, body)
+            elif op == "drop":
+                self._in_thread(self._drop, body)
+            elif op == "status":
+                self._in_thread(self._status, body)
+            elif op == "drain":
+                self._drain()
+
+    def _in_thread(self, work: Any, body: dict[str, Any]) -> None:
+        def run() -> None:
+            try:
+                work(body)
+            except Exception:
+                LOG.exception("the worker of the mount service failed to %s", body["op"])
+
+        threading.Thread(target=run, name=f"lamina-{body['op']}", daemon=True).start()
+
+    def _open(self, body: dict[str, Any]) -> None:
+        number = body["number"]
+        try:
+            spec = MountSpec.from_json(body["spec"])
+            image = open_spec(spec)
+            try:
+                answer = _describe(image, spec)
+            except BaseException:
+                image.close()
+                raise
+        except Error as error:
+            self._channel.say("failed", number=number, error=encode_error(error).decode())
+            return
+        except Exception as error:
+            LOG.exception("opening an image failed because of a defect")
+            defect = Error(f"opening the image failed because of a defect: {error!r}")
+            self._channel.say("failed", number=number, error=encode_error(defect).decode())
+            return
+        with self._lock:
+            self._opened[number] = image
+        self._channel.say("opened", number=number, **answer)
+
+    def _serve(self, mount: KeptMount, *, inherited: bool) -> None:
+        with self._lock:
+            image = LateImage(mount.spec, self._opened.pop(mount.number, None))
+        served: ServedMount
+        if mount.device == "fanotify":
+            served = FanotifyMount(mount, image, self._resident)
+        else:
+            served = FuseMount(mount, image)
+        with self._lock:
+            self._kept[mount.number] = mount
+            self._served[mount.number] = served
+        if not served.start(inherited=inherited):
+            self._channel.say("lost", number=mount.number)
+        elif inherited and mount.spec.complete:
+            self._in_thread(lambda _: image.get(), {"op": "complete"})
+
+    def _resident(self, number: str) -> None:
+        self._channel.say("resident", number=number)
+
+    def _mounted(self, body: dict[str, Any]) -> None:
+        served = self._served.get(body["number"])
+        if served is not None:
+            served.mounted(_known_superblock(body["watch"]))
+
+    def _hold(self, body: dict[str, Any]) -> None:
+        """Keep an image that is complete, and needs nobody, until its superblock is gone."""
+        image = self._opened.get(body["number"])
+        if image is not None:
+            for blob in image.blobs:
+                blob.hold_through(_known_superblock(body["watch"]))
+            self._channel.say("held", number=body["number"])
+
+    def _drop(self, body: dict[str, Any]) -> None:
+        with self._lock:
+            image = self._opened.pop(body["number"], None)
+            served = self._served.pop(body["number"], None)
+            mount = self._kept.pop(body["number"], None)
+        if image is not None:
+            image.close()
+        if served is not None:
+            served.close()
+        if mount is not None:
+            for fd in mount.fds.values():
+                self._reserved.close(fd)
+
+    def _status(self, body: dict[str, Any]) -> None:
+        mounts: dict[str, dict[str, Any]] = {}
+        for number, served in list(self._served.items()):
+            mount = self._kept[number]
+            try:
+                coverage = blob_coverage(served.image.get())
+            except Error as error:
+                mounts[mount.spec.mountpoint] = {"error": str(error)}
+                continue
+            served.leave_if_complete()
+            mounts[mount.spec.mountpoint] = {
+                "ready_bytes": sum(blob.ready_bytes for blob in coverage),
+                "total_bytes": sum(blob.size_bytes for blob in coverage),
+                "resident": served.resident,
+            }
+        self._channel.say("status", number=body["number"], mounts=mounts)
+
+    def _drain(self) -> None:
+        for served in self._served.values():
+            served.drain()
+        while any(served.busy for served in self._served.values()):
+            time.sleep(DRAIN_POLL_S)
+        logging.shutdown()
+        os._exit(0)
+
+
+def _known_superblock(paths: list[str]) -> SuperblockWatch:
+    watch = SuperblockWatch("erofs")
+    watch.paths = tuple(paths)
+    return watch
+
+
+def _describe(image: NativeImage, spec: MountSpec) -> dict[str, Any]:
+    """Hold what the kernel is to read by itself, and tell the client what it has to mount."""
+    origin = image.origin
+    reference = origin.reference if origin is not None else None
+    named = str(reference) if reference is not None else spec.reference
+    answer: dict[str, Any] = {
+        "image": named,
+        "digest": (reference.digest or "") if reference is not None else "",
+        "pinned": named if reference is not None else None,
+        "bootstrap": os.fspath(image.bootstrap_path),
+        "blobs": [],
+        "complete": [],
+    }
+    if spec.device != "fuse":
+        watch = SuperblockWatch("erofs")
+        if spec.device == "fanotify":
+            answer["complete"] = hold_all(image, watch)
+        else:
+            answer["complete"] = hold_complete(image, watch)
+        answer["blobs"] = [os.fspath(blob.path) for blob in image.blobs]
+    return answer
