@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,14 @@ def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.getbasetemp() / "stores" / str(next(_numbers))
     monkeypatch.setenv("LAMINA_STORE", str(folder))
     monkeypatch.setenv("DOCKER_CONFIG", str(folder / "no-docker-config"))
+
+
+@pytest.fixture(autouse=True)
+def _own_mounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A mount service of its own for each test, which ends with its last mount."""
+    with tempfile.TemporaryDirectory(prefix="lamina-test-") as folder:
+        monkeypatch.setenv("LAMINA_RUNTIME", folder)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -164,7 +164,7 @@ class Station:
             **os.environ,
             "PYTHONPATH": str(ROOT / "src"),
             "LAMINA_STORE": str(self.store),
-            "LAMINA_RUNTIME": str(plan.runtime),
+            "LAMINA_RUNTIME": str(plan.runtime / device),
             "LAMINA_RETRY": RETRY,
             "DOCKER_CONFIG": str(folder / "no-docker-config"),
         }

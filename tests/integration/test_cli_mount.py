@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,21 @@ def test_mount_look_unmount(lamina: Shell, files: dict[str, bytes], device: str)
     assert record["store"] == str(lamina.folder / "store")
     for name, data in files.items():
         assert (mountpoint / name).read_bytes() == data
-    assert lamina.mine() == [{**record, "state": "served"}]
+    (listed,) = lamina.mine()
+    assert {name: listed[name] for name in record} == record
+    assert listed["state"] == "served"
+    assert set(listed["pids"]) == {"holder", "supervisor", "worker"}
+    assert all(start_time_ticks(pid) is not None for pid in listed["pids"].values())
+    assert 0 < listed["ready_bytes"] <= listed["total_bytes"]
     assert str(mountpoint) in lamina("mounts").stdout
     assert str(mountpoint) in lamina("mounts", "--mountpoints").stdout.splitlines()
     done = lamina("umount", "--json", "mnt")
     assert json.loads(done.stdout) == {"image": record["image"], "mountpoint": str(mountpoint)}
     assert not os.path.ismount(mountpoint)
-    assert start_time_ticks(record["pid"]) is None
+    deadline = time.monotonic() + 10
+    while any(start_time_ticks(pid) is not None for pid in listed["pids"].values()):
+        assert time.monotonic() < deadline, "the service outlives its last mount"
+        time.sleep(0.01)
 
 
 def test_it_tells_people_on_standard_error(lamina: Shell) -> None:
@@ -180,7 +189,7 @@ def test_foreground(lamina: Shell, number: signal.Signals) -> None:
 
 def test_the_server_outlives_the_terminal(lamina: Shell, files: dict[str, bytes]) -> None:
     """A server is in no process group or session of the shell that called ``lamina mount``."""
-    lamina("mount", IMAGE, "mnt")
+    lamina("mount", "--device", "fuse", IMAGE, "mnt")
     (record,) = lamina.mine()
     assert os.getsid(record["pid"]) != os.getsid(0)
     with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The server that ``lamina mount`` leaves behind: readiness, records, its end, its sudden death."""
+"""Mounts that outlive their command: readiness, records, their end, and what serves them killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from lamina.image.open import open_bootstrap
 from lamina.linux.process import start_time_ticks
 from lamina.linux.syscalls import SyscallError
 from lamina.serve.mounts import MountState, list_mounts, unmount
-from lamina.serve.state import MountRecords
+from lamina.serve.service.client import service_status
+from lamina.serve.state import state_directory
 from lamina.store.holds import held_blobs
 from tests.support.native_images import BuiltImage
 from tests.support.serving import ROOT, FolderSource, is_mounted, start, write_sample
@@ -53,21 +54,26 @@ class Served:
         self.mountpoint.mkdir()
         self.store = folder / "store"
 
-    def start(self, device: str) -> int:
-        record = start(self.folder, self.mountpoint, self.store, device)
+    def start(self, device: str, *, foreground: bool = False) -> int:
+        """Mount, and return the process id of the supervisor, or of the server."""
+        record = start(self.folder, self.mountpoint, self.store, device, foreground=foreground)
         assert (record["device"], record["mountpoint"]) == (device, str(self.mountpoint))
         return int(str(record["pid"]))
 
     def states(self) -> list[MountState]:
         mine = str(self.mountpoint)
-        return [state for record, state in list_mounts() if record.mountpoint == mine]
+        return [status.state for status in list_mounts() if status.record.mountpoint == mine]
+
+    def pids(self) -> dict[str, int]:
+        mine = str(self.mountpoint)
+        return next(each.pids for each in list_mounts() if each.record.mountpoint == mine)
 
     def open(self) -> NativeImage:
         source = FolderSource(self.folder)
         return open_bootstrap(self.folder / "image.boot", source, store=self.store)
 
     def log(self) -> str:
-        return MountRecords().log_path(str(self.mountpoint)).read_text()
+        return (state_directory() / "service.log").read_text()
 
     def content(self, name: str) -> bytes:
         return self.built.contents[name.encode()]
@@ -188,7 +194,7 @@ def read_slowly(served: Served) -> subprocess.Popen[bytes]:
 
 
 def test_killed_server_never_means_zeros(served: Served, device: str) -> None:
-    pid = served.start(device)
+    pid = served.start(device, foreground=True)
     with read_slowly(served) as reader:
         os.kill(pid, signal.SIGKILL)
         out, _ = reader.communicate(timeout=20)
@@ -207,17 +213,16 @@ def test_killed_server_never_means_zeros(served: Served, device: str) -> None:
     wait_until(lambda: not holders())
 
 
-def test_complete_blobs_are_held_when_their_server_is_killed(served: Served, device: str) -> None:
-    """The kernel reads them by itself, so nothing may be evicted from them."""
+def test_a_complete_image_needs_no_process(served: Served, device: str) -> None:
+    """The kernel reads it by itself, so nothing may be evicted from it."""
     if device == "fuse":
         pytest.skip("device fuse reads the cache files itself")
     with served.open() as image:
         for blob in image.blobs:
             blob.ensure(0, blob.size_bytes)
-    pid = served.start(device)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: gone(pid))
-    os.sync()
+    served.start(device)
+    assert served.states() == [MountState.RESIDENT]
+    wait_until(lambda: service_status() is None)
     Path("/proc/sys/vm/drop_caches").write_text("3")
     assert held_blobs(served.store)
     assert (served.mountpoint / BIG).read_bytes() == served.content(BIG)
@@ -239,14 +244,13 @@ def holders() -> list[int]:
     return found
 
 
-def test_broken_mount_can_be_mounted_again(served: Served, device: str) -> None:
-    pid = served.start(device)
-    os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: gone(pid))
-    with pytest.raises(RuntimeError, match="its server is gone"):
-        served.start(device)
-    unmount(served.mountpoint)
+def test_broken_mount_is_mended_by_mounting_again(served: Served, device: str) -> None:
     served.start(device)
+    for pid in served.pids().values():
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: served.states() == [MountState.BROKEN])
+    served.start(device)
+    assert served.states() == [MountState.SERVED]
     assert (served.mountpoint / BIG).read_bytes() == served.content(BIG)
     unmount(served.mountpoint)
 
@@ -274,7 +278,7 @@ from tests.support.serving import is_mounted, start
 
 base, name = Path(sys.argv[1]), sys.argv[2]
 record = start(base / "image", base / "mnt", base / "store", "auto")
-states = [state for _, state in list_mounts()]
+states = [status.state for status in list_mounts()]
 total = sum((base / "mnt" / name).read_bytes())
 unmount(base / "mnt")
 print(json.dumps([record["device"], states, total, is_mounted(base / "mnt")]))
@@ -302,7 +306,7 @@ def test_mount_without_root(served: Served) -> None:
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
     command += [f'{prepare}{nobody} "$@"', "sh", sys.executable, "-c", AS_NOBODY, str(base), BIG]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "HOME": str(base)}
-    environment["XDG_RUNTIME_DIR"] = str(base / "run")
+    environment["LAMINA_RUNTIME"] = str(base / "run")
     try:
         done = subprocess.run(
             command, env=environment, cwd=ROOT, text=True, capture_output=True, check=False

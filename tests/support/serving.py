@@ -1,7 +1,7 @@
 """An image with one of everything, blobs in a folder that can fail, and a server of it.
 
-``python -m tests.support.serving FOLDER MOUNTPOINT STORE DEVICE`` leaves a mount behind, as
-``lamina mount`` does, and prints its record.
+``python -m tests.support.serving FOLDER MOUNTPOINT STORE DEVICE`` leaves a mount to the service, as
+``lamina mount`` does, and prints its record.  With ``foreground`` behind that it serves by itself.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from pathlib import Path
 
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FetchError
+from lamina.image.native import NativeImage
 from lamina.image.open import open_bootstrap
 from lamina.linux.mount import read_mount_table
-from lamina.serve.daemon import MountRequest, start_daemon
+from lamina.serve.daemon import MountRequest, serve_foreground
+from lamina.serve.service.mounting import mount_by_service
+from lamina.serve.service.spec import MountSpec, open_spec
+from lamina.serve.state import MountRecord
 from tests.support.native_images import BuiltImage, build_image, image_files, some_bytes
 
 ROOT = Path(__file__).parents[2]
@@ -79,10 +83,22 @@ def write_sample(folder: Path) -> BuiltImage:
     return image
 
 
-def start(folder: Path, mountpoint: Path, store: Path, device: str) -> dict[str, object]:
+def start(
+    folder: Path, mountpoint: Path, store: Path, device: str, *, foreground: bool = False
+) -> dict[str, object]:
     """Leave a mount behind, from a process of its own; raises RuntimeError with what it said."""
     command = [sys.executable, "-m", "tests.support.serving", folder, mountpoint, store, device]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    if foreground:
+        server = subprocess.Popen(
+            [*command, "foreground"], stdout=subprocess.PIPE, env=environment, cwd=ROOT
+        )
+        assert server.stdout is not None
+        with server.stdout:
+            line = server.stdout.readline()
+        # Whoever kills it looks whether it is gone, and a zombie is.
+        server.returncode = 0
+        return dict(json.loads(line))
     done = subprocess.run(
         command, capture_output=True, env=environment, cwd=ROOT, timeout=60, check=False
     )
@@ -97,23 +113,47 @@ def is_mounted(mountpoint: Path) -> bool:
     return any(entry.mountpoint == str(mountpoint) for entry in read_mount_table())
 
 
+def open_sample(spec: MountSpec) -> NativeImage:
+    """Open the image in the folder ``spec.reference``, as the service does."""
+    folder = Path(spec.reference)
+    return open_bootstrap(folder / "image.boot", FolderSource(folder), store=spec.store)
+
+
+def sample_spec(folder: Path, mountpoint: Path, store: Path, device: str) -> MountSpec:
+    """A request to mount the image in a folder."""
+    return MountSpec(
+        reference=str(folder),
+        mountpoint=str(mountpoint),
+        store=str(store),
+        device=device,
+        opener="tests.support.serving:open_sample",
+    )
+
+
 def main() -> int:
     """Mount; the arguments are in the module's text."""
-    folder, mountpoint, store, device = sys.argv[1:]
-    source = FolderSource(Path(folder))
-    request = MountRequest(
-        open_image=lambda: open_bootstrap(Path(folder) / "image.boot", source, store=store),
-        reference="sample",
-        mountpoint=mountpoint,
-        store=store,
-        device=device,
-    )
+    folder, mountpoint, store, device, *foreground = sys.argv[1:]
+    spec = sample_spec(Path(folder), Path(mountpoint), Path(store), device)
+
+    def tell(record: MountRecord) -> None:
+        fields = {name: getattr(record, name) for name in record.__struct_fields__}
+        print(json.dumps(fields), flush=True)
+
     try:
-        record = start_daemon(request)
+        if foreground:
+            request = MountRequest(
+                open_image=lambda: open_spec(spec),
+                reference=spec.reference,
+                mountpoint=mountpoint,
+                store=store,
+                device=device,
+            )
+            serve_foreground(request, tell)
+        else:
+            tell(mount_by_service(spec))
     except Error as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps({name: getattr(record, name) for name in record.__struct_fields__}))
     return 0
 
 

@@ -107,7 +107,10 @@ class FuseServer:
             self._device = -1
 
     def _run(self) -> None:
-        request_buffer = bytearray(fuse.SMALLEST_READ_BUFFER_BYTES)
+        # Shared, and touched: a page that had to be copied after a fork could not be when this
+        # process is being killed, and the kernel would fail the request.
+        request_buffer = memoryview(mmap.mmap(-1, fuse.SMALLEST_READ_BUFFER_BYTES))
+        request_buffer[:] = bytes(len(request_buffer))
         # Anonymous memory, of which only what is used becomes resident.  It is not closed here:
         # the traceback of an error may still have a view of it.
         scratch = memoryview(mmap.mmap(-1, MAX_READ_BYTES))
@@ -117,7 +120,7 @@ class FuseServer:
         finally:
             os.eventfd_write(self.ended_fd, 1)
 
-    def _serve_one(self, request_buffer: bytearray, scratch: memoryview) -> bool:
+    def _serve_one(self, request_buffer: memoryview, scratch: memoryview) -> bool:
         try:
             count = os.readv(self._device, [request_buffer])
         except OSError as error:
@@ -131,7 +134,7 @@ class FuseServer:
         me = threading.get_ident()
         self._busy.add(me)
         try:
-            self._answer(fuse.parse_request(memoryview(request_buffer)[:count]), scratch)
+            self._answer(fuse.parse_request(request_buffer[:count]), scratch)
         except OSError as error:
             # The caller was killed meanwhile, or the connection is gone.
             return error.errno == errno.ENOENT

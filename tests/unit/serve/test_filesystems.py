@@ -18,7 +18,7 @@ from lamina.image.open import open_bootstrap
 from lamina.serve.device import read_exactly
 from lamina.serve.fuse_blob import BlobFilesystem
 from lamina.serve.fuse_server import MAX_READ_BYTES
-from lamina.serve.fuse_tree import NodeTable, TreeFilesystem
+from lamina.serve.fuse_tree import TreeFilesystem
 from lamina.wire import fuse
 
 SCRATCH = memoryview(bytearray(MAX_READ_BYTES))
@@ -179,17 +179,15 @@ def test_tree_refusals(opened: Opened) -> None:
         ask(filesystem, fuse.Opcode.READLINK, fuse.ROOT_ID)
 
 
-def test_nodes_live_as_long_as_the_kernel_knows_them(opened: Opened) -> None:
-    table = NodeTable(opened.image.root)
-    stat = opened.image.stat("sizes/1")
-    nodeid = table.remember(stat)
-    assert table.remember(stat) == nodeid
-    assert nodeid != fuse.ROOT_ID
-    table.forget(nodeid, 1)
-    assert table[nodeid] == stat
-    table.forget(nodeid, 1)
-    assert len(table) == 0
-    with pytest.raises(OSError):
-        table[nodeid]
-    table.forget(nodeid, 3)
-    assert table[fuse.ROOT_ID] == opened.image.root
+def test_nodes_are_known_to_whoever_has_the_image(opened: Opened) -> None:
+    """Another process answers for a node that this one has given out, or has been told to
+    forget.
+    """
+    nodeid = lookup(TreeFilesystem(opened.image), b"sizes/1")
+    other = TreeFilesystem(opened.image)
+    before = ask(other, fuse.Opcode.GETATTR, nodeid)
+    assert (
+        ask(other, fuse.Opcode.READ, nodeid, read_body(0, 10)) == opened.built.contents[b"sizes/1"]
+    )
+    other.forget(nodeid, 1)
+    assert ask(other, fuse.Opcode.GETATTR, nodeid) == before

@@ -36,7 +36,6 @@ def test_records_come_back(tmp_path: Path, mountpoint: str) -> None:
     assert records.read(mountpoint) == written
     assert records.all() == [written]
     assert [path.suffix for path in (tmp_path / "mounts").iterdir()] == [".json"]
-    records.log_path(mountpoint).touch()
     records.remove(written)
     assert records.all() == []
     assert list((tmp_path / "mounts").iterdir()) == []
@@ -68,6 +67,7 @@ def test_who_serves() -> None:
 
 def test_state_folder_must_be_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.stat(tmp_path).st_uid or 1)
+    monkeypatch.delenv("LAMINA_RUNTIME", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     if os.stat(tmp_path).st_uid == 0:
         os.chown(tmp_path, 1, 1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from lamina.errors import Error, KernelError
+from lamina.linux.memory import forbid_core_dumps
 from lamina.serve.reported_error import encode_error
 from lamina.serve.service.channel import Channel, Message
 from lamina.serve.service.kept import KeptMount
@@ -54,6 +55,8 @@ class Client:
         body, fds = message
         if body["op"] == "open":
             self._spec = MountSpec.from_json(body["spec"])
+            if self._spec.has_secrets:
+                forbid_core_dumps()
             self.begin_again()
         elif body["op"] == "serve":
             self._serve(body, fds)
@@ -116,7 +119,9 @@ class Client:
         mount.watch = body["watch"]
         mount.record = self._supervisor.describe(body["record"])
         self._supervisor.keep(mount)
-        self._supervisor.tell_worker("mounted", number=mount.number, watch=mount.watch)
+        self._supervisor.tell_worker(
+            "mounted", number=mount.number, watch=mount.watch, record=mount.record
+        )
         self.channel.say("record", record=mount.record)
 
     def _fail(self, error: Error) -> None:

@@ -176,14 +176,14 @@ class FanotifyMount:
 
     def leave_if_complete(self) -> None:
         """Take away the marks when every blob is complete, and say that nobody is needed."""
-        if not self._may_leave or self.resident or self._blobs is None:
+        if not self._may_leave or self._blobs is None:
             return
         if not all(blob.complete for blob in self._blobs.values()):
             return
         with self._lock:
-            if self.resident:
-                return
-            self.resident = True
+            left, self.resident = self.resident, True
+        if left:
+            return
         for fd in self._quiet.values():
             fanotify.remove_mark(self._group, fd)
         self._on_resident(self._mount.number)

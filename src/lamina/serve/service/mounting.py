@@ -63,6 +63,8 @@ def mount_by_service(spec: MountSpec) -> MountRecord:
     Needs one thread.  Raises UsageError, NotFoundError, KernelError, UnsupportedError, and what
     opening the image raises.
     """
+    # First, because a broken mount is no folder.
+    clear_mountpoint(os.path.realpath(spec.mountpoint))
     spec = msgspec.structs.replace(spec, mountpoint=mount_target(spec.mountpoint))
     attributes = mount_attributes(spec.options)
     if spec.device not in DEVICES:
@@ -75,7 +77,6 @@ def mount_by_service(spec: MountSpec) -> MountRecord:
             hint="without root, --device fuse mounts the whole tree",
         )
     raise_file_limit()
-    clear_mountpoint(spec.mountpoint)
     if spec.device != "auto":
         return _mount(spec, attributes)
     if os.geteuid() == 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from lamina.errors import UsageError
+from lamina.linux.memory import forbid_core_dumps
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
@@ -32,13 +33,20 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str = "auto"
     options: tuple[str, ...] = ()
     platform: str | None = None
-    index: str = "never"
+    index: str = "auto"
+    decryption_keys: tuple[str, ...] = ()
+    policy: str | None = None
     client: dict[str, Any] = {}
     complete: bool = False
     limit_rate: float | None = None
     pinned: str | None = None
     opener: str = DEFAULT_OPENER
     extra: dict[str, Any] = {}
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether a process that knows it must not be looked into."""
+        return bool(self.decryption_keys) or self.client.get("password") is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object of JSON."""
@@ -60,6 +68,8 @@ def open_spec(spec: MountSpec) -> NativeImage:
         opener = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UsageError(f"there is no way {spec.opener!r} to open an image: {error}") from error
+    if spec.has_secrets:
+        forbid_core_dumps()
     image: NativeImage = opener(spec)
     if spec.complete:
         from lamina.image.residency import BackgroundFill
@@ -69,15 +79,28 @@ def open_spec(spec: MountSpec) -> NativeImage:
 
 
 def open_reference(spec: MountSpec) -> NativeImage:
-    """Open by reference; once it is pinned, no registry is asked for what is in the store."""
+    """Open by reference, or what the policy has accepted: once it is pinned by its digest, that is
+    proven, and no registry is asked for what is in the store.
+    """
+    from lamina.image.access import read_access
     from lamina.image.open import open_image
     from lamina.registry.repository import ClientOptions
     from lamina.store.node import NodeStore
 
+    store = NodeStore(Path(spec.store), budget=spec.store_budget)
+    options = ClientOptions(**spec.client)
+    access = read_access(spec.decryption_keys, None if spec.pinned else spec.policy)
+    if spec.index == "always" and spec.pinned is None:
+        from lamina.build.node_index import open_always
+
+        return open_always(
+            spec.reference, store=store, options=options, platform=spec.platform, access=access
+        )
     return open_image(
         spec.pinned or spec.reference,
-        store=NodeStore(Path(spec.store), budget=spec.store_budget),
-        options=ClientOptions(**spec.client),
+        store=store,
+        options=options,
         platform=None if spec.pinned else spec.platform,
-        index=spec.index,  # type: ignore[arg-type]
+        index="never" if spec.index == "never" else "auto",
+        access=access,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
+from lamina.linux.memory import forbid_core_dumps
 from lamina.serve.service.kept import KeptMount
 
 SOCKET_NAME: Final = "service.sock"
@@ -26,6 +27,7 @@ class ServiceState:
     lingering: bool = False
     mounts: dict[str, KeptMount] = field(default_factory=dict)
     worker_pidfd: int = -1
+    worker_pid: int = 0
     holder_pid: int = 0
     supervisor_pid: int = 0
 
@@ -50,7 +52,10 @@ class ServiceState:
         known = self.mounts.get(fields["number"])
         if known is not None and not fds:
             fds = list(known.fds.values())
-        self.mounts[fields["number"]] = KeptMount.decode(fields, fds)
+        mount = KeptMount.decode(fields, fds)
+        if mount.spec.has_secrets:
+            forbid_core_dumps()
+        self.mounts[mount.number] = mount
 
     def drop(self, number: str) -> None:
         """Let go of a mount."""

@@ -177,7 +177,7 @@ class Supervisor:
         self._worker_began = time.monotonic()
         ours, theirs = Channel.pair()
         try:
-            pid = fork_as(partial(work, self.state, theirs, os.getpid()))
+            pid = fork_as(partial(work, self.state, theirs))
         except BaseException:
             ours.close()
             raise
@@ -185,6 +185,7 @@ class Supervisor:
         self._worker = ours
         pidfd = os.pidfd_open(pid)
         self.state.note_worker(pidfd)
+        self.state.worker_pid = pid
         # Nobody reads a device before the holder knows whom to kill.
         self._tell_holder("worker", [pidfd])
         self._watch(pidfd, self._replace_worker)
@@ -278,12 +279,12 @@ class Supervisor:
 
     def pids(self) -> dict[str, int]:
         """Return who is who now."""
-        assert self._worker is not None
-        info = f"/proc/self/fdinfo/{self.state.worker_pidfd}"
-        worker = 0
-        with contextlib.suppress(OSError, ValueError), open(info) as file:
-            worker = int(file.read().partition("Pid:")[2].split()[0])
-        return {"holder": self.state.holder_pid, "supervisor": os.getpid(), "worker": worker}
+        state = self.state
+        return {
+            "holder": state.holder_pid,
+            "supervisor": os.getpid(),
+            "worker": state.worker_pid,
+        }
 
     def upgrade(self) -> bool:
         """Let a fresh interpreter, with the code as it is now, take over; return whether it has

@@ -7,7 +7,6 @@ memory that all workers share.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
@@ -22,13 +21,13 @@ from lamina.linux.mount import SuperblockWatch
 from lamina.linux.process import (
     set_name,
     set_oom_score,
-    set_parent_death_signal,
 )
 from lamina.serve.reported_error import encode_error
 from lamina.serve.service.channel import Channel
 from lamina.serve.service.fanotify_mount import FanotifyMount, hold_all, inherited_numbers
 from lamina.serve.service.fuse_mount import FuseMount, hold_complete
 from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.last import outlive
 from lamina.serve.service.late_image import LateImage
 from lamina.serve.service.reserved import ReservedNumbers
 from lamina.serve.service.spec import MountSpec, open_spec
@@ -67,21 +66,18 @@ class ServedMount(Protocol):
         """Stop; the mount is gone."""
 
 
-def work(state: ServiceState, channel: Channel, parent: int) -> None:
-    """Be the worker until the supervisor is gone."""
-    set_parent_death_signal(signal.SIGKILL)
-    if os.getppid() != parent:
-        return
+def work(state: ServiceState, channel: Channel) -> None:
+    """Be the worker until it is killed, or told to end."""
     set_name("lamina-worker")
     set_oom_score(0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     reserved = ReservedNumbers(inherited_numbers(state.mounts.values()))
-    # The one that connects, and the lock of the service, are not this process's business.
-    reserved.close(state.listener.detach())
+    # It would keep the service alive.  The socket stays: the last of all needs it.
     reserved.close(state.lock_fd)
-    gc.enable()
-    Worker(channel, reserved).run(list(state.mounts.values()))
+    worker = Worker(channel, reserved)
+    if worker.run(list(state.mounts.values())):
+        outlive(state, worker.kept)
 
 
 class Worker:
@@ -90,16 +86,20 @@ class Worker:
     def __init__(self, channel: Channel, reserved: ReservedNumbers) -> None:
         self._channel = channel
         self._reserved = reserved
-        self._kept: dict[str, KeptMount] = {}
+        self.kept: dict[str, KeptMount] = {}
+        """What it serves."""
         self._served: dict[str, ServedMount] = {}
         self._opened: dict[str, NativeImage] = {}
         self._lock = threading.Lock()
 
-    def run(self, mounts: list[KeptMount]) -> None:
-        """Serve what others have served, and do what the supervisor says."""
+    def run(self, mounts: list[KeptMount]) -> bool:
+        """Serve what others have served, and do what the supervisor says, until it is gone.
+
+        Return False if it has gone before anything began.
+        """
         begin = self._channel.receive()
         if begin is None:
-            return
+            return False
         for mount in mounts:
             self._serve(mount, inherited=True)
         while (message := self._channel.receive()) is not None:
@@ -121,6 +121,7 @@ class Worker:
                 self._in_thread(self._status, body)
             elif op == "drain":
                 self._drain()
+        return True
 
     def _in_thread(self, work: Any, body: dict[str, Any]) -> None:
         def run() -> None:
@@ -162,7 +163,7 @@ class Worker:
         else:
             served = FuseMount(mount, image)
         with self._lock:
-            self._kept[mount.number] = mount
+            self.kept[mount.number] = mount
             self._served[mount.number] = served
         if not served.start(inherited=inherited):
             self._channel.say("lost", number=mount.number)
@@ -175,6 +176,8 @@ class Worker:
     def _mounted(self, body: dict[str, Any]) -> None:
         served = self._served.get(body["number"])
         if served is not None:
+            mount = self.kept[body["number"]]
+            mount.record, mount.watch = body["record"], body["watch"]
             served.mounted(_known_superblock(body["watch"]))
 
     def _hold(self, body: dict[str, Any]) -> None:
@@ -189,7 +192,7 @@ class Worker:
         with self._lock:
             image = self._opened.pop(body["number"], None)
             served = self._served.pop(body["number"], None)
-            mount = self._kept.pop(body["number"], None)
+            mount = self.kept.pop(body["number"], None)
         if image is not None:
             image.close()
         if served is not None:
@@ -201,7 +204,7 @@ class Worker:
     def _status(self, body: dict[str, Any]) -> None:
         mounts: dict[str, dict[str, Any]] = {}
         for number, served in list(self._served.items()):
-            mount = self._kept[number]
+            mount = self.kept[number]
             try:
                 coverage = blob_coverage(served.image.get())
             except Error as error:

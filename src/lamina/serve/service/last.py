@@ -1,0 +1,58 @@
+"""When a worker is all that is left: it serves on, and has a new service begin beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import time
+from functools import partial
+from typing import Final
+
+from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.start import open_lock, try_lock
+from lamina.serve.service.state import ServiceState, fork_as
+
+LOG: Final = logging.getLogger("lamina")
+LOOK_S: Final = 0.01
+
+
+def outlive(state: ServiceState, kept: dict[str, KeptMount]) -> None:
+    """Wait to be killed by the holder; if there is none either, fork a new one, which does it.
+
+    The lock of the service tells: holder and supervisor share it.  Other threads serve meanwhile.
+    """
+    state.lock_fd = open_lock()
+    while not try_lock(state.lock_fd):
+        time.sleep(LOOK_S)
+    LOG.warning("supervisor and holder are gone, others take their place")
+    state.mounts = dict(kept)
+    state.worker_pidfd = -1
+    fork_as(partial(_begin_again, state, os.getpid()))
+    os.close(state.lock_fd)
+    while True:
+        signal.pause()
+
+
+def _begin_again(state: ServiceState, worker: int) -> None:
+    """In a fork of a process with threads: keep nothing of it but the state."""
+    from lamina.serve.service.holder import hold
+
+    gc.collect()
+    _close_all_but(state)
+    if os.getppid() == worker:
+        state.note_worker(os.pidfd_open(worker))
+        state.end_worker()
+    hold(state)
+
+
+def _close_all_but(state: ServiceState) -> None:
+    kept = {0, 1, 2, state.listener.fileno(), state.lock_fd}
+    for mount in state.mounts.values():
+        kept.update(mount.fds.values())
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in kept:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
