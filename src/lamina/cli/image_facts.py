@@ -10,7 +10,7 @@ from lamina.errors import FormatError
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
-    from lamina.registry.manifest import Descriptor, Index, Manifest
+    from lamina.registry.manifest import Descriptor, ImageConfig, Index, Manifest
     from lamina.registry.repository import Repository
 
 FACT_KEYS: Final = (
@@ -31,6 +31,13 @@ FACT_KEYS: Final = (
         (
             "of a native or indexed image: bytes, inodes, chunk_size, compressor, digester, "
             "prefetch (inodes)"
+        ),
+    ),
+    (
+        "sealed",
+        (
+            "of a sealed image: suite, recipients by scheme, metadata_bytes, and blobs: digest, "
+            "stored_bytes, pieces, root; tree, blobs and config only with a key"
         ),
     ),
     (
@@ -74,6 +81,10 @@ def _kind(manifest: Manifest) -> dict[str, Any]:
 
     if manifest.subject is not None and is_index_image(manifest):
         return {"kind": "index", "subject": manifest.subject.digest}
+    if manifest.is_sealed:
+        from lamina.cli.sealed_facts import sealed_facts
+
+        return {"kind": "sealed", "sealed": sealed_facts(manifest)}
     return {"kind": "native" if manifest.is_nydus else "oci"}
 
 
@@ -89,30 +100,44 @@ def _selected(
 
 
 def _platforms(index: Index) -> list[dict[str, Any]]:
-    from lamina.registry.platform import is_nydus
-
     return [
         {
             "platform": str(entry.platform) if entry.platform else None,
-            "kind": "native" if is_nydus(entry) else "oci",
+            "kind": _entry_kind(entry),
             "digest": entry.digest,
         }
         for entry in index.manifests
     ]
 
 
-def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
-    import msgspec
+def _entry_kind(entry: Descriptor) -> str:
+    from lamina.registry.manifest import SEALED_ARTIFACT
+    from lamina.registry.platform import is_nydus
 
+    if entry.artifact_type == SEALED_ARTIFACT:
+        return "sealed"
+    return "native" if is_nydus(entry) else "oci"
+
+
+def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
     from lamina.registry.manifest import MAX_CONFIG_BYTES, parse_config
 
     if manifest.config.size > MAX_CONFIG_BYTES:
         raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
     with repository.open_blob(manifest.config) as stream:
         config = parse_config(stream.read())
-    runtime = msgspec.to_builtins(config.config)
     return {
         "platform": str(config.platform) if config.architecture else None,
+        **config_facts(config),
+    }
+
+
+def config_facts(config: ImageConfig) -> dict[str, Any]:
+    """When an image was made and what it runs."""
+    import msgspec
+
+    runtime = msgspec.to_builtins(config.config)
+    return {
         "created": config.created or None,
         "config": {_snake(name): value for name, value in runtime.items()},
     }
@@ -172,6 +197,10 @@ def print_facts(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) 
     line(f"  layers     {len(facts['layers'])}, {size(facts['size'])}")
     for layer in facts["layers"]:
         line(f"             {layer['digest']} {size(layer['size'])}")
+    if "sealed" in facts:
+        from lamina.cli.sealed_facts import print_sealed
+
+        print_sealed(facts["sealed"], line)
     if "tree" in facts:
         _print_tree(facts, line, size)
 

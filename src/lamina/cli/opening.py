@@ -61,9 +61,10 @@ def image_access(args: argparse.Namespace) -> Access | None:
 
     With keys this process is protected from being looked into.  Raises what reading them raises.
     """
+    from lamina.cli.broker_options import brokers
     from lamina.image.access import read_access
 
-    access = read_access(args.decryption_key, args.policy)
+    access = read_access(args.decryption_key, args.policy, brokers(args))
     if access is not None and access.keys:
         from lamina.cli.key_options import protect_process
 

@@ -107,7 +107,8 @@ def add_registry_options(parser: Parser) -> None:
 
 
 def add_trust_options(parser: Parser) -> None:
-    """``--decryption-key`` and ``--policy``, for verbs that open an image."""
+    """``--decryption-key``, ``--policy`` and key brokers, for verbs that open an image."""
+    from lamina.cli.broker_options import add_broker_options
     from lamina.cli.key_options import add_decryption_key_option
 
     group = parser.add_argument_group(TRUST_TITLE)
@@ -117,6 +118,7 @@ def add_trust_options(parser: Parser) -> None:
         metavar="FILE",
         help="policy.json whose demands are proven before anything of the image is read",
     )
+    add_broker_options(parser)
 
 
 def add_attaching_registry_options(parser: Parser) -> None:

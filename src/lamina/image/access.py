@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lamina.image.errors import UntrustedIndexError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lamina.registry.reference import Reference
     from lamina.registry.repository import Repository
     from lamina.store.node import NodeStore
+    from lamina.trust.key_provider import KeyProvider
     from lamina.trust.policy import Policy
     from lamina.trust.recipients import DecryptionKeys
 
@@ -24,22 +25,30 @@ class Access:
 
     keys: DecryptionKeys | None = None
     policy: Policy | None = None
+    release: int | None = None
+    """What the signature of the image states, once it was verified: key brokers are told it."""
+
+    def for_release(self, release: int | None) -> Access:
+        """The same, for an image of this release."""
+        return replace(self, release=release)
 
 
 def read_access(
-    decryption_keys: Sequence[str] = (), policy: str | os.PathLike[str] | None = None
+    decryption_keys: Sequence[str] = (),
+    policy: str | os.PathLike[str] | None = None,
+    brokers: Mapping[str, KeyProvider] | None = None,
 ) -> Access | None:
     """What the command line and the environment give: keys as
     :func:`lamina.trust.recipients.parse_decryption_keys` reads them, key providers that are
-    configured, and a policy file.  None if there is nothing.
+    configured or in *brokers*, and a policy file.  None if there is nothing.
 
     Raises UsageError, NotFoundError, FormatError, TrustError.
     """
     keys = found = None
-    if decryption_keys or os.environ.get("OCICRYPT_KEYPROVIDER_CONFIG"):
+    if decryption_keys or brokers or os.environ.get("OCICRYPT_KEYPROVIDER_CONFIG"):
         from lamina.trust.recipients import parse_decryption_keys
 
-        keys = parse_decryption_keys(decryption_keys)
+        keys = parse_decryption_keys(decryption_keys, brokers)
     if policy is not None:
         from lamina.trust.policy import load_policy
 
@@ -49,15 +58,20 @@ def read_access(
 
 def accepted_version(
     policy: Policy, repository: Repository, store: NodeStore, reference: Reference
-) -> Reference:
-    """The reference with the digest of the manifest that the policy accepts.
+) -> tuple[Reference, int | None]:
+    """The reference with the digest of the manifest that the policy accepts, and the release that
+    its signature states.
 
     The manifest is in *store* from now on, so that what is opened is what was proven, whatever the
     registry answers next.  Raises TrustError that says why the policy refuses the image.
     """
+    from lamina.trust.image_signature import RELEASE
+
     verified = policy.check(repository, reference)
     store.put_metadata(verified.data, verified.descriptor.digest)
-    return reference.with_version(tag=reference.tag, digest=verified.descriptor.digest)
+    releases = [payload.optional.get(RELEASE) for payload in verified.payloads]
+    release = next((number for number in releases if type(number) is int), None)
+    return reference.with_version(tag=reference.tag, digest=verified.descriptor.digest), release
 
 
 def refuse_index(repository: Repository, index: Descriptor, image: Descriptor) -> None:

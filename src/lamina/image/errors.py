@@ -31,6 +31,10 @@ class UntrustedIndexError(TrustError):
     """The only index of an ordinary image is one that a policy does not let be used."""
 
 
+class NoKeyError(TrustError):
+    """A sealed image is to be opened without any key."""
+
+
 class LinkLoopError(NotFoundError, OSError):
     """A path leads through more symbolic links than Linux follows."""
 

@@ -99,7 +99,8 @@ def open_image(
         repository = stack.enter_context(open_repository(where, options=options))
         rule = IndexRule(index) if isinstance(index, str) else index
         if access is not None and access.policy is not None:
-            wanted = accepted_version(access.policy, repository, node, where)
+            wanted, release = accepted_version(access.policy, repository, node, where)
+            access = access.for_release(release)
             rule = IndexRule(rule.use, rule.policy or refuse_index)
         else:
             wanted = where if refresh else _resident_version(node, where)
@@ -118,7 +119,7 @@ def open_image(
         sealed = None
         if manifest.is_sealed:
             get = partial(_blob, repository, node, estimator)
-            sealed = _sealed(manifest, where, config, get, node, access)
+            sealed = _sealed((manifest, digest), where, config, get, node, access)
             config, files = sealed.config, sealed.files
             node.put_record(RECORD, digest, files.encode())
         else:
@@ -262,7 +263,7 @@ def _blob(
 
 
 def _sealed(
-    manifest: Manifest,
+    found: tuple[Manifest, str],
     where: Reference,
     config: ImageConfig,
     get: GetBlob,
@@ -271,7 +272,9 @@ def _sealed(
 ) -> SealedImage:
     if access is None or not access.keys:
         raise no_key_error(where)
-    return open_sealed(manifest, config.rootfs.diff_ids, get, node, access.keys)
+    manifest, digest = found
+    keys = access.keys.for_image(digest, access.release)
+    return open_sealed(manifest, config.rootfs.diff_ids, get, node, keys)
 
 
 def _metadata_files(

@@ -22,8 +22,9 @@ from lamina.blob.sealed_description import (
     SealedBlob,
     decode_description,
 )
-from lamina.errors import FormatError, IntegrityError, TrustError, UnsupportedError
+from lamina.errors import FormatError, IntegrityError, UnsupportedError
 from lamina.image.blob_set import SealedParts
+from lamina.image.errors import NoKeyError
 from lamina.image.metadata_layer import MetadataFiles, unpack_metadata_layer
 from lamina.registry.manifest import (
     SEALED_BLOB,
@@ -111,9 +112,9 @@ def leaf_tables(manifest: Manifest, get: GetBlob) -> list[LeafTable]:
     return tables
 
 
-def no_key_error(reference: object) -> TrustError:
+def no_key_error(reference: object) -> NoKeyError:
     """The error for whoever wants to see inside without a key."""
-    return TrustError(
+    return NoKeyError(
         f"{reference} is sealed, and its files cannot be seen without a key",
         hint="give --decryption-key FILE, or name a key provider in OCICRYPT_KEYPROVIDER_CONFIG",
     )

@@ -86,7 +86,8 @@ def encrypt_image(
     """Copy an image and encrypt its layers; of an index, one platform.
 
     ``layers`` are numbers, negative ones from the end; None means all.  Layers that are encrypted
-    already are left alone without ``keys``, and get the recipients added with ``keys``.
+    already are left alone without ``keys``, and get the recipients added with ``keys``; so does the
+    metadata layer of a sealed image.
     Raises UsageError for layers that are not there or recipients that are missing, UnsupportedError
     for layers that are no tar.
     """
@@ -94,6 +95,8 @@ def encrypt_image(
         raise UsageError("nobody could open the image", hint="give --encryption-key jwe:FILE")
     work = _Work(source, destination, platform, advance)
     keys = keys and keys.for_image(work.digest)
+    if work.manifest.is_sealed and layers is None:
+        layers = [-1]
     chosen = _chosen(layers, len(work.manifest.layers))
     changed = []
     for number, layer in enumerate(work.manifest.layers):
@@ -124,6 +127,11 @@ def decrypt_image(
     FormatError for malformed annotations, UsageError if nothing is encrypted.
     """
     work = _Work(source, destination, platform, advance)
+    if work.manifest.is_sealed:
+        raise UsageError(
+            f"{source.reference} is a sealed image, whose keys would lie in the open",
+            hint="unpack it: lamina unpack --decryption-key FILE",
+        )
     keys = keys.for_image(work.digest)
     diff_ids = work.diff_ids()
     changed = []

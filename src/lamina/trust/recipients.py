@@ -205,6 +205,15 @@ def unwrap(annotations: Annotations, keys: DecryptionKeys, what: str) -> Private
     )
 
 
+def recipient_counts(annotations: Annotations) -> dict[str, int]:
+    """How many keys are wrapped by each scheme (``jwe``, ``pkcs7``, ``provider.NAME``)."""
+    return {
+        name.removeprefix(KEYS_PREFIX): len(value.split(","))
+        for name, value in sorted(annotations.items())
+        if name.startswith(KEYS_PREFIX)
+    }
+
+
 def _opener(name: str, keys: DecryptionKeys) -> Callable[[bytes], bytes]:
     if name == JWE_KEYS:
         return lambda packet: jwe.decrypt(packet, keys.private_keys)

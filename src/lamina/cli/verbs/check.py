@@ -34,6 +34,10 @@ PAGE: Final = Page(
     With one ordinary image, or an index: the same of the index. --data then also unpacks the
     layers, which proves that the index tells nothing but what is in them.
 
+    Of a sealed image without a key: verifies the leaf tables against the Merkle roots in the
+    manifest, and with --data every stored piece, so that whoever keeps ciphertext only can tell
+    whether it is the right one.
+
     With two: compares the whole trees, of which each may be a native image, an ordinary OCI
     image or a folder: names, kinds, modes, owners, times, sizes, contents, link targets, hard
     links, device numbers and extended attributes. Every difference is one line.
@@ -55,6 +59,7 @@ PAGE: Final = Page(
         ("ok", "in the last object: whether all is well"),
         ("differences", "in the last object, of two trees: how many"),
         ("inodes, blobs, chunks", "in the last object, of one image: how many were checked"),
+        ("key, pieces", "of a sealed image without a key: false, and how many pieces it has"),
         ("read_bytes", "in the last object, with --data: plain bytes that were compared"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
@@ -77,7 +82,16 @@ def run(args: Namespace) -> int:
     """Check one image or compare two trees.  Raises FormatError, IntegrityError,
     DifferenceError.
     """
-    return _check_one(args) if args.b is None else _compare(args)
+    if args.b is not None:
+        return _compare(args)
+    from lamina.image.errors import NoKeyError
+
+    try:
+        return _check_one(args)
+    except NoKeyError:
+        from lamina.cli.sealed_facts import check_sealed
+
+        return check_sealed(args)
 
 
 def _compare(args: Namespace) -> int:

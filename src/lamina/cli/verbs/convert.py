@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from lamina.cli.broker_options import add_broker_options, brokers
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_encryption_key_option,
@@ -115,6 +116,7 @@ def add_sealing_options(parser: Parser) -> None:
         "--seal", action="store_true", help="encrypt all of the image, piece by piece"
     )
     add_encryption_key_option(group)
+    add_broker_options(parser)
     group.add_argument(
         "--padding",
         choices=("none", "padme"),
@@ -194,7 +196,7 @@ def _seal_options(args: Namespace) -> SealOptions | None:
     from lamina.trust.recipients import parse_recipients
 
     protect_process()
-    recipients = parse_recipients(args.encryption_key)
+    recipients = parse_recipients(args.encryption_key, brokers(args))
     if not recipients:
         raise UsageError("nobody could open the image", hint="give --encryption-key jwe:FILE")
     return SealOptions(recipients, Padding(args.padding))

@@ -6,7 +6,13 @@ from argparse import Namespace
 from contextlib import closing
 from typing import Any, Final
 
-from lamina.cli.image_facts import FACT_KEYS, manifest_facts, native_facts, print_facts
+from lamina.cli.image_facts import (
+    FACT_KEYS,
+    config_facts,
+    manifest_facts,
+    native_facts,
+    print_facts,
+)
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -23,6 +29,9 @@ PAGE: Final = Page(
     Tells what an image is made of: kind, digest, platform, configuration and layers, and of a
     native image, or of one that has an index, its metadata and data blobs and how much of them is
     on this machine already. Manifest, configuration and metadata are fetched, no data.
+
+    Of a sealed image it tells without a key what everybody can learn, and with --decryption-key
+    the rest.
     """,
     examples=(
         ("lamina inspect localhost:5000/node", "For people."),
@@ -48,17 +57,19 @@ def add_arguments(parser: Parser) -> None:
 def _opened_facts(args: Namespace, kind: str) -> dict[str, Any]:
     """What the metadata says of a native image, or of the index of an ordinary one."""
     from lamina.cli.opening import open_native
-    from lamina.image.errors import NoIndexError
+    from lamina.image.errors import NoIndexError, NoKeyError
 
     try:
         with closing(open_native(args, args.image)) as image:
             assert image.origin is not None
             assert image.origin.reference is not None
             found = native_facts(image)
+            if kind == "sealed":
+                found |= config_facts(image.config)
             if kind == "oci":
                 found["indexed_by"] = image.origin.reference.digest
             return found
-    except NoIndexError:
+    except (NoIndexError, NoKeyError):
         return {}
 
 

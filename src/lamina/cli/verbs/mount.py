@@ -143,7 +143,7 @@ def make_absolute(args: Namespace) -> None:
     if not reference.is_remote:
         args.image = str(replace(reference, path=os.path.abspath(reference.path)))
     args.decryption_key = key_texts_for_later(args.decryption_key)
-    for name in ("folder", "store", "authfile", "ca_file", "policy"):
+    for name in ("folder", "store", "authfile", "ca_file", "policy", "kbs_ca"):
         value = getattr(args, name)
         if value is not None:
             setattr(args, name, os.path.abspath(value))
