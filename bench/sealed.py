@@ -1,0 +1,138 @@
+"""Time of a sealed image against the plain one: conversion, and reading all of it.
+
+Each round converts an OCI layout both ways and reads both results into empty node stores, the two
+kinds by turns, in processes of its own: fetch, verify, decompress, write, and for the sealed one
+leaf hash and decryption.  Both have the same chunk size, packs, compressor and digest.  Needs no
+root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from support import report
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("plain", "sealed")
+WORK = ("convert", "read")
+BAR = 1.15
+
+
+class Sample(NamedTuple):
+    """Seconds of wall and CPU time."""
+
+    wall_s: float
+    cpu_s: float
+
+
+Samples = dict[tuple[str, str], list[Sample]]
+"""(work, kind) -> samples."""
+
+
+def main() -> int:
+    """Measure, print the table, write JSON; 1 if a bar is missed."""
+    options = _parse()
+    layout = _image_layout(options.image)
+    print(report.describe_machine())
+    print(f"image {options.image}, {options.rounds} rounds, kinds by turns")
+    samples: Samples = {(work, kind): [] for work in WORK for kind in KINDS}
+    with tempfile.TemporaryDirectory(prefix="lamina-bench-", dir=options.work_dir) as folder:
+        private, public = _keys(Path(folder))
+        sealing = ["--seal", "--encryption-key", f"jwe:{public}"]
+        extra: dict[str, tuple[list[str], list[str]]] = {
+            "plain": ([], []),
+            "sealed": (sealing, ["--decryption-key", str(private)]),
+        }
+        for number in range(options.rounds):
+            for kind in KINDS if number % 2 == 0 else reversed(KINDS):
+                image, store = f"oci:{folder}/out:image", f"{folder}/store"
+                command = ["convert", "-q", *extra[kind][0], f"oci:{layout}:latest", image]
+                samples["convert", kind].append(_timed(command))
+                command = ["pull", "-q", "--store", store, *extra[kind][1], image]
+                samples["read", kind].append(_timed(command))
+                for name in ("out", "store"):
+                    shutil.rmtree(Path(folder) / name)
+    ratios = _print(samples)
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        found = {
+            f"{work} {kind}": [sample._asdict() for sample in row]
+            for (work, kind), row in samples.items()
+        }
+        report.write_json(options.json, "sealed", settings, {"ratios": ratios, **found})
+    return int(any(ratio > BAR for ratio in ratios.values()))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=6, help="rounds (6)")
+    parser.add_argument(
+        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
+    )
+    parser.add_argument("--work-dir", help="where results and temporary files go")
+    parser.add_argument("--json", type=Path, help="write results here")
+    return parser.parse_args()
+
+
+def _image_layout(name: str) -> Path:
+    if (Path(name) / "index.json").exists():
+        return Path(name).resolve()
+    build = [sys.executable, "-m", "tests.support.images", name]
+    done = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return Path(done.stdout.split()[-1])
+
+
+def _keys(folder: Path) -> tuple[Path, Path]:
+    private, public = folder / "key.pem", folder / "key.pub"
+    kind = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    subprocess.run(["openssl", "genpkey", *kind, "-out", str(private)], check=True)
+    command = ["openssl", "pkey", "-in", str(private), "-pubout", "-out", str(public)]
+    subprocess.run(command, check=True)
+    return private, public
+
+
+def _timed(words: list[str]) -> Sample:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    before, start = _children_cpu_s(), time.perf_counter()
+    command = [sys.executable, "-m", "lamina", *words]
+    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
+    return Sample(time.perf_counter() - start, _children_cpu_s() - before)
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _print(samples: Samples) -> dict[str, float]:
+    """Print the table; return the ratios of the medians of wall time, sealed over plain."""
+    ratios, rows = {}, []
+    for work in WORK:
+        walls = {kind: [s.wall_s for s in samples[work, kind]] for kind in KINDS}
+        cpus = {kind: [s.cpu_s for s in samples[work, kind]] for kind in KINDS}
+        ratio = report.median(walls["sealed"]) / report.median(walls["plain"])
+        ratios[work] = round(ratio, 3)
+        cpu_ratio = report.median(cpus["sealed"]) / report.median(cpus["plain"])
+        for kind in KINDS:
+            shown = (f"{ratio:.2f}", f"{cpu_ratio:.2f}") if kind == "sealed" else ("", "")
+            wall_s, cpu_s = report.spread(walls[kind], " s"), report.spread(cpus[kind], " s")
+            rows.append((f"{work}, {kind}", wall_s, shown[0], cpu_s, shown[1]))
+    report.print_table(("", "wall time", "of plain", "CPU time", "of plain"), rows)
+    print(json.dumps({"ratios": ratios, "bar": BAR}))
+    return ratios
+
+
+if __name__ == "__main__":
+    sys.exit(main())
