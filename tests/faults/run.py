@@ -97,6 +97,7 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
             options.hang,
             threading.Event(),
             options.round,
+            has_fanotify="fanotify" in (options.device or DEVICES),
             local=options.only is None,
         )
         stations = [Station(device, folder / device, plan) for device in options.device or DEVICES]

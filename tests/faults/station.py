@@ -35,6 +35,7 @@ KILL_STEP_S = 0.025
 """How far apart the moments are, after a mount or a recovery, at which servers are killed."""
 
 KILL_STEPS = 40
+SERVICE = {"holder", "supervisor", "worker"}
 HEAL_S = 3.0
 """How long a service may take to heal itself before it is mended from outside."""
 
@@ -83,6 +84,8 @@ class Plan:
     hang_s: float
     stopped: threading.Event
     round_s: float = 3.0
+    has_fanotify: bool = True
+    killing: threading.Lock = field(default_factory=threading.Lock)
     local: bool = True
     """Whether anything but the network gets faults."""
 
@@ -159,7 +162,6 @@ class Station:
         self._sweep = 0
         self._readers: list[_Reading] = []
         self._loop = False
-        self._last_seen: dict[str, int] = {}
         self._environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT / "src"),
@@ -287,7 +289,7 @@ class Station:
         return None
 
     def _pids(self) -> dict[str, int]:
-        """The processes of the mount by role; one without roles is the server."""
+        """The living processes of the mount by role; one without roles is the server."""
         record = self._records()
         if record is None:
             return {}
@@ -296,21 +298,31 @@ class Station:
 
     def _kill(self) -> None:
         """Kill some of the servers in one call, and see that they come back."""
-        pids = self._pids()
+        # Stations share a service: what several kill at a time could be all of it.
+        with self.plan.killing:
+            pids = self._pids()
+            if "server" in pids or pids.keys() >= SERVICE:
+                self._kill_some(pids)
+                self._wait_for_roles(set(pids))
+        self._wait(self.chance.uniform(0, 0.05))
+        self._mend()
+
+    def _kill_some(self, pids: dict[str, int]) -> None:
         roles = sorted(pids)
-        if not roles:
-            self._mend()
-            return
         chosen = self.chance.sample(roles, self.chance.randrange(1, len(roles) + 1))
-        if self.device == "fanotify" and len(chosen) == len(roles) > 1:
+        if self.plan.has_fanotify and len(chosen) == len(roles) > 1:
             # Without any holder of the group Linux lets its readers through: not to be survived.
             chosen.remove(self.chance.choice(roles))
         for role in chosen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[role], signal.SIGKILL)
         self.counts.injected[f"kill -9 {' + '.join(sorted(chosen))}"] += 1
-        self._wait(self.chance.uniform(0, 0.05))
-        self._mend()
+
+    def _wait_for_roles(self, roles: set[str]) -> None:
+        """Wait until a service has all its processes again; a single server does not come back."""
+        end = time.monotonic() + HEAL_S
+        while roles >= SERVICE and time.monotonic() < end and not self._pids().keys() >= roles:
+            self._wait(0.02)
 
     def _mend(self) -> bool:
         """Wait until the mount is served; mount it (again) if it does not come back by itself."""
