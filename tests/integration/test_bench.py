@@ -1,4 +1,4 @@
-"""The benchmark of cold starts works: one round of a small command over a quick link."""
+"""Benchmarks work: one round of something small."""
 
 from __future__ import annotations
 
@@ -35,3 +35,15 @@ def test_cold_start_measures_lamina(tmp_path: Path, oci_image: Callable[[str], P
     for sample in found.values():
         assert 0 < sample["received_bytes"] < whole / 2
         assert sample["requests"] > 2
+
+
+@pytest.mark.tools
+def test_indexing_is_measured(tmp_path: Path, oci_image: Callable[[str], Path]) -> None:
+    result = tmp_path / "result.json"
+    options = ["--rounds", "1", "--image", str(oci_image("minbase")), "--json", str(result)]
+    program = [sys.executable, str(ROOT / "bench" / "index.py"), *options]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ours = json.loads(result.read_text())["results"]["lamina index"]
+    assert ours["wall_s"][0] > 0
+    assert 0.005 < ours["share"] < 0.03

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,10 +38,15 @@ from tests.support.layers import add_blob, folder, tar_bytes, write_index
 EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":[]}'
 
 
-def ordinary_image(layout: Path, kind: str, tars: Sequence[bytes] = ()) -> str:
-    """Write an ordinary image with layers of a kind; return its reference."""
+def ordinary_image(
+    layout: Path, kind: str | Callable[[bytes], bytes], tars: Sequence[bytes] = ()
+) -> str:
+    """Write an ordinary image with layers of a kind, or compressed by a function; return its
+    reference.
+    """
+    pack = COMPRESSIONS[kind] if isinstance(kind, str) else kind
     tars = tars or (lower_layer(), upper_layer())
-    layers = [COMPRESSIONS[kind](tar) for tar in tars]
+    layers = [pack(tar) for tar in tars]
     config = {
         "architecture": "amd64",
         "os": "linux",

@@ -13,10 +13,12 @@ is parsed here, and nothing can go wrong but that bytes are kept in vain.
 from __future__ import annotations
 
 from array import array
+from functools import cache
 from itertools import compress
+from typing import Any
 
 from lamina.archive.access_points import WINDOW_BYTES
-from lamina.codec.deflate_span import inflate_begin
+from lamina.codec.deflate_span import engine, inflate_begin
 from lamina.errors import FormatError
 
 LOOKAHEAD_BYTES = 40 << 10
@@ -35,6 +37,16 @@ _HIGH = b"".join(
 _FROM_WINDOW = b"\0" + bytes([1]) * 255
 
 
+@cache
+def _engine() -> Any:
+    """Return zlib-ng if it is here: it starts in half of the time of the others."""
+    try:
+        from zlib_ng import zlib_ng
+    except ImportError:
+        return engine()
+    return zlib_ng
+
+
 def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> bytes:
     """Return the window with zeros where the stream after it does not refer to it.
 
@@ -45,7 +57,8 @@ def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> byte
     outputs = []
     for pattern in (_LOW, _HIGH):
         try:
-            plain = inflate_begin(following, bits, byte, pattern[:size], WINDOW_BYTES)
+            begin = pattern[:size]
+            plain = inflate_begin(following, bits, byte, begin, WINDOW_BYTES, module=_engine())
         except FormatError:
             return window
         outputs.append(plain)
