@@ -13,12 +13,18 @@ SEED ?= 1
 
 .PHONY: help
 help: ## list these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: demo
 demo: $(VENV)/run ## build, convert, push and lazily run a real image on this machine (about a minute)
 	@$(PACKAGES) demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo/demo.py
+
+.PHONY: demo-sealed
+demo-sealed: $(VENV)/run ## seal and sign an image, run it with keys of a key broker, then tamper with it
+	@$(PACKAGES) demo
+	@$(BIN)/python -m pip install -q -e '.[ocicrypt]'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo/demo_sealed.py
 
 .PHONY: test
 test: $(VENV)/dev ## every test: unit, real tools, kernel mounts, linters, a few seconds of each fuzz target

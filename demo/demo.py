@@ -41,7 +41,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lamina-demo-") as name:
         folder = Path(name)
         image = _build(folder)
-        with _registry(folder) as port, SlowLink(port, options.mbit * 1e6 / 8) as link:
+        with start_registry(folder) as port, SlowLink(port, options.mbit * 1e6 / 8) as link:
             repository = f"127.0.0.1:{port}/demo"
             _convert(image, repository)
             slow = f"127.0.0.1:{link.port}/demo"
@@ -133,7 +133,7 @@ def _step(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _registry(folder: Path) -> Iterator[int]:
+def start_registry(folder: Path) -> Iterator[int]:
     """docker-registry on a free port of 127.0.0.1."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]

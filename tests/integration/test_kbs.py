@@ -199,3 +199,26 @@ def test_a_serving_broker_is_not_dumped(folder: Path) -> None:
         status = Path(f"/proc/{pid}/status").read_text()
         locked = next(line for line in status.splitlines() if line.startswith("VmLck"))
         assert int(locked.split()[1]) > 0
+
+
+def test_the_runtime_of_containers_inherits_no_passphrase(tmp_path: Path) -> None:
+    """A runtime that writes down what it sees of its environment, its parent's and its limits."""
+    from lamina.cli.known_answers import write_layout
+    from tests.unit.registry.images import tar_layer
+
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    (tmp_path / "image").mkdir()
+    write_layout(tmp_path / "image", "v1", tar_layer({"a": b"x"}), {})
+    native = f"oci:{tmp_path}/native:v1"
+    lamina("convert", "-q", f"oci:{tmp_path}/image:v1", native)
+    runtime, seen = tmp_path / "runtime", tmp_path / "seen"
+    runtime.write_text(f"#!/bin/sh\ncat /proc/self/environ >> {seen}\nexit 3\n")
+    runtime.chmod(0o755)
+    command = [*LAMINA, "run", "--rm", "--runtime", str(runtime), native, "/a"]
+    more = environment(COSIGN_PASSWORD="another passphrase that shows")
+    done = subprocess.run(command, env=more, capture_output=True, timeout=60)
+    assert b"PATH=" in seen.read_bytes(), done.stderr
+    for text in (b"passphrase that shows", b"PASSWORD"):
+        assert text not in seen.read_bytes()
+        assert text not in done.stdout + done.stderr

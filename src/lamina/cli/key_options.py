@@ -67,6 +67,18 @@ def key_texts_for_later(texts: list[str]) -> list[str]:
     return later
 
 
+def forget_passphrases() -> None:
+    """For a verb that starts other programs: they do not inherit passphrases that the user has in
+    the environment.
+    """
+    import os
+
+    from lamina.trust.secret import PASSWORD_VARIABLES
+
+    for name in PASSWORD_VARIABLES:
+        os.environ.pop(name, None)
+
+
 def protect_process() -> None:
     """From now on this process has keys: no core dumps, no look into it by others."""
     from lamina.linux.memory import forbid_core_dumps

@@ -7,7 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
-from lamina.cli.key_options import key_texts_for_later
+from lamina.cli.key_options import forget_passphrases, key_texts_for_later
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -143,6 +143,7 @@ def make_absolute(args: Namespace) -> None:
     if not reference.is_remote:
         args.image = str(replace(reference, path=os.path.abspath(reference.path)))
     args.decryption_key = key_texts_for_later(args.decryption_key)
+    forget_passphrases()
     for name in ("folder", "store", "authfile", "ca_file", "policy", "kbs_ca"):
         value = getattr(args, name)
         if value is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.container_options import add_container_options, container_options
-from lamina.cli.key_options import key_texts_for_later
+from lamina.cli.key_options import forget_passphrases, key_texts_for_later
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -120,6 +120,8 @@ def run_request(args: Namespace) -> RunRequest:
     # Asked now, because the serving process has no terminal.
     ask_credentials(args)
     args.decryption_key = key_texts_for_later(args.decryption_key)
+    forget_passphrases()
+    args.kbs_ca = args.kbs_ca and os.path.abspath(args.kbs_ca)
 
     def open_image() -> NativeImage:
         from lamina.cli.opening import open_native
