@@ -31,7 +31,7 @@ CHUNK_SIZE = 16384
 
 class FolderSource:
     """Blobs in ``FOLDER/blobs``.  While ``FOLDER/down`` exists, nothing is delivered; while
-    ``FOLDER/slow`` does, everything after a second.
+    ``FOLDER/slow`` does, everything after a second; with ``FOLDER/far``, after 10 ms.
     """
 
     name = "folder"
@@ -45,6 +45,8 @@ class FolderSource:
             raise FetchError("the source is down")
         if (self._folder / "slow").exists():
             time.sleep(1)
+        elif (self._folder / "far").exists():
+            time.sleep(0.01)
         self.requests.append((offset, size_bytes))
         with (self._folder / "blobs" / blob_id).open("rb") as file:
             file.seek(offset)

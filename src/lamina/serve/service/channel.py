@@ -88,6 +88,16 @@ class Channel:
             return None
         return self.receive()
 
+    @property
+    def gone(self) -> bool:
+        """Whether the other end is closed and has left nothing to receive."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def close(self) -> None:
         """Close this end; may be called again."""
         with contextlib.suppress(OSError):

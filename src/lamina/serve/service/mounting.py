@@ -104,7 +104,13 @@ def _attempt(spec: MountSpec, attributes: int, channel: Channel) -> MountRecord:
         raise ServiceGoneError("the mount service ended before it took a request")
     job = _Job(spec, channel, expect(channel, "opened"), attributes)
     makers = {"fuse": _mount_tree, "fuse-blob": _mount_fuse_blobs, "fanotify": _mount_watched}
-    makers[spec.device](job)
+    try:
+        makers[spec.device](job)
+    except SyscallError as error:
+        if channel.gone:
+            # The next supervisor has let go of a mount that was half made.
+            raise ServiceGoneError("the mount service ended while an image was mounted") from error
+        raise
     entry = mount.topmost_mount(spec.mountpoint)
     record = MountRecord(
         image=job.opened["image"],

@@ -1,0 +1,192 @@
+"""A reader over a mount whose processes are killed and upgraded: it waits, and sees right bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lamina.serve.mounts import MountState, list_mounts, unmount
+from lamina.serve.service.client import service_status, upgrade_service
+from tests.support.native_images import build_image, image_files, some_bytes
+from tests.support.serving import is_mounted, start
+from tests.support.tools import require_erofs, require_kernel, require_root
+
+pytestmark = pytest.mark.kernel
+
+FILES = {b"files/%03d" % number: some_bytes(60_000 + number, number) for number in range(400)}
+CHUNK_SIZE = 16384
+PAUSE_S = 0.08
+"""Between the moments at which processes are killed: several times in the course of a read."""
+STALL_S = 5.0
+"""Generous, for a machine with other work; bench/takeover.py measures it."""
+
+ROLES = (
+    ("worker",),
+    ("supervisor",),
+    ("holder",),
+    ("supervisor", "worker"),
+    ("holder", "worker"),
+    ("holder", "supervisor"),
+)
+
+
+@pytest.fixture(params=("fanotify", "fuse-blob", "fuse"))
+def device(request: pytest.FixtureRequest) -> str:
+    require_root()
+    require_kernel(6, 9, "FUSE_NOTIFY_RESEND")
+    if request.param != "fuse":
+        require_erofs()
+        require_kernel(6, 14 if request.param == "fanotify" else 12, request.param)
+    return str(request.param)
+
+
+class Taken:
+    """A mount of an image that arrives slowly."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        image_files(folder / "image", build_image(FILES, chunk_size=CHUNK_SIZE, pack_size=0))
+        (folder / "image" / "far").touch()
+        self.mountpoint = folder / "mnt"
+        self.mountpoint.mkdir()
+
+    def start(self, device: str) -> None:
+        start(self.folder / "image", self.mountpoint, self.folder / "store", device)
+
+    def read_all(self) -> float:
+        """Compare every byte; return the longest wait between two reads of a program."""
+        command = ["cat", *(os.fsdecode(name) for name in sorted(FILES))]
+        longest, last = 0.0, time.monotonic()
+        data = bytearray()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=self.mountpoint) as reader:
+            assert reader.stdout is not None
+            while part := os.read(reader.stdout.fileno(), 1 << 16):
+                now = time.monotonic()
+                longest, last = max(longest, now - last), now
+                data += part
+        assert reader.returncode == 0
+        assert data == b"".join(FILES[name] for name in sorted(FILES))
+        return longest
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Iterator[Taken]:
+    taken = Taken(tmp_path)
+    yield taken
+    if is_mounted(taken.mountpoint):
+        unmount(taken.mountpoint, lazy=True)
+
+
+class Meanwhile:
+    """Does something again and again while a block runs."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.times = 0
+
+    def _run(self) -> None:
+        while not self._stop.wait(PAUSE_S):
+            self._work()
+            self.times += 1
+
+    def __enter__(self) -> Meanwhile:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def kill(roles: tuple[str, ...]) -> None:
+    status = service_status()
+    # No service: the image is resident by now.
+    for role in roles if status is not None else ():
+        assert status is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(status["pids"][role], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("roles", ROLES, ids="+".join)
+def test_killed(
+    taken: Taken, device: str, roles: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken.start(device)
+    with Meanwhile(lambda: kill(roles)) as killing:
+        longest = taken.read_all()
+    assert killing.times
+    with capsys.disabled():
+        print(f"\n{device}, {' and '.join(roles)} killed {killing.times} times: {longest:.3f} s")
+    assert longest < STALL_S
+    assert all(each.state in (MountState.SERVED, MountState.RESIDENT) for each in list_mounts())
+    unmount(taken.mountpoint)
+    assert list_mounts() == []
+
+
+def test_upgraded(taken: Taken, device: str, capsys: pytest.CaptureFixture[str]) -> None:
+    taken.start(device)
+    before = service_status()
+    assert before is not None
+    with Meanwhile(upgrade_service) as upgrading:
+        longest = taken.read_all()
+    with capsys.disabled():
+        print(f"\n{device}, upgraded {upgrading.times} times: {longest:.3f} s")
+    after = service_status()
+    if after is not None:
+        assert not set(before["pids"].values()) & set(after["pids"].values())
+    assert longest < STALL_S
+    unmount(taken.mountpoint)
+
+
+def test_a_client_survives_the_supervisor(taken: Taken, device: str) -> None:
+    """Killed while mounts are being made: they are made in the end, or the command says why not."""
+    taken.start(device)
+    other = taken.folder / "other"
+    other.mkdir()
+    with Meanwhile(lambda: kill(("supervisor", "worker"))):
+        for _ in range(3):
+            start(taken.folder / "image", other, taken.folder / "store", device)
+            name = os.fsdecode(min(FILES))
+            assert (other / name).read_bytes() == FILES[min(FILES)]
+            unmount(other, lazy=True)
+    assert taken.read_all() < STALL_S
+
+
+def test_resident_while_mounted(taken: Taken) -> None:
+    """Once all is here, the marks are gone and so is the service."""
+    require_root()
+    require_erofs()
+    require_kernel(6, 14, "fanotify")
+    taken.start("fanotify")
+    taken.read_all()
+    deadline = time.monotonic() + 20
+    while service_status() is not None:
+        assert time.monotonic() < deadline, "the service outlives what it is for"
+        time.sleep(0.02)
+    (status,) = list_mounts()
+    assert (status.state, status.pids, status.resident) == (MountState.RESIDENT, {}, True)
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    taken.read_all()
+    unmount(taken.mountpoint)
+    assert list_mounts() == []
+
+
+def test_the_socket_is_private(taken: Taken) -> None:
+    require_root()
+    taken.start("fuse")
+    code = "from lamina.serve.service.client import connect; connect()"
+    command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode != 0
+    unmount(taken.mountpoint)
