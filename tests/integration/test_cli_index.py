@@ -14,9 +14,9 @@ from lamina.registry.referrers import fallback_tag, push_referrer
 from lamina.registry.repository import open_repository
 from tests.integration.test_cli_chain import Shell
 from tests.integration.test_index import ordinary_image
-from tests.support.index_layers import lower_layer
+from tests.support.index_layers import content, lower_layer
 from tests.support.registry_server import RegistryServer
-from tests.support.tools import require_tool
+from tests.support.tools import require_root, require_tool
 
 
 @pytest.fixture
@@ -88,6 +88,24 @@ def test_always_indexes_here(lamina: Shell) -> None:
     assert facts["indexed_by"].startswith("sha256:")
     entries = json.loads((lamina.folder / "images" / "index.json").read_bytes())["manifests"]
     assert len(entries) == 1
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("use", ["auto", "always"])
+def test_an_ordinary_image_is_mounted(use: str, lamina: Shell, registry: RegistryServer) -> None:
+    require_root()
+    image = registry.reference(f"index/mounted-{use}:1")
+    lamina("copy", IMAGE, image)
+    if use == "auto":
+        lamina("index", image)
+    mountpoint = lamina.folder / "mnt"
+    mountpoint.mkdir()
+    lamina("mount", "--index", use, "--device", "fuse", image, "mnt")
+    try:
+        assert (mountpoint / "d" / "007").read_bytes() == b"seven"
+        assert (mountpoint / "d" / "big").read_bytes() == content(3_400_001, 7)
+    finally:
+        lamina("umount", "mnt")
 
 
 @pytest.mark.tools

@@ -14,9 +14,11 @@ import lamina
 from lamina.build.index import IndexOptions, IndexReport, build_index
 from lamina.build.source_image import open_source_image
 from lamina.errors import IntegrityError, TrustError, UnsupportedError
+from lamina.image.collect import collect
 from lamina.image.compare import compare
 from lamina.image.indexed import IndexRule
 from lamina.image.open import open_image
+from lamina.image.residency import make_resident
 from lamina.registry.manifest import (
     NYDUS_MANIFEST_ARTIFACT,
     NYDUS_REF,
@@ -32,6 +34,7 @@ from lamina.registry.manifest import (
 from lamina.registry.reference import parse_reference
 from lamina.registry.referrers import fallback_tag, push_referrer
 from lamina.registry.repository import Repository, open_repository
+from lamina.store.node import NodeStore
 from tests.support.index_layers import COMPRESSIONS, lower_layer, media_type, upper_layer
 from tests.support.layers import add_blob, folder, tar_bytes, write_index
 
@@ -271,3 +274,19 @@ def test_other_referrers_stay_listed(tmp_path: Path) -> None:
         _, data = repository.manifest(fallback_tag(first.source_digest))
     listed = [entry.digest for entry in parse_index(data).manifests]
     assert listed == [first.digest, second.digest]
+
+
+def test_a_resident_image_needs_nothing_but_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    index(reference)
+    store = NodeStore(tmp_path / "store")
+    with open_image(reference, store=store) as image:
+        make_resident(image, store, reference)
+    for blob in (tmp_path / "layout" / "blobs" / "sha256").iterdir():
+        blob.unlink()
+    monkeypatch.setattr("lamina.store.removal.YOUNG_S", -1)
+    collect(store)
+    with open_image(reference, store=store) as image, image.open("/d/007") as file:
+        assert file.read() == b"seven"

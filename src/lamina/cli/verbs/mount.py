@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = Page(
     """
-    Mounts a native image read-only on a folder and returns as soon as its tree can be read. A
+    Mounts an image read-only on a folder and returns as soon as its tree can be read. A
     service stays behind, one for all mounts of the user, which fetches and verifies what is read;
     it ends with the last mount. Any of its processes may be killed or upgraded: readers wait for
     the next one. With --foreground the server is this process alone, and ends the mount when it is

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = Page(
     """
-    Starts a container of a native image at once: the image is mounted, not pulled, and its
+    Starts a container of a native or indexed image at once: it is mounted, not pulled, and its
     files arrive when they are read. The command is that of the image unless one is given; all
     words after IMAGE belong to it. The container's output and exit code are those of lamina.
 
