@@ -127,7 +127,7 @@ def foreign_authority(folder: Path) -> Path:
 
 
 def test_the_provider_as_a_program(folder: Path, tmp_path: Path) -> None:
-    """skopeo, from version 1.10 on, calls it as this does."""
+    """Newer skopeos than that of Debian 12 call it as this does."""
     make_image(tmp_path / "plain", "v1")
     plain, sealed, back = (f"oci:{tmp_path}/{name}:v1" for name in ("plain", "sealed", "back"))
     rule(folder, "--anybody")

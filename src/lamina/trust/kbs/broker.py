@@ -227,7 +227,9 @@ def _check_attestation(
 
 def _tee_key(jwk: Any) -> PublicKey:
     """The guest's key: EC with the algorithm of the protocol, or RSA-OAEP-256."""
-    if not isinstance(jwk, dict):
+    if not isinstance(jwk, dict) or not all(
+        isinstance(value, str) and value.isascii() for value in jwk.values()
+    ):
         raise FormatError("the key of the guest is no JWK")
     raw, algorithm = public_from_jwk(jwk, "key of the guest")
     key = PublicKey(raw, "key of the guest", algorithm)

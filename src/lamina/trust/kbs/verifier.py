@@ -5,14 +5,14 @@ and tests.  Evidence of hardware is for trustee, which has the certificates of t
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from typing import Any, Final
 
 from lamina.errors import FormatError, TrustError, UnsupportedError
 from lamina.trust import strict_json
 from lamina.trust.kbs.evidence import SAMPLE, SAMPLE_MEASUREMENT
 from lamina.trust.kbs.rules import Attested
 
-_MAX_MEASUREMENT = 256
+_MAX_MEASUREMENT: Final = 256
 
 
 def verify_evidence(tee: str, evidence: Any, report: bytes) -> Attested:
@@ -29,6 +29,7 @@ def verify_evidence(tee: str, evidence: Any, report: bytes) -> Attested:
     if not hmac.compare_digest(data, report):
         raise TrustError("the evidence is for another nonce or another key")
     measurement = evidence.get("launch_digest", SAMPLE_MEASUREMENT)
-    if not 0 < len(strict_json.text_of(measurement, f"digest of the {what}")) <= _MAX_MEASUREMENT:
+    text = strict_json.text_of(measurement, f"digest of the {what}")
+    if not 0 < len(text) <= _MAX_MEASUREMENT or not (text.isascii() and text.isprintable()):
         raise FormatError(f"the digest of the {what} is none")
     return Attested(SAMPLE, measurement)
