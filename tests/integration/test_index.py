@@ -150,6 +150,30 @@ def test_a_read_fetches_little_of_a_layer(tmp_path: Path) -> None:
         assert image.statistics.requests == 1
 
 
+def test_a_read_fetches_no_more_of_a_context_than_it_needs(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6")
+    index(reference, spacing_bytes=1 << 20)
+    with open_image(reference, store=tmp_path / "store") as image:
+        blob = image.blobs[0]
+        contexts = blob.table.zran_contexts
+        number = blob.table.zran_context_of(0)
+        assert contexts[number].in_size > 500_000
+        blob.ensure(0, 1)
+        assert 0 < image.statistics.fetched_bytes < 200_000
+
+
+def test_neighbours_are_not_fetched_again(tmp_path: Path) -> None:
+    reference = ordinary_image(tmp_path / "layout", "gzip -6", [lower_layer()])
+    layer_bytes = index(reference, spacing_bytes=1 << 20).layer_bytes
+    with open_image(reference, store=tmp_path / "store") as image:
+        blob = image.blobs[0]
+        for offset in range(0, blob.size_bytes, 64 << 10):
+            blob.ensure(offset, 64 << 10)
+        assert blob.complete
+        assert image.statistics.requests > 20
+        assert image.statistics.fetched_bytes < 1.05 * layer_bytes
+
+
 def test_an_ordinary_image_is_opened_by_its_index(tmp_path: Path) -> None:
     reference = ordinary_image(tmp_path / "layout", "gzip -6")
     with pytest.raises(UnsupportedError, match="ordinary") as failure:

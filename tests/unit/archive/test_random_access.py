@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gzip
 import io
 import random
@@ -14,7 +15,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import PointMap
+from lamina.archive.deflate_library import load_library
 from lamina.archive.gzip_points import GzipPoints
 from lamina.archive.zstd_points import ZstdPoints
 from lamina.codec.deflate_span import inflate_span, prime, priming_blocks
@@ -79,6 +82,18 @@ def test_every_point_extracts_on_both_engines(level: int, piece: int) -> None:
     points, decoded = index_gzip(data, 4096, piece)
     assert decoded == plain
     assert check_all_points(data, points, plain) >= (2 if level and piece > 1 else 1)
+
+
+def test_all_libraries_stop_at_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = gzip.compress(words(3_000_000), 6)
+    wanted, plain = index_gzip(data, 50_000)
+    plain_zlib = libz._zlib(ctypes.CDLL("libz.so.1"))
+    assert load_library() is not plain_zlib
+    monkeypatch.setattr(libz, "load_library", lambda: plain_zlib)
+    found, again = index_gzip(data, 50_000)
+    assert again == plain
+    assert found.points == wanted.points
+    assert len(found.points) > 10
 
 
 def test_members_names_padding_and_sync_flushes() -> None:
