@@ -222,3 +222,28 @@ def test_the_runtime_of_containers_inherits_no_passphrase(tmp_path: Path) -> Non
     for text in (b"passphrase that shows", b"PASSWORD"):
         assert text not in seen.read_bytes()
         assert text not in done.stdout + done.stderr
+
+
+def test_a_sealed_image_by_the_broker(folder: Path, tmp_path: Path) -> None:
+    """Opened for one digest only; and a rule for a release wants a signature that states it."""
+    make_image(tmp_path / "plain", "v1")
+    sealed = f"oci:{tmp_path}/sealed:v1"
+    rule(folder, "--anybody")
+    with serving(folder) as (url, _):
+        broker = ("--kbs", url, "--kbs-ca", f"{folder}/ca.crt")
+        key = ("--encryption-key", f"{PROVIDER}:keyid=kbs:///{RESOURCE}")
+        lamina("convert", "-q", "--seal", *broker, *key, f"oci:{tmp_path}/plain:v1", sealed)
+        with open_repository(parse_reference(sealed)) as repository:
+            digest = repository.manifest()[0].digest
+
+        def listed(code: int) -> bytes:
+            store = ("--store", str(tmp_path / f"store{code}"))
+            done = lamina("ls", *broker, *store, sealed, "/", code=code)
+            return done.stderr if code else done.stdout
+
+        rule(folder, "--image-digest", digest)
+        assert listed(0).strip()
+        rule(folder, "--image-digest", "sha256:" + "ab" * 32)
+        assert b"does not allow this image" in listed(12)
+        rule(folder, "--image-digest", digest, "--min-release", "1")
+        assert b"too old" in listed(12)

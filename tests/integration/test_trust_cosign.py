@@ -198,3 +198,32 @@ def test_key_files(lamina: Callable[..., int], tmp_path: Path) -> None:
     Path(key).chmod(0o644)
     assert lamina("sign", "--key", key, "localhost:1/x:v1") == 12
     assert b"PUBLIC KEY" in Path(public).read_bytes()
+
+
+def test_signatures_made_in_a_layout_folder_travel(
+    registry: RegistryServer, cosign: Cosign, lamina: Callable[..., int], tmp_path: Path
+) -> None:
+    """Sign before pushing; image and signatures are pushed as they are, and cosign verifies both
+    forms, also in a folder that it saves.
+    """
+    key, public = make_pair(lamina, tmp_path / "team")
+    _, foreign = make_pair(lamina, tmp_path / "foreign")
+    make_image(tmp_path / "layout", "v1")
+    target = registry.reference("trust/layout")
+    name = target.removeprefix("docker://")
+    local = f"oci:{tmp_path}/layout"
+    words = ("--identity", f"{name}:v1", "--release", "7")
+    assert lamina("sign", "-q", "--key", key, *words, f"{local}:v1") == 0
+    assert lamina("verify", "-q", "--key", public, "--identity", f"{name}:v1", f"{local}:v1") == 0
+    assert lamina("verify", "-q", "--key", foreign, "--identity", f"{name}:v1", f"{local}:v1") == 12
+    with open_repository(parse_reference(f"{local}:v1")) as repository:
+        hexed = repository.manifest()[0].digest.replace(":", "-")
+    for tag in ("v1", f"{hexed}.sig", hexed):
+        assert lamina("copy", "-q", "--all", f"{local}:{tag}", f"{target}:{tag}") == 0
+    assert cosign.verify(public, f"{name}:v1")
+    assert cosign.verify(public, f"{name}:v1", "--new-bundle-format")
+    assert not cosign.verify(foreign, f"{name}:v1")
+    assert lamina("verify", "-q", "--key", public, "--min-release", "7", f"{name}:v1") == 0
+    cosign("save", "--dir", "saved", "--allow-insecure-registry", f"{name}:v1")
+    assert cosign.verify(public, "saved", "--local-image")
+    assert not cosign.verify(foreign, "saved", "--local-image")
