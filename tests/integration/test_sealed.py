@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -46,6 +48,8 @@ from tests.support.sealed import (
 )
 from tests.unit.trust.keys_in_code import make_key
 
+OWN = "tests/integration/test_sealed.py"
+
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:
@@ -64,10 +68,16 @@ def image(tmp_path: Path, source: str, keys: Keys) -> SealedImage:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command line, in this process, which must stay dumpable for the other tests."""
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """The command line, in this process, which must stay dumpable for the other tests, and log as
+    they expect.
+    """
     monkeypatch.setattr("lamina.linux.memory.forbid_core_dumps", lambda: None)
-    return lambda *words: run_command([*words])
+    logger = logging.getLogger("lamina")
+    before = logger.level, logger.handlers, logger.propagate
+    yield lambda *words: run_command([*words])
+    logger.setLevel(before[0])
+    logger.handlers, logger.propagate = before[1:]
 
 
 def test_the_tree_and_configuration_are_those_of_the_source(
@@ -553,3 +563,20 @@ def test_an_index_of_sealed_images_is_sealed(source: str, keys: Keys, tmp_path: 
         )
         with closing(found) as opened:
             assert opened.stat("/a").size == 5000
+
+
+def test_the_threat_table_names_tests_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "SECURITY.md").read_text().partition("## Sealed images")[2]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 18
+    for row in rows:
+        cell = row.rsplit("|", 2)[1]
+        files = re.findall(r"`(tests/\S+\.py)`", cell)
+        tests = re.findall(r"`(test_\w+)`", cell)
+        assert tests, row
+        text = "".join(
+            (root / name).read_text() for name in [*files, "tests/integration/test_sealed.py"]
+        )
+        for name in tests:
+            assert f"def {name}(" in text, name

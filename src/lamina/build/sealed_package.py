@@ -52,10 +52,11 @@ def sealed_package(built: BuiltImage, config: bytes, recipients: Recipients) -> 
     leaves = b"".join([part.leaf_table for part in built.sealed])
     leaf_layer = describe(SEALED_LEAVES, leaves)
     description = encode_description([part.description for part in built.sealed])
+    # What every opening reads comes first.
     files = [
-        *metadata_files(built.bootstrap, built.metas),
         (FILE_NAME.encode(), description),
         (CONFIG_NAME.encode(), _secret_config(config)),
+        *metadata_files(built.bootstrap, built.metas),
     ]
     plain = metadata_layer(files, {SEALED_SUITE: SUITE})
     sealed = io.BytesIO()

@@ -116,6 +116,23 @@ def unpack_metadata_layer(
         return MetadataFiles(bootstrap, tables, chunk_sets(opened))
 
 
+def read_secrets(layer: BinaryIO, media_type: str, secrets: dict[bytes, bytes]) -> None:
+    """Read the files whose paths are keys of *secrets* into its values, and stop there.
+
+    The layer must have been proven before.  Raises FormatError for a file that is too large.
+    """
+    stream = open_layer(layer, media_type, MAX_LAYER_BYTES)
+    reader = BlockReader(lambda: stream.read(BLOCK_BYTES))
+    missing = set(secrets)
+    for entry in walk(reader):
+        if entry.kind == REGULAR and entry.path in missing:
+            _check_size(entry, MAX_SECRET_BYTES)
+            secrets[entry.path] = b"".join(reader.pieces(entry.size))
+            missing.remove(entry.path)
+            if not missing:
+                return
+
+
 def chunk_sets(bootstrap: Bootstrap) -> dict[str, str]:
     """Return, by blob id, the hex SHA-256 over (digest, number) of the chunks the image knows.
 

@@ -121,7 +121,6 @@ def open_image(
             get = partial(_blob, repository, node, estimator)
             sealed = _sealed((manifest, digest), where, config, get, node, access)
             config, files = sealed.config, sealed.files
-            node.put_record(RECORD, digest, files.encode())
         else:
             files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
         path = node.metadata_path(files.bootstrap)
@@ -274,7 +273,11 @@ def _sealed(
         raise no_key_error(where)
     manifest, digest = found
     keys = access.keys.for_image(digest, access.release)
-    return open_sealed(manifest, config.rootfs.diff_ids, get, node, keys)
+    known = _known_files(node, digest)
+    opened = open_sealed(manifest, config.rootfs.diff_ids, get, node, keys, known)
+    if known is None:
+        node.put_record(RECORD, digest, opened.files.encode())
+    return opened
 
 
 def _metadata_files(
@@ -284,13 +287,19 @@ def _metadata_files(
     digest: str,
     estimator: LinkEstimator,
 ) -> MetadataFiles:
-    record = node.record(RECORD, digest)
-    files = None if record is None else MetadataFiles.decode(record)
-    if files is None or not files.present(node):
+    files = _known_files(node, digest)
+    if files is None:
         with measured(estimator, layer.size), repository.open_blob(layer) as stream:
             files = unpack_metadata_layer(stream, layer.media_type, node)
         node.put_record(RECORD, digest, files.encode())
     return files
+
+
+def _known_files(node: NodeStore, digest: str) -> MetadataFiles | None:
+    """What an earlier opening of the image put into the store, if it is still there."""
+    record = node.record(RECORD, digest)
+    files = None if record is None else MetadataFiles.decode(record)
+    return files if files is not None and files.present(node) else None
 
 
 def node_store(store: NodeStore | str | os.PathLike[str] | None) -> NodeStore:

@@ -25,7 +25,7 @@ from lamina.blob.sealed_description import (
 from lamina.errors import FormatError, IntegrityError, UnsupportedError
 from lamina.image.blob_set import SealedParts
 from lamina.image.errors import NoKeyError
-from lamina.image.metadata_layer import MetadataFiles, unpack_metadata_layer
+from lamina.image.metadata_layer import MetadataFiles, read_secrets, unpack_metadata_layer
 from lamina.registry.manifest import (
     SEALED_BLOB,
     SEALED_LEAVES,
@@ -126,8 +126,11 @@ def open_sealed(
     get: GetBlob,
     store: NodeStore,
     keys: DecryptionKeys,
+    known: MetadataFiles | None = None,
 ) -> SealedImage:
     """Open the metadata of a sealed image; *diff_ids* are those of its configuration.
+
+    *known* are the files that an earlier opening put into *store*.
 
     Raises TrustError if no key fits, IntegrityError for what was changed, FormatError.
     """
@@ -144,7 +147,11 @@ def open_sealed(
     secrets = {FILE_NAME.encode(): b"", CONFIG_NAME.encode(): b""}
     with proven_plaintext(layer, get(layer), keys, diff_ids[-1]) as plain:
         media_type = layer.media_type.removesuffix(SUFFIX)
-        files = unpack_metadata_layer(plain, media_type, store, secrets)
+        if known is None:
+            files = unpack_metadata_layer(plain, media_type, store, secrets)
+        else:
+            files = known
+            read_secrets(plain, media_type, secrets)
     described = decode_description(secrets[FILE_NAME.encode()])
     _check_described(described, public_blobs(manifest))
     parts = {
