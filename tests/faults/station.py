@@ -214,6 +214,8 @@ class Station:
         self._prepare_store()
         if self.chance.random() < 0.7:
             self.sample = self.chance.choice(self.plan.samples)
+        if self.plan.local and self.chance.random() < 0.2:
+            self._kill_mount()
         if not self._mend():
             return
         for number in range(READERS):
@@ -350,11 +352,23 @@ class Station:
 
     def _mount(self) -> subprocess.CompletedProcess[str]:
         self.counts.mounts += 1
+        return self._lamina(*self._mount_words())
+
+    def _mount_words(self) -> list[str]:
         reference = f"docker://{self.plan.network.host}/faults@{self.sample.digest}"
         words = ["--device", self.device, reference, str(self.mountpoint)]
         if self.device != "fanotify" and self.chance.random() < 0.5:
             words = ["--store-budget", "4M", *words]
-        return self._lamina("-q", "mount", *words)
+        return ["-q", "mount", *words]
+
+    def _kill_mount(self) -> None:
+        """Kill ``lamina mount`` itself, somewhere on its way."""
+        command = [sys.executable, "-m", "lamina", *self._mount_words()]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(command, env=self._environment, **quiet) as process:
+            self._wait(self.chance.randrange(KILL_STEPS) * KILL_STEP_S)
+            process.kill()
+        self.counts.injected["kill -9 lamina mount"] += 1
 
     def _finish_readers(self) -> None:
         for reader in self._readers:
