@@ -9,7 +9,6 @@ protocol 1.0 (pre-authentication encoding), in-toto statement 1.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -55,11 +54,11 @@ def make_bundle(key: PrivateKey, digest: str, annotations: dict[str, Any] | None
     return strict_json.compact(
         {
             "mediaType": MEDIA_TYPE,
-            "verificationMaterial": {"publicKey": {"hint": _encoded(hint)}},
+            "verificationMaterial": {"publicKey": {"hint": strict_json.encode_base64(hint)}},
             "dsseEnvelope": {
-                "payload": _encoded(statement),
+                "payload": strict_json.encode_base64(statement),
                 "payloadType": PAYLOAD_TYPE,
-                "signatures": [{"sig": _encoded(made)}],
+                "signatures": [{"sig": strict_json.encode_base64(made)}],
             },
         }
     )
@@ -121,7 +120,3 @@ def read_subject(statement: dict[str, Any], digest: str) -> Subject:
                 raise FormatError("the annotations of the signed statement are no object")
             return Subject(digest, annotations)
     raise TrustError("it is for another digest")
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

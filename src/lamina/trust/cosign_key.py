@@ -53,12 +53,12 @@ def write_key(
         "kdf": {
             "name": "scrypt",
             "params": {"N": cost, "r": BLOCK_SIZE, "p": PARALLELISM},
-            "salt": _encoded(salt),
+            "salt": strict_json.encode_base64(salt),
         },
-        "cipher": {"name": "nacl/secretbox", "nonce": _encoded(nonce)},
-        "ciphertext": _encoded(box),
+        "cipher": {"name": "nacl/secretbox", "nonce": strict_json.encode_base64(nonce)},
+        "ciphertext": strict_json.encode_base64(box),
     }
-    body = _encoded(strict_json.compact(document))
+    body = strict_json.encode_base64(strict_json.compact(document))
     lines = "\n".join(body[i : i + 64] for i in range(0, len(body), 64))
     return f"-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n".encode()
 
@@ -118,7 +118,3 @@ def derive_key(passphrase: Secret, salt: bytes, cost: int) -> bytes:
         maxmem=_MAX_MEMORY_BYTES,
         dklen=secretbox.KEY_BYTES,
     )
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

@@ -9,7 +9,6 @@ so an image cannot send a reader to another broker.
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -67,8 +66,8 @@ def wrap(key: Secret, resource: ResourcePath, options: bytes, iv: bytes | None =
     return strict_json.compact(
         {
             "kid": str(resource),
-            "wrapped_data": _encoded(_cipher(key).encrypt(iv, options, None)),
-            "iv": _encoded(iv),
+            "wrapped_data": strict_json.encode_base64(_cipher(key).encrypt(iv, options, None)),
+            "iv": strict_json.encode_base64(iv),
             "wrap_type": WRAP_TYPE,
         }
     )
@@ -113,7 +112,3 @@ def _cipher(key: Secret) -> AESGCM:
     if len(key) != KEY_BYTES:
         raise FormatError(f"the wrapping key of the broker has {len(key)} bytes, not {KEY_BYTES}")
     return AESGCM(key.reveal())
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

@@ -9,7 +9,6 @@ Source: ocicrypt, ``docs/keyprovider.md``.
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import subprocess
@@ -35,19 +34,15 @@ class KeyProvider(Protocol):
         """The private options that a packet wraps."""
 
 
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
 def wrap_request(name: str, options: bytes, parameter: str) -> bytes:
     """The JSON of a request to wrap."""
-    parameters = {name: [_encoded(parameter.encode())]}
+    parameters = {name: [strict_json.encode_base64(parameter.encode())]}
     return strict_json.compact(
         {
             "op": "keywrap",
             "keywrapparams": {
                 "ec": {"Parameters": parameters, "DecryptConfig": {"Parameters": {}}},
-                "optsdata": _encoded(options),
+                "optsdata": strict_json.encode_base64(options),
             },
             "keyunwrapparams": {"dc": None, "annotation": None},
         }
@@ -61,8 +56,8 @@ def unwrap_request(name: str, packet: bytes, parameter: str) -> bytes:
             "op": "keyunwrap",
             "keywrapparams": {"ec": None, "optsdata": None},
             "keyunwrapparams": {
-                "dc": {"Parameters": {name: [_encoded(parameter.encode())]}},
-                "annotation": _encoded(packet),
+                "dc": {"Parameters": {name: [strict_json.encode_base64(parameter.encode())]}},
+                "annotation": strict_json.encode_base64(packet),
             },
         }
     )

@@ -8,7 +8,6 @@ authenticated.
 
 from __future__ import annotations
 
-import base64
 import os
 from dataclasses import dataclass, field
 from typing import Final, Self
@@ -22,10 +21,6 @@ from lamina.trust.secret import Secret
 _LIMIT_BYTES: Final = 64 << 10
 
 
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
 @dataclass(frozen=True, slots=True)
 class PublicOptions:
     """Cipher and HMAC of the ciphertext."""
@@ -35,7 +30,7 @@ class PublicOptions:
     def encode(self) -> bytes:
         """The JSON text."""
         return strict_json.compact(
-            {"cipher": CIPHER, "hmac": _encoded(self.hmac), "cipheroptions": {}}
+            {"cipher": CIPHER, "hmac": strict_json.encode_base64(self.hmac), "cipheroptions": {}}
         )
 
     @classmethod
@@ -73,9 +68,9 @@ class PrivateOptions:
         """The JSON text, to be wrapped at once."""
         return strict_json.compact(
             {
-                "symkey": _encoded(self.key.reveal()),
+                "symkey": strict_json.encode_base64(self.key.reveal()),
                 "digest": self.digest,
-                "cipheroptions": {"nonce": _encoded(self.nonce)},
+                "cipheroptions": {"nonce": strict_json.encode_base64(self.nonce)},
             }
         )
 

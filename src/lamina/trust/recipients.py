@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
@@ -162,11 +161,15 @@ def wrap(options: PrivateOptions, recipients: Recipients) -> Annotations:
     """The key annotations of a layer for some recipients."""
     plain, annotations = options.encode(), Annotations()
     if recipients.public_keys:
-        annotations[JWE_KEYS] = _encoded(jwe.encrypt(plain, recipients.public_keys))
+        annotations[JWE_KEYS] = strict_json.encode_base64(
+            jwe.encrypt(plain, recipients.public_keys)
+        )
     if recipients.certificates:
-        annotations[PKCS7_KEYS] = _encoded(pkcs7.encrypt(plain, recipients.certificates))
+        annotations[PKCS7_KEYS] = strict_json.encode_base64(
+            pkcs7.encrypt(plain, recipients.certificates)
+        )
     for name, provider, parameter in recipients.providers:
-        packet = _encoded(provider.wrap(plain, parameter))
+        packet = strict_json.encode_base64(provider.wrap(plain, parameter))
         add_packets(annotations, {PROVIDER_PREFIX + name: packet})
     return annotations
 
@@ -232,7 +235,3 @@ def _packets(value: str, what: str) -> list[bytes]:
     if len(texts) > MAX_PACKETS:
         raise FormatError(f"{what} has more than {MAX_PACKETS} wrapped keys")
     return [strict_json.decode_base64(text, f"wrapped key of {what}") for text in texts]
-
-
-def _encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
