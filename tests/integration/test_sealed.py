@@ -131,6 +131,43 @@ def test_without_a_key_nothing_is_opened_or_mounted(
         assert command(verb, *store, image.reference, *more) == TrustError.exit_code
 
 
+PROVIDER = """\
+import base64, json, sys
+request = json.load(sys.stdin)
+if request["op"] == "keywrap":
+    print(json.dumps({"keywrapresults": {"annotation": request["keywrapparams"]["optsdata"]}}))
+else:
+    print(json.dumps({"keyunwrapresults": {"optsdata": request["keyunwrapparams"]["annotation"]}}))
+"""
+"""A key provider that keeps nothing secret."""
+
+
+@pytest.mark.kernel
+def test_a_key_provider_of_the_environment_opens_a_mount(
+    source: str, tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_device("fuse")
+    (tmp_path / "provider.py").write_text(PROVIDER)
+    program = {"path": sys.executable, "args": [str(tmp_path / "provider.py")]}
+    (tmp_path / "ocicrypt.json").write_text(json.dumps({"key-providers": {"p": {"cmd": program}}}))
+    monkeypatch.setenv("OCICRYPT_KEYPROVIDER_CONFIG", str(tmp_path / "ocicrypt.json"))
+    reference = f"oci:{tmp_path}/provided:1"
+    sealing = ["--seal", "--encryption-key", "provider:p:x", source, reference]
+    lamina_program = [sys.executable, "-m", "lamina"]
+    subprocess.run([*lamina_program, "convert", "-q", *sealing], check=True, timeout=60)
+    mountpoint = tmp_path / "mnt"
+    mountpoint.mkdir()
+    options = ["-q", "--device", "fuse", "--store", str(tmp_path / "store")]
+    mount = [*lamina_program, "mount", *options, reference, str(mountpoint)]
+    subprocess.run(mount, check=True, timeout=60)
+    try:
+        assert (mountpoint / FILE[1:]).read_bytes() == LAYERS[0][FILE[1:]]
+    finally:
+        subprocess.run([*lamina_program, "umount", "-q", str(mountpoint)], check=True, timeout=60)
+    monkeypatch.delenv("OCICRYPT_KEYPROVIDER_CONFIG")
+    assert command(*mount[3:]) == TrustError.exit_code
+
+
 def test_another_key_opens_nothing(image: SealedImage, tmp_path: Path) -> None:
     other = Keys.make(tmp_path, 1)
     image.keys = other

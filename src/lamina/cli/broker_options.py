@@ -63,6 +63,18 @@ def broker_provider(args: argparse.Namespace) -> KbsKeyProvider | None:
     return make_provider(args.kbs, args.kbs_ca, args.kbs_evidence, args.kbs_measurement)
 
 
+def broker_arguments(args: argparse.Namespace) -> dict[str, str | None] | None:
+    """The arguments of that provider, for a process that makes it itself; None without one."""
+    if not args.kbs:
+        return None
+    return {
+        "url": args.kbs,
+        "ca_file": args.kbs_ca,
+        "evidence": args.kbs_evidence,
+        "measurement": args.kbs_measurement,
+    }
+
+
 def brokers(args: argparse.Namespace) -> Mapping[str, KeyProvider]:
     """Providers beside the configured ones, by the name in annotations."""
     provider = broker_provider(args)

@@ -7,6 +7,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
+from lamina.cli.broker_options import broker_arguments
 from lamina.cli.key_options import forget_passphrases, key_texts_for_later
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
@@ -126,11 +127,19 @@ def mount_spec(args: Namespace) -> MountSpec:
         platform=args.platform,
         index=args.index,
         decryption_keys=tuple(args.decryption_key),
+        key_providers=absolute_from_environment("OCICRYPT_KEYPROVIDER_CONFIG"),
+        key_broker=broker_arguments(args),
         policy=args.policy,
         client=asdict(client_options(args)),
         complete=args.complete,
         limit_rate=args.limit_rate,
     )
+
+
+def absolute_from_environment(name: str) -> str | None:
+    """A path from the environment, for a process in another folder."""
+    value = os.environ.get(name)
+    return os.path.abspath(value) if value else None
 
 
 def make_absolute(args: Namespace) -> None:

@@ -13,6 +13,7 @@ from lamina.linux.memory import forbid_core_dumps
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
+    from lamina.trust.key_provider import KeyProvider
 
 DEFAULT_OPENER: Final = "lamina.serve.service.spec:open_reference"
 
@@ -21,9 +22,11 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One mount: all that a serving process needs, as JSON.
 
     ``client`` are fields of :class:`lamina.registry.repository.ClientOptions`, credentials
-    included, so a spec is kept in memory only.  ``pinned`` is the reference with the digest that
-    the image had when it was opened first.  ``opener`` names the function, as ``module:function``,
-    that makes an image of a spec; ``extra`` is what it alone understands.
+    included, so a spec is kept in memory only. ``key_providers`` is the configuration file of
+    ocicrypt's key providers, ``key_broker`` are arguments of
+    :func:`lamina.trust.kbs.provider.make_provider`. ``pinned`` is the reference with the digest
+    that the image had when it was opened first. ``opener`` names the function, as
+    ``module:function``, that makes an image of a spec; ``extra`` is what it alone understands.
     """
 
     reference: str
@@ -35,6 +38,8 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     platform: str | None = None
     index: str = "auto"
     decryption_keys: tuple[str, ...] = ()
+    key_providers: str | None = None
+    key_broker: dict[str, str | None] | None = None
     policy: str | None = None
     client: dict[str, Any] = {}
     complete: bool = False
@@ -46,7 +51,8 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def has_secrets(self) -> bool:
         """Whether a process that knows it must not be looked into."""
-        return bool(self.decryption_keys) or self.client.get("password") is not None
+        keys = self.decryption_keys or self.key_providers or self.key_broker
+        return bool(keys) or self.client.get("password") is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object of JSON."""
@@ -78,6 +84,20 @@ def open_spec(spec: MountSpec) -> NativeImage:
     return image
 
 
+def _key_sources(spec: MountSpec) -> dict[str, KeyProvider]:
+    """The key providers and the broker of a spec; the environment is that of another process."""
+    found: dict[str, KeyProvider] = {}
+    if spec.key_providers is not None:
+        from lamina.trust.key_provider import load_providers
+
+        found |= load_providers(spec.key_providers)
+    if spec.key_broker is not None:
+        from lamina.trust.kbs.provider import PROVIDER_NAME, make_provider
+
+        found[PROVIDER_NAME] = make_provider(**spec.key_broker)  # type: ignore[arg-type]
+    return found
+
+
 def open_reference(spec: MountSpec) -> NativeImage:
     """Open by reference, or what the policy has accepted: once it is pinned by its digest, that is
     proven, and no registry is asked for what is in the store.
@@ -89,7 +109,8 @@ def open_reference(spec: MountSpec) -> NativeImage:
 
     store = NodeStore(Path(spec.store), budget=spec.store_budget)
     options = ClientOptions(**spec.client)
-    access = read_access(spec.decryption_keys, None if spec.pinned else spec.policy)
+    policy = None if spec.pinned else spec.policy
+    access = read_access(spec.decryption_keys, policy, _key_sources(spec))
     if spec.index == "always" and spec.pinned is None:
         from lamina.build.node_index import open_always
 
