@@ -64,6 +64,7 @@ VERBS: Final = tuple(
         ("mount", RUN, "mount an image on a folder, reading its files on demand"),
         ("umount", RUN, "unmount an image and end its server"),
         ("mounts", RUN, "list the mounted images"),
+        ("service", RUN, "be the service of the mounts, or replace it by a newer one"),
         ("unpin", RUN, "list the images that are kept for ever, or let go of some"),
         ("gc", RUN, "remove what nothing uses from the node store"),
         ("inspect", LOOK, "tell what an image is made of"),

@@ -12,6 +12,7 @@ from typing import Final
 
 from lamina.linux.process import OOM_SCORE_ADJ_MIN, set_name, set_oom_score
 from lamina.serve.service.channel import Channel, Message
+from lamina.serve.service.manager import notify, remove_mount, store_mount
 from lamina.serve.service.state import ServiceState, fork_as
 from lamina.serve.service.supervisor import supervise
 
@@ -30,6 +31,7 @@ def hold(state: ServiceState, channel: Channel | None = None) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _pass_on(state))
     state.holder_pid = os.getpid()
+    notify(f"READY=1\nMAINPID={os.getpid()}")
     try:
         while True:
             began = time.monotonic()
@@ -73,8 +75,13 @@ def _listen(state: ServiceState, channel: Channel) -> bool:
 def _note(state: ServiceState, message: Message) -> None:
     body, fds = message
     if body["op"] == "keep":
+        number = body["mount"]["number"]
+        known = number in state.mounts
         state.keep(body["mount"], fds)
+        store_mount(state.mounts[number], known=known)
     elif body["op"] == "drop":
+        if body["number"] in state.mounts:
+            remove_mount(state.mounts[body["number"]])
         state.drop(body["number"])
     elif body["op"] == "worker":
         state.note_worker(fds[0])

@@ -17,6 +17,7 @@ from typing import Final
 from lamina.errors import UsageError
 from lamina.linux.process import raise_file_limit
 from lamina.serve.service.channel import Channel
+from lamina.serve.service.manager import stored_mounts
 from lamina.serve.service.state import LOCK_NAME, LOG_NAME, SOCKET_NAME, ServiceState
 from lamina.serve.state import state_directory
 
@@ -156,7 +157,10 @@ def main(arguments: Sequence[str]) -> None:
     prepare_process()
     state: ServiceState | None
     if not arguments:
+        given = stored_mounts(os.environ, os.getpid())
         state = begin(None, lingering=True)
+        if state is not None:
+            state.mounts = {mount.number: mount for mount in given}
     elif arguments[0] == "--background":
         if os.fork():
             os._exit(0)

@@ -116,7 +116,8 @@ class Supervisor:
             if self._upgrade:
                 self._upgrade = False
                 self.upgrade()
-        if self._stop:
+        if self._stop and not os.environ.get("NOTIFY_SOCKET"):
+            # A service manager keeps the mounts until it starts the service again.
             self._ends.unmount_all()
         self._end()
 
