@@ -22,7 +22,16 @@ from lamina.errors import UsageError
 
 REGISTRY = {"--platform", "--creds", "--authfile", "--ca-file", "--plain-http", "--no-tls-verify"}
 OUTPUT = {"--quiet", "-q", "--verbose", "--log-format", "--help", "-h"}
-WITHOUT_REFERENCE = {"key", "kbs", "umount", "mounts", "self-test", "version", "completion"}
+WITHOUT_REFERENCE = {
+    "key",
+    "kbs",
+    "umount",
+    "mounts",
+    "service",
+    "self-test",
+    "version",
+    "completion",
+}
 STORE_ONLY = {"gc", "unpin"}
 SIGNING = {"sign", "verify", "policy"}
 WITHOUT_STORE = WITHOUT_REFERENCE | SIGNING | {"encrypt", "decrypt", "convert", "index", "copy"}

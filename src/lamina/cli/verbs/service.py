@@ -7,6 +7,7 @@ from typing import Final
 
 from lamina.cli import story
 from lamina.cli.options import add_output_options
+from lamina.cli.output import print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import NotFoundError
@@ -23,6 +24,7 @@ PAGE: Final = Page(
     while they are read, as SIGHUP to the supervisor does.
     """,
     examples=(("lamina service upgrade", "After a new version was installed."),),
+    json_keys=(("upgraded", "true"),),
     see_also=("mount", "mounts"),
 )
 
@@ -30,7 +32,7 @@ PAGE: Final = Page(
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
     parser.add_argument("action", choices=("run", "upgrade"), help="what to do")
-    add_output_options(parser, json=False)
+    add_output_options(parser)
 
 
 def run(args: Namespace) -> int:
@@ -44,5 +46,8 @@ def run(args: Namespace) -> int:
 
     if not upgrade_service():
         raise NotFoundError("no mount service runs", hint="lamina mount starts one")
-    story.tell("the mount service is replaced")
+    if args.json:
+        print_json({"upgraded": True})
+    else:
+        story.tell("the mount service is replaced")
     return 0
