@@ -163,6 +163,7 @@ class Station:
         self.mountpoint = folder / "mnt"
         self.disk = folder / "disk"
         self.store = self.disk / "store"
+        self.rounds = 0
         self.readers_started = 0
         self.sample = plan.samples[0]
         self._sweep = 0
@@ -220,7 +221,7 @@ class Station:
         self._prepare_store()
         if self.chance.random() < 0.7:
             self.sample = self.chance.choice(self.plan.samples)
-        if self.plan.local and self.chance.random() < 0.2:
+        if self.plan.local and self.rounds and self.chance.random() < 0.2:
             self._kill_mount()
         if not self._mend():
             return
@@ -231,6 +232,7 @@ class Station:
         while time.monotonic() < end and not self.plan.stopped.is_set():
             self._fault()
         self._finish_readers()
+        self.rounds += 1
         self._unmount()
 
     def _prepare_store(self) -> None:
