@@ -28,6 +28,7 @@ from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
 from lamina.erofs.writer import BootstrapOptions, write_bootstrap
 from lamina.errors import UsageError
+from lamina.linux.heap import keep_freed_memory
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
@@ -48,7 +49,7 @@ class IndexOptions:
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
     spacing_bytes: int = DEFAULT_SPACING_BYTES
-    digester: Digester = Digester.SHA256
+    digester: Digester = Digester.BLAKE3
     jobs: int = 0
     platforms: Sequence[str] = ()
     progress: Callable[[int], None] | None = None
@@ -101,6 +102,7 @@ _job: _Job
 def _set_up(job: _Job) -> None:
     global _job  # noqa: PLW0603 - a worker has one job
     _job = job
+    keep_freed_memory()
     if job.repository.reference.transport == "docker":
         job.repository = open_repository(job.repository.reference, options=job.client)
 
