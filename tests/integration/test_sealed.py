@@ -168,6 +168,17 @@ def test_a_key_provider_of_the_environment_opens_a_mount(
     assert command(*mount[3:]) == TrustError.exit_code
 
 
+def test_fsspec_reads_it_with_a_key(image: SealedImage, tmp_path: Path) -> None:
+    from lamina.fsspec import LaminaFileSystem
+
+    more = {"decryption_keys": [image.keys.private], "skip_instance_cache": True}
+    files = LaminaFileSystem(image.reference, store=str(tmp_path / "store"), **more)
+    try:
+        assert files.cat_file(FILE) == LAYERS[0][FILE[1:]]
+    finally:
+        files.close()
+
+
 def test_another_key_opens_nothing(image: SealedImage, tmp_path: Path) -> None:
     other = Keys.make(tmp_path, 1)
     image.keys = other

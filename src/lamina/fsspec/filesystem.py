@@ -15,6 +15,8 @@ from lamina.image.base import Stat
 from lamina.image.errors import NotDirectoryError, PathNotFoundError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lamina.image.native import NativeImage
 
 SCHEME: Final = "lamina://"
@@ -41,12 +43,15 @@ class LaminaFileSystem(AbstractFileSystem):
         store: str | None = None,
         platform: str | None = None,
         client: dict[str, Any] | None = None,
+        decryption_keys: Sequence[str] = (),
+        policy: str | None = None,
         **storage_options: Any,
     ) -> None:
         """Name an image.
 
         *store* is the directory of the node store, *platform* chooses from an index, *client* has
-        fields of :class:`lamina.registry.repository.ClientOptions`, as ``{"plain_http": True}``.
+        fields of :class:`lamina.registry.repository.ClientOptions`, as ``{"plain_http": True}``;
+        *decryption_keys* and *policy* are those of :func:`lamina.open`.
         Raises UsageError without a reference.
         """
         super().__init__(**storage_options)
@@ -59,6 +64,7 @@ class LaminaFileSystem(AbstractFileSystem):
         self._store = store
         self._platform = platform
         self._client = client or {}
+        self._trust = tuple(decryption_keys), policy
         self._opened: NativeImage | None = None
         self._opening = threading.Lock()
 
@@ -67,6 +73,7 @@ class LaminaFileSystem(AbstractFileSystem):
         """The image behind the file system."""
         with self._opening:
             if self._opened is None:
+                from lamina.image.access import read_access
                 from lamina.image.open import open_image
                 from lamina.registry.repository import ClientOptions
 
@@ -75,7 +82,11 @@ class LaminaFileSystem(AbstractFileSystem):
                 except TypeError as error:
                     raise UsageError(f"the option client is wrong: {error}") from error
                 self._opened = open_image(
-                    self.reference, store=self._store, options=options, platform=self._platform
+                    self.reference,
+                    store=self._store,
+                    options=options,
+                    platform=self._platform,
+                    access=read_access(*self._trust),
                 )
             return self._opened
 
