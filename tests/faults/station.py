@@ -194,7 +194,7 @@ class Station:
             self._finish_readers()
             self._unmount()
             if self._loop:
-                subprocess.run(["umount", self.disk], check=False)
+                subprocess.run(["umount", "--lazy", self.disk], check=False)
 
     def _make_disk(self) -> None:
         image = self.folder / "disk.img"
