@@ -104,23 +104,15 @@ def open_image(
             rule = IndexRule(rule.use, rule.policy or refuse_index)
         else:
             wanted = where if refresh else _resident_version(node, where)
-        manifest, digest = _preferred(repository, node, wanted, platform, rule)
-        indexed = _indexed(repository, node, (manifest, digest), rule)
-        if indexed is not None:
-            manifest, digest = indexed.manifest, indexed.digest
-        if not manifest.is_nydus and not manifest.is_sealed:
-            raise NoIndexError(
-                f"{where} is an ordinary OCI image, and no index of it is attached",
-                hint=f"Index it: lamina index {where}, or convert it: lamina convert",
-            )
+        manifest, digest, indexed = _find(repository, node, wanted, platform, rule)
         estimator = LinkEstimator(known_link(node, where))
         named = manifest.config if indexed is None else indexed.image.config
         config = _config(repository, node, named, estimator)
-        sealed = None
+        parts = None
         if manifest.is_sealed:
             get = partial(_blob, repository, node, estimator)
-            sealed = _sealed((manifest, digest), where, config, get, node, access)
-            config, files = sealed.config, sealed.files
+            found = (manifest, digest)
+            files, config, parts = _sealed(found, where, config, get, node, access)
         else:
             files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
         path = node.metadata_path(files.bootstrap)
@@ -134,11 +126,31 @@ def open_image(
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
         keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
-        parts = None if sealed is None else sealed.parts
         blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table, sealed=parts)
         stack.callback(blobs.close)
         origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
+
+
+def _find(
+    repository: Repository,
+    node: NodeStore,
+    wanted: Reference,
+    platform: str | Platform | None,
+    rule: IndexRule,
+) -> tuple[Manifest, str, Indexed | None]:
+    """The manifest that can be opened and its digest; of an ordinary image those of its index."""
+    manifest, digest = _preferred(repository, node, wanted, platform, rule)
+    indexed = _indexed(repository, node, (manifest, digest), rule)
+    if indexed is not None:
+        manifest, digest = indexed.manifest, indexed.digest
+    if not manifest.is_nydus and not manifest.is_sealed:
+        where = repository.reference
+        raise NoIndexError(
+            f"{where} is an ordinary OCI image, and no index of it is attached",
+            hint=f"Index it: lamina index {where}, or convert it: lamina convert",
+        )
+    return manifest, digest, indexed
 
 
 def _preferred(
