@@ -58,5 +58,6 @@ def seeds() -> list[bytes]:
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         _CHUNKED + b"-1\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*0*=a'b'c\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*0*=a\0'b'c\r\n\r\nhello",
     ]
     return [bytes([choice]) + answer for answer in answers for choice in (0, 1, 4, 8)]

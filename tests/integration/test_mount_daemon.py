@@ -26,7 +26,14 @@ from lamina.serve.service.client import service_status
 from lamina.serve.state import state_directory
 from lamina.store.holds import held_blobs
 from tests.support.native_images import BuiltImage
-from tests.support.serving import ROOT, FolderSource, is_mounted, start, write_sample
+from tests.support.serving import (
+    ROOT,
+    FolderSource,
+    is_mounted,
+    kill_together,
+    start,
+    write_sample,
+)
 from tests.support.tools import require_erofs, require_kernel, require_root, require_tool
 
 pytestmark = pytest.mark.kernel
@@ -246,8 +253,7 @@ def holders() -> list[int]:
 
 def test_broken_mount_is_mended_by_mounting_again(served: Served, device: str) -> None:
     served.start(device)
-    for pid in served.pids().values():
-        os.kill(pid, signal.SIGKILL)
+    kill_together(served.pids().values())
     wait_until(lambda: served.states() == [MountState.BROKEN])
     served.start(device)
     assert served.states() == [MountState.SERVED]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status
-from tests.support.serving import ROOT, start, write_sample
+from tests.support.serving import ROOT, kill_together, start, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
 
 pytestmark = pytest.mark.kernel
@@ -93,8 +92,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     manager = Manager(tmp_path)
     yield manager
     if status := service_status():
-        for pid in status["pids"].values():
-            os.kill(pid, signal.SIGKILL)
+        kill_together(status["pids"].values())
     manager.close()
 
 
@@ -114,8 +112,7 @@ def test_mounts_survive_the_death_of_all(manager: Manager, device: str, tmp_path
         time.sleep(0.5)
         status = service_status()
         assert status is not None
-        for pid in status["pids"].values():
-            os.kill(pid, signal.SIGKILL)
+        kill_together(status["pids"].values())
         (tmp_path / "image" / "slow").unlink()
         time.sleep(0.3)
         assert reader.poll() is None, "the reader did not wait"

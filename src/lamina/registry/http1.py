@@ -295,6 +295,6 @@ def _explained() -> Iterator[None]:
         raise ConnectionResetError("the body ends early") from None
     except OSError:
         raise
-    except HTTPException as error:
-        # What it says may quote the answer.
+    except (HTTPException, ValueError) as error:
+        # What it says may quote the answer; the parser of header fields lets ValueError through.
         raise ProtocolError(f"the answer is not HTTP/1.1 ({type(error).__name__})") from None
