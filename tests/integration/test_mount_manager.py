@@ -46,7 +46,8 @@ class Manager:
                 self.ready.set()
             elif "FDSTORE" in words:
                 self.store[words["FDNAME"]] = fds[0]
-            elif "FDSTOREREMOVE" in words:
+            elif "FDSTOREREMOVE" in words and words["FDNAME"] in self.store:
+                # As for systemd, a name that is not there is nothing to remove.
                 os.close(self.store.pop(words["FDNAME"]))
 
     def start(self) -> None:
