@@ -26,6 +26,7 @@ FILES = {b"files/%03d" % number: some_bytes(60_000 + number, number) for number 
 CHUNK_SIZE = 16384
 PAUSE_S = 0.08
 """Between the moments at which processes are killed: several times in the course of a read."""
+MOST_TIMES = 20
 STALL_S = 5.0
 """Generous, for a machine with other work; bench/takeover.py measures it."""
 
@@ -96,7 +97,8 @@ class Meanwhile:
         self.times = 0
 
     def _run(self) -> None:
-        while not self._stop.wait(PAUSE_S):
+        # Not for ever: where a worker takes longer than a pause to begin, nothing would be read.
+        while self.times < MOST_TIMES and not self._stop.wait(PAUSE_S):
             self._work()
             self.times += 1
 
