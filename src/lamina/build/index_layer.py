@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-from lamina.archive import tar
 from lamina.archive.access_points import AccessPoint, PointMap
-from lamina.archive.blocks import BlockReader
 from lamina.archive.gzip_points import GzipPoints
 from lamina.archive.stream import GZIP_MAGIC, check_media_type
 from lamina.archive.zstd_frames import MAGIC, is_skippable
 from lamina.archive.zstd_points import ZstdPoints
-from lamina.build.scan import MODE_OF_KIND, LayerScan, encode_rdev
+from lamina.build.scan import LayerScan, scan_layer
 from lamina.codec.digest import Digester
-from lamina.erofs.layout import MAX_CHUNKS_PER_BLOB
-from lamina.errors import FormatError
 
 if TYPE_CHECKING:
     from lamina.registry.manifest import Descriptor
@@ -90,59 +85,11 @@ def index_layer(
             return data
 
         with closing(_points(head, read_input, spacing_bytes)) as stream:
-            scan = _scan(stream, chunk_size, digester)
+            scan = scan_layer(stream, None, chunk_size, digester)
             while read_input():
                 pass
             found = stream.map
     return IndexedLayer(scan, found.ins, found.outs, found.points, descriptor.size)
-
-
-def _scan(
-    stream: GzipPoints | ZstdPoints | _PlainPoints, chunk_size: int, digester: Digester
-) -> LayerScan:
-    """Return the entries and chunks of a tar stream; chunk offsets are places in it."""
-    scan = LayerScan(chunk_size, compression=stream.compression)
-    reader = BlockReader(stream.read)
-    hasher = _hasher(digester)
-    paths: list[bytes] = []
-    links: list[bytes] = []
-    digests: list[bytes] = []
-    for entry in tar.walk(reader):
-        if entry.xattrs:
-            scan.xattrs[len(paths)] = entry.xattrs
-        paths.append(entry.path)
-        links.append(entry.link)
-        mode = MODE_OF_KIND[entry.kind] | entry.mode
-        rdev = encode_rdev(entry.device_major, entry.device_minor)
-        # fmt: off
-        scan.numbers.extend((entry.kind, mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns,
-                             entry.size, rdev))
-        # fmt: on
-        for start in range(0, entry.size, chunk_size):
-            length = min(chunk_size, entry.size - start)
-            state = hasher()
-            for piece in reader.pieces(length):
-                state.update(piece)
-            digests.append(state.digest())
-            scan.chunk_sizes.append(length)
-            scan.chunk_offsets.append(entry.data_offset + start)
-        if len(digests) >= MAX_CHUNKS_PER_BLOB:
-            raise FormatError(
-                f"The layer has too many chunks of {chunk_size} bytes.",
-                hint="Choose a larger chunk size.",
-            )
-    scan.tar_bytes = reader.drain()
-    scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
-    scan.digests = b"".join(digests)
-    return scan
-
-
-def _hasher(digester: Digester) -> Callable[[], Any]:
-    if digester == Digester.SHA256:
-        return hashlib.sha256
-    from blake3 import blake3
-
-    return blake3
 
 
 def _read_head(raw: BinaryIO) -> bytes:

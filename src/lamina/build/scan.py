@@ -13,11 +13,10 @@ import stat
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
-from lamina.archive.stream import LayerStream
 from lamina.codec.digest import Digester
 from lamina.errors import FormatError
 
@@ -33,6 +32,17 @@ MODE_OF_KIND = {
     tar.FIFO: stat.S_IFIFO,
 }
 NO_XATTRS: dict[bytes, bytes] = {}
+
+
+class TarStream(Protocol):
+    """A layer as it is decompressed."""
+
+    @property
+    def compression(self) -> str:
+        """``none``, ``gzip`` or ``zstd``."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes, b"" at the end."""
 
 
 class ScannedEntry(NamedTuple):
@@ -99,7 +109,7 @@ class LayerScan:
 
 
 def scan_layer(
-    stream: LayerStream, spool: BinaryIO | None, chunk_size: int, digester: Digester
+    stream: TarStream, spool: BinaryIO | None, chunk_size: int, digester: Digester
 ) -> LayerScan:
     """Scan a decompressed layer to its end, copying it to ``spool`` (unbuffered, at its beginning)
     if one is given.
@@ -139,7 +149,7 @@ def scan_layer(
     return scan
 
 
-def _tee(stream: LayerStream, spool: BinaryIO | None) -> Callable[[], bytes]:
+def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], bytes]:
     if spool is None:
         return lambda: stream.read(BLOCK_BYTES)
     write = spool.write
@@ -181,9 +191,9 @@ def _scan_data(
         digests.append(state.digest())
         scan.chunk_sizes.append(length)
         scan.chunk_offsets.append(offset + start)
-    if len(scan.chunk_sizes) > MAX_CHUNKS:
+    if len(scan.chunk_sizes) >= MAX_CHUNKS:
         raise FormatError(
-            f"The layer has more than {MAX_CHUNKS} chunks of {chunk_size} bytes.",
+            f"The layer has {MAX_CHUNKS} or more chunks of {chunk_size} bytes.",
             hint="Choose a larger chunk size.",
         )
 
