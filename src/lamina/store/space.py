@@ -19,6 +19,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import filterfalse
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -164,11 +165,11 @@ class Space:
         now = use_time()
         for path in self._evictable():
             with _opened(path) as (readiness, _, _):
-                if readiness is not None:
-                    for zone in readiness.zones():
-                        if readiness.holds_something(zone):
-                            age = (now - zone.last_use + 16) & 0xFFFFFFFF
-                            yield _Victim(-age, path, zone)
+                if readiness is None:
+                    continue
+                for zone in filter(readiness.holds_something, readiness.zones()):
+                    age = (now - zone.last_use + 16) & 0xFFFFFFFF
+                    yield _Victim(-age, path, zone)
 
     def _evictable(self) -> list[Path]:
         pinned = self._pinned() | held_blobs(self.root)
@@ -181,31 +182,22 @@ class Space:
 
     def _evict_zone(self, path: Path, number: int) -> int:
         """Take one zone out of a blob; returns the bytes that this freed."""
-        with _opened(path) as (readiness, lock_fd, data_fd):
-            if readiness is None or not _lock(lock_fd):
+        with _exclusive(path) as (readiness, data_fd):
+            if readiness is None:
                 return 0
-            try:
-                zone = readiness.zone(number)
-                readiness.forget(zone)
-                return _punch(data_fd, zone.offset, zone.end)
-            finally:
-                unlock(lock_fd, Lock.WRITE)
-                unlock(lock_fd, Lock.KERNEL)
+            zone = readiness.zone(number)
+            readiness.forget(zone)
+            return _punch(data_fd, zone.offset, zone.end)
 
     def _sweep(self) -> int:
         """Free what was written but never marked, or forgotten but not freed, by who was killed."""
         freed = 0
         for path in self._evictable():
-            with _opened(path) as (readiness, lock_fd, data_fd):
-                if readiness is None or not _lock(lock_fd):
+            with _exclusive(path) as (readiness, data_fd):
+                if readiness is None:
                     continue
-                try:
-                    for zone in readiness.zones():
-                        if not readiness.holds_something(zone):
-                            freed += _punch(data_fd, zone.offset, zone.end)
-                finally:
-                    unlock(lock_fd, Lock.WRITE)
-                    unlock(lock_fd, Lock.KERNEL)
+                for zone in filterfalse(readiness.holds_something, readiness.zones()):
+                    freed += _punch(data_fd, zone.offset, zone.end)
         return freed
 
     @contextmanager
@@ -246,6 +238,20 @@ def _opened(path: Path) -> Iterator[tuple[ReadinessMap | None, int, int]]:
         for fd in (lock_fd, data_fd):
             if fd >= 0:
                 os.close(fd)
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[tuple[ReadinessMap | None, int]]:
+    """Open the map at *path* and its cache file, with nobody else at them; no map if that fails."""
+    with _opened(path) as (readiness, lock_fd, data_fd):
+        if readiness is None or not _lock(lock_fd):
+            yield None, -1
+            return
+        try:
+            yield readiness, data_fd
+        finally:
+            unlock(lock_fd, Lock.WRITE)
+            unlock(lock_fd, Lock.KERNEL)
 
 
 def _lock(lock_fd: int) -> bool:
