@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import replace
 
 from lamina.errors import StoreError
@@ -16,7 +17,7 @@ from lamina.registry.manifest import Descriptor
 from lamina.registry.reference import Reference
 
 
-class StagedRepository(LayoutRepository):
+class StagedRepository(LayoutRepository, ABC):
     """Collects images in a layout folder; ``close`` writes the file in one go and removes the
     folder.
 
@@ -56,8 +57,9 @@ class StagedRepository(LayoutRepository):
             self._pushed = False
         self.close()
 
+    @abstractmethod
     def _write_archive(self, archive: ArchiveFile) -> None:
-        raise NotImplementedError
+        """Write what the folder holds."""
 
     def _discard(self) -> None:
         shutil.rmtree(self._stage, ignore_errors=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
@@ -78,8 +79,8 @@ def read_answer(answer: bytes, results: str, member: str) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Exchange:
-    """The half that programs and services share: ``call`` sends a request and gets its answer."""
+class _Exchange(ABC):
+    """The half that programs and services share."""
 
     name: str
 
@@ -91,8 +92,9 @@ class _Exchange:
         answer = self.call("UnWrapKey", unwrap_request(self.name, packet, parameter))
         return read_answer(answer, "keyunwrapresults", "optsdata")
 
+    @abstractmethod
     def call(self, method: str, request: bytes) -> bytes:
-        raise NotImplementedError
+        """Send a request and return its answer."""
 
 
 @dataclass(frozen=True, slots=True)
