@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -52,26 +53,34 @@ class Client:
             self._fail(KernelError(f"the mount service does not understand a request: {error}"))
 
     def _do(self, message: Message) -> None:
-        body, fds = message
-        if body["op"] == "open":
-            self._spec = MountSpec.from_json(body["spec"])
-            if self._spec.has_secrets:
-                forbid_core_dumps()
-            self.begin_again()
-        elif body["op"] == "serve":
-            self._serve(body, fds)
-        elif body["op"] == "mounted":
-            self._mounted(body)
-        elif body["op"] == "held":
-            self._supervisor.tell_worker("held", number=self.number, watch=body["watch"])
-        elif body["op"] == "status":
-            self._asked_status = True
-            self._supervisor.tell_worker("status", number=self.number)
-        elif body["op"] == "upgrade":
-            done = self._supervisor.upgrade()
-            self.channel.say("upgraded" if done else "not upgraded")
-        else:
-            raise KernelError(f"the mount service does not know {body['op']!r}")
+        op = message.body["op"]
+        steps: dict[str, Callable[[Message], None]] = {
+            "open": self._open,
+            "serve": self._serve,
+            "mounted": self._mounted,
+            "held": self._held,
+            "status": self._status,
+            "upgrade": self._upgrade,
+        }
+        if op not in steps:
+            raise KernelError(f"the mount service does not know {op!r}")
+        steps[op](message)
+
+    def _open(self, message: Message) -> None:
+        self._spec = MountSpec.from_json(message.body["spec"])
+        if self._spec.has_secrets:
+            forbid_core_dumps()
+        self.begin_again()
+
+    def _held(self, message: Message) -> None:
+        self._supervisor.tell_worker("held", number=self.number, watch=message.body["watch"])
+
+    def _status(self, _message: Message) -> None:
+        self._asked_status = True
+        self._supervisor.tell_worker("status", number=self.number)
+
+    def _upgrade(self, _message: Message) -> None:
+        self.channel.say("upgraded" if self._supervisor.upgrade() else "not upgraded")
 
     def begin_again(self) -> None:
         """Ask the worker, which may be a new one, for what is still wanted of it."""
@@ -100,7 +109,8 @@ class Client:
         if not self.channel.say(**body):
             self._leave()
 
-    def _serve(self, body: dict[str, Any], fds: list[int]) -> None:
+    def _serve(self, message: Message) -> None:
+        body, fds = message
         assert self._spec is not None and self._opened is not None
         spec = msgspec.structs.replace(self._spec, pinned=self._opened["pinned"])
         names, connection = body["names"], body["connection"]
@@ -113,7 +123,8 @@ class Client:
         fields = mount.encode()
         self._supervisor.tell_worker("serve", list(mount.fds.values()), mount=fields)
 
-    def _mounted(self, body: dict[str, Any]) -> None:
+    def _mounted(self, message: Message) -> None:
+        body = message.body
         mount = self._mount
         assert mount is not None
         mount.watch = body["watch"]

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from lamina.errors import Error
@@ -23,7 +24,7 @@ from lamina.linux.process import (
     set_oom_score,
 )
 from lamina.serve.reported_error import encode_error
-from lamina.serve.service.channel import Channel
+from lamina.serve.service.channel import Channel, Message
 from lamina.serve.service.fanotify_mount import FanotifyMount, hold_all, inherited_numbers
 from lamina.serve.service.fuse_mount import FuseMount, hold_complete
 from lamina.serve.service.kept import KeptMount
@@ -102,25 +103,23 @@ class Worker:
             return False
         for mount in mounts:
             self._serve(mount, inherited=True)
+        at_once: dict[str, Callable[[Message], None]] = {
+            "serve": self._serve_new,
+            "mounted": self._mounted,
+            "drain": self._drain,
+        }
+        aside: dict[str, Callable[[dict[str, Any]], None]] = {
+            "open": self._open,
+            "held": self._hold,
+            "drop": self._drop,
+            "status": self._status,
+        }
         while (message := self._channel.receive()) is not None:
-            body, fds = message
-            op = body["op"]
-            if op == "open":
-                self._in_thread(self._open, body)
-            elif op == "serve":
-                mount = KeptMount.decode(body["mount"], fds)
-                self._serve(mount, inherited=False)
-                self._channel.say("serving", number=mount.number)
-            elif op == "mounted":
-                self._mounted(body)
-            elif op == "held":
-                self._in_thread(self._hold, body)
-            elif op == "drop":
-                self._in_thread(self._drop, body)
-            elif op == "status":
-                self._in_thread(self._status, body)
-            elif op == "drain":
-                self._drain()
+            op = message.body["op"]
+            if op in aside:
+                self._in_thread(aside[op], message.body)
+            elif op in at_once:
+                at_once[op](message)
         return True
 
     def _in_thread(self, work: Any, body: dict[str, Any]) -> None:
@@ -154,6 +153,11 @@ class Worker:
             self._opened[number] = image
         self._channel.say("opened", number=number, **answer)
 
+    def _serve_new(self, message: Message) -> None:
+        mount = KeptMount.decode(message.body["mount"], message.fds)
+        self._serve(mount, inherited=False)
+        self._channel.say("serving", number=mount.number)
+
     def _serve(self, mount: KeptMount, *, inherited: bool) -> None:
         with self._lock:
             image = LateImage(mount.spec, self._opened.pop(mount.number, None))
@@ -173,7 +177,8 @@ class Worker:
     def _resident(self, number: str) -> None:
         self._channel.say("resident", number=number)
 
-    def _mounted(self, body: dict[str, Any]) -> None:
+    def _mounted(self, message: Message) -> None:
+        body = message.body
         served = self._served.get(body["number"])
         if served is not None:
             mount = self.kept[body["number"]]
@@ -218,7 +223,7 @@ class Worker:
             }
         self._channel.say("status", number=body["number"], mounts=mounts)
 
-    def _drain(self) -> None:
+    def _drain(self, _message: Message) -> None:
         for served in self._served.values():
             served.drain()
         while any(served.busy for served in self._served.values()):
