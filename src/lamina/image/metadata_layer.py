@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
 from struct import Struct
@@ -91,15 +92,11 @@ def unpack_metadata_layer(
     """
     bootstrap: str | None = None
     tables: dict[str, str] = {}
-    stream = open_layer(layer, media_type, MAX_LAYER_BYTES)
-    reader = BlockReader(lambda: stream.read(BLOCK_BYTES))
-    for entry in walk(reader):
-        if entry.kind != REGULAR:
-            continue
+    reader = _reader(layer, media_type)
+    for entry in _files(reader):
         table = TABLE_NAME.fullmatch(entry.path)
         if secrets is not None and entry.path in secrets:
-            _check_size(entry, MAX_SECRET_BYTES)
-            secrets[entry.path] = b"".join(reader.pieces(entry.size))
+            secrets[entry.path] = _secret(reader, entry)
         elif entry.path in BOOTSTRAP_NAMES:
             bootstrap = _keep(reader, entry, MAX_BOOTSTRAP_BYTES, store)
         elif table:
@@ -121,13 +118,11 @@ def read_secrets(layer: BinaryIO, media_type: str, secrets: dict[bytes, bytes]) 
 
     The layer must have been proven before.  Raises FormatError for a file that is too large.
     """
-    stream = open_layer(layer, media_type, MAX_LAYER_BYTES)
-    reader = BlockReader(lambda: stream.read(BLOCK_BYTES))
+    reader = _reader(layer, media_type)
     missing = set(secrets)
-    for entry in walk(reader):
-        if entry.kind == REGULAR and entry.path in missing:
-            _check_size(entry, MAX_SECRET_BYTES)
-            secrets[entry.path] = b"".join(reader.pieces(entry.size))
+    for entry in _files(reader):
+        if entry.path in missing:
+            secrets[entry.path] = _secret(reader, entry)
             missing.remove(entry.path)
             if not missing:
                 return
@@ -156,6 +151,20 @@ def chunk_sets(bootstrap: Bootstrap) -> dict[str, str]:
             position += len(part)
     pairs = zip(bootstrap.device_ids, hashes, strict=True)
     return {blob_id: digest.hexdigest() for blob_id, digest in pairs}
+
+
+def _reader(layer: BinaryIO, media_type: str) -> BlockReader:
+    stream = open_layer(layer, media_type, MAX_LAYER_BYTES)
+    return BlockReader(lambda: stream.read(BLOCK_BYTES))
+
+
+def _files(reader: BlockReader) -> Iterator[Entry]:
+    return (entry for entry in walk(reader) if entry.kind == REGULAR)
+
+
+def _secret(reader: BlockReader, entry: Entry) -> bytes:
+    _check_size(entry, MAX_SECRET_BYTES)
+    return b"".join(reader.pieces(entry.size))
 
 
 def _check_size(entry: Entry, limit: int) -> None:

@@ -107,10 +107,9 @@ def open_image(
         manifest, digest, indexed = _find(repository, node, wanted, platform, rule)
         estimator = LinkEstimator(known_link(node, where))
         named = manifest.config if indexed is None else indexed.image.config
-        config = _config(repository, node, named, estimator)
-        parts = None
+        get = partial(_blob, repository, node, estimator)
+        config, parts = _config(get, named), None
         if manifest.is_sealed:
-            get = partial(_blob, repository, node, estimator)
             found = (manifest, digest)
             files, config, parts = _sealed(found, where, config, get, node, access)
         else:
@@ -252,12 +251,10 @@ def _resident_version(node: NodeStore, reference: Reference) -> Reference:
     return reference if digest is None else reference.with_version(digest=digest)
 
 
-def _config(
-    repository: Repository, node: NodeStore, descriptor: Descriptor, estimator: LinkEstimator
-) -> ImageConfig:
+def _config(get: GetBlob, descriptor: Descriptor) -> ImageConfig:
     if descriptor.size > MAX_CONFIG_BYTES:
         raise FormatError(f"the image configuration claims {descriptor.size} bytes")
-    return parse_config(_blob(repository, node, estimator, descriptor))
+    return parse_config(get(descriptor))
 
 
 def _blob(
