@@ -11,10 +11,8 @@ left out.  Needs root.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -28,9 +26,7 @@ from support.nydus import Nydusd
 from support.processes import FirstOutput, drop_caches
 from support.registry import PORT, Registry
 
-from support import report
-
-ROOT = Path(__file__).resolve().parents[1]
+from support import images, report
 
 
 class Case(Protocol):
@@ -62,7 +58,7 @@ def main() -> int:
         return 2
     # So that what was started ends and what was mounted goes when the benchmark is told to stop.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    layout = _image_layout(options.image)
+    layout = images.image_layout(options.image)
     print(report.describe_machine())
     print(f"image {options.image}, `{options.command}`, {options.rate}, {options.rounds} rounds")
     with ExitStack() as stack:
@@ -81,13 +77,7 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="starts of each case (3)")
-    parser.add_argument(
-        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
-    )
+    parser = images.parser(__doc__, 3, "starts of each case")
     parser.add_argument("--command", default="node -v", help="what to run (node -v)")
     parser.add_argument("--rate", default="24mbit", help="rate of the link (24mbit)")
     parser.add_argument(
@@ -103,20 +93,11 @@ def _parse() -> argparse.Namespace:
         default="containerd,nydusd",
         help="which peers to measure: containerd, nydusd, nydusd-index (containerd,nydusd)",
     )
-    parser.add_argument("--json", type=Path, help="write results here")
     return parser.parse_args()
 
 
 def _floats(text: str) -> list[float]:
     return [float(word) for word in text.split(",")]
-
-
-def _image_layout(name: str) -> Path:
-    if (Path(name) / "index.json").exists():
-        return Path(name).resolve()
-    build = [sys.executable, "-m", "tests.support.images", name]
-    done = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return Path(done.stdout.split()[-1])
 
 
 def _prepare(
@@ -135,7 +116,7 @@ def _prepare(
         if name in peers and not _says_missing(name, Nydusd.missing()):
             index = name == "nydusd-index"
             nydusd = Nydusd(link, folder / name, options.command, index=index)
-            nydusd.prepare(registry, _layer_files(layout))
+            nydusd.prepare(registry, images.layer_files(layout))
             cases.append(nydusd)
     if not _says_missing("lamina", Lamina.missing()):
         for number, text in enumerate(filter(None, options.variants.split(","))):
@@ -149,13 +130,6 @@ def _says_missing(name: str, missing: str | None) -> bool:
     if missing:
         print(f"left out: {name}: missing {missing}")
     return missing is not None
-
-
-def _layer_files(layout: Path) -> list[Path]:
-    blobs = layout / "blobs" / "sha256"
-    index = json.loads((layout / "index.json").read_text())
-    manifest = json.loads((blobs / index["manifests"][0]["digest"].split(":")[1]).read_text())
-    return [blobs / layer["digest"].split(":")[1] for layer in manifest["layers"]]
 
 
 def _measure(

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.nydus import peer_program
+from support.processes import timed
 
-from support import report
+from support import images, report
 
-ROOT = Path(__file__).resolve().parents[1]
 ZSTD = ("--compressor", "zstd")
 SETTINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "1 MiB, no packs": (
@@ -54,7 +50,7 @@ class Sample(NamedTuple):
 def main() -> int:
     """Measure, print the table, write JSON."""
     options = _parse()
-    layout = image_layout(options.image)
+    layout = images.image_layout(options.image)
     print(report.describe_machine())
     print(f"image {options.image}, {options.rounds} rounds, cases by turns")
     with tempfile.TemporaryDirectory(prefix="lamina-bench-", dir=options.work_dir) as folder:
@@ -76,27 +72,11 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="conversions of each case (3)")
-    parser.add_argument(
-        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
-    )
+    parser = images.parser(__doc__, 3, "conversions of each case")
     parser.add_argument("--jobs", type=int, default=0, help="processes of lamina (0: one a core)")
     parser.add_argument("--work-dir", help="where results and temporary files go")
     parser.add_argument("--profile", action="store_true", help="print where our time goes")
-    parser.add_argument("--json", type=Path, help="write results here")
     return parser.parse_args()
-
-
-def image_layout(name: str) -> Path:
-    """The OCI layout of a test image, built if it is not there, or the one at a path."""
-    if (Path(name) / "index.json").exists():
-        return Path(name).resolve()
-    build = [sys.executable, "-m", "tests.support.images", name]
-    done = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return Path(done.stdout.split()[-1])
 
 
 def _cases(
@@ -108,7 +88,7 @@ def _cases(
     if program is None:
         print("nydus-image: not there, left out (make peers)")
     else:
-        layers = layer_files(layout)
+        layers = images.layer_files(layout)
     for name, (arguments, peer_arguments) in SETTINGS.items():
         if program is not None:
             cases[PEER + name] = partial(
@@ -120,22 +100,6 @@ def _cases(
         command += [f"oci:{layout}:latest", f"oci:{folder}/out:native"]
         cases[OURS + name] = partial(_run_lamina, command)
     return cases
-
-
-def layer_files(layout: Path) -> list[Path]:
-    """The layers of the image in a layout, lowest first."""
-
-    def read(descriptor: dict[str, Any]) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(_blob(layout, descriptor["digest"]).read_bytes())
-        return document
-
-    index = json.loads((layout / "index.json").read_bytes())
-    manifest = read(index["manifests"][0])
-    return [_blob(layout, layer["digest"]) for layer in manifest["layers"]]
-
-
-def _blob(layout: Path, digest: str) -> Path:
-    return layout / "blobs" / digest.replace(":", "/")
 
 
 def _run_lamina(command: list[str]) -> Sample:
@@ -167,30 +131,6 @@ def _run_peer(program: str, arguments: tuple[str, ...], layers: list[Path], out:
     merge_s, merge_cpu_s, _ = timed([[program, "merge", "-B", str(merged), *bootstraps]])
     size += merged.stat().st_size
     return Sample(wall_s + merge_s, cpu_s + merge_cpu_s, size, {})
-
-
-def timed(commands: list[list[str]]) -> tuple[float, float, list[bytes]]:
-    """Run commands at once; return (wall time, CPU time, their outputs)."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    before = _children_cpu_s()
-    start = time.perf_counter()
-    running = [
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-        )
-        for command in commands
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    wall_s = time.perf_counter() - start
-    for process in running:
-        if process.returncode:
-            raise SystemExit(f"{process.args!r} failed with status {process.returncode}")
-    return wall_s, _children_cpu_s() - before, outputs
-
-
-def _children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def _ratio(name: str, samples: dict[str, list[Sample]]) -> float | None:

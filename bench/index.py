@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from convert import image_layout, layer_files, timed
 from support.nydus import peer_program
+from support.processes import timed
 
-from support import report
+from support import images, report
 
 OURS, PEER = "lamina index", "nydus-image targz-ref"
 
@@ -38,8 +38,8 @@ class Sample(NamedTuple):
 def main() -> int:
     """Measure, print the table, write JSON."""
     options = _parse()
-    layout = image_layout(options.image)
-    layers = layer_files(layout)
+    layout = images.image_layout(options.image)
+    layers = images.layer_files(layout)
     layer_bytes = sum(layer.stat().st_size for layer in layers)
     print(report.describe_machine())
     print(f"image {options.image}, {layer_bytes / 1e6:.1f} MB of layers, {options.rounds} rounds")
@@ -58,16 +58,9 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="indexes of each kind (3)")
-    parser.add_argument(
-        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
-    )
+    parser = images.parser(__doc__, 3, "indexes of each kind")
     parser.add_argument("--spacing", default="", help="of lamina index (its default)")
     parser.add_argument("--work-dir", help="where results and temporary files go")
-    parser.add_argument("--json", type=Path, help="write results here")
     return parser.parse_args()
 
 

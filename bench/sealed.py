@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-from support import report
+from support.processes import timed
 
-ROOT = Path(__file__).resolve().parents[1]
+from support import images, report
+
 KINDS = ("plain", "sealed")
 WORK = ("convert", "read")
 BAR = 1.15
@@ -42,7 +40,7 @@ Samples = dict[tuple[str, str], list[Sample]]
 def main() -> int:
     """Measure, print the table, write JSON."""
     options = _parse()
-    layout = _image_layout(options.image)
+    layout = images.image_layout(options.image)
     print(report.describe_machine())
     print(f"image {options.image}, {options.rounds} rounds, kinds by turns")
     samples: Samples = {(work, kind): [] for work in WORK for kind in KINDS}
@@ -74,24 +72,9 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=6, help="rounds (6)")
-    parser.add_argument(
-        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
-    )
+    parser = images.parser(__doc__, 6, "rounds")
     parser.add_argument("--work-dir", help="where results and temporary files go")
-    parser.add_argument("--json", type=Path, help="write results here")
     return parser.parse_args()
-
-
-def _image_layout(name: str) -> Path:
-    if (Path(name) / "index.json").exists():
-        return Path(name).resolve()
-    build = [sys.executable, "-m", "tests.support.images", name]
-    done = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return Path(done.stdout.split()[-1])
 
 
 def _keys(folder: Path) -> tuple[Path, Path]:
@@ -104,16 +87,8 @@ def _keys(folder: Path) -> tuple[Path, Path]:
 
 
 def _timed(words: list[str]) -> Sample:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    before, start = _children_cpu_s(), time.perf_counter()
-    command = [sys.executable, "-m", "lamina", *words]
-    subprocess.run(command, stdout=subprocess.DEVNULL, env=environment, check=True)
-    return Sample(time.perf_counter() - start, _children_cpu_s() - before)
-
-
-def _children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    wall_s, cpu_s, _ = timed([[sys.executable, "-m", "lamina", *words]])
+    return Sample(wall_s, cpu_s)
 
 
 def _print(samples: Samples) -> dict[str, float]:

@@ -23,9 +23,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from support.processes import Process, drop_caches
+from support.processes import drop_caches
+from support.registry import loopback_registry
 
-from support import report
+from support import images, report
 from support.serving import (
     REPOSITORY,
     Case,
@@ -72,12 +73,12 @@ def main() -> int:
     if os.geteuid() != 0:
         print("serve: needs root to mount", file=sys.stderr)
         return 2
-    layout = _image_layout(options.image)
+    layout = images.image_layout(options.image)
     print(report.describe_machine())
     print(f"image {options.image}, {options.rounds} rounds")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lamina-serve-")))
-        stack.enter_context(_registry(folder))
+        stack.enter_context(loopback_registry(folder, PORT))
         reference = f"docker://127.0.0.1:{PORT}/{REPOSITORY}:latest"
         lamina("convert", "--quiet", *options.convert.split(), f"oci:{layout}:latest", reference)
         cases = _prepare(options, reference, folder, layout)
@@ -103,43 +104,14 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each case (3)")
-    parser.add_argument(
-        "--image", default="node", help="minbase, node, python, or the path of an OCI layout (node)"
-    )
+    parser = images.parser(__doc__, 3, "measurements of each case")
     parser.add_argument("--convert", default="", help="options of lamina convert, as one word")
     parser.add_argument(
         "--devices", default="auto,fanotify,fuse", help="of lamina (auto,fanotify,fuse)"
     )
     parser.add_argument("--peers", default="nydusd,ext4", help="to compare with (nydusd,ext4)")
     parser.add_argument("--misses", type=int, default=200, help="misses to time, 0 for none (200)")
-    parser.add_argument("--json", type=Path, help="write results here")
     return parser.parse_args()
-
-
-def _image_layout(name: str) -> Path:
-    if (Path(name) / "index.json").exists():
-        return Path(name).resolve()
-    build = [sys.executable, "-m", "tests.support.images", name]
-    done = subprocess.run(build, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return Path(done.stdout.split()[-1])
-
-
-def _registry(folder: Path) -> Process:
-    config = folder / "registry.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
-        f'http: {{addr: "127.0.0.1:{PORT}"}}\n'
-    )
-    process = Process(["docker-registry", "serve", str(config)], log=folder / "registry.log")
-    url = f"http://127.0.0.1:{PORT}/v2/"
-    retry = ("--retry", "50", "--retry-delay", "0", "--retry-connrefused", "--retry-max-time", "20")
-    subprocess.run(["curl", "-sSf", *retry, url], stdout=subprocess.DEVNULL, check=True)
-    return process
 
 
 def _prepare(options: argparse.Namespace, reference: str, folder: Path, layout: Path) -> list[Case]:
@@ -158,17 +130,10 @@ def _prepare(options: argparse.Namespace, reference: str, folder: Path, layout: 
         if missing := NydusdMount.missing():
             print(f"left out: {NYDUSD}: missing {missing}")
         else:
-            cases.append(NydusdMount(_layer_files(layout), folder / "nydusd"))
+            cases.append(NydusdMount(images.layer_files(layout), folder / "nydusd"))
     if "ext4" in peers:
         cases.append(Ext4Copy(reference, folder / "ext4"))
     return cases
-
-
-def _layer_files(layout: Path) -> list[Path]:
-    blobs = layout / "blobs" / "sha256"
-    index = json.loads((layout / "index.json").read_text())
-    manifest = json.loads((blobs / index["manifests"][0]["digest"].split(":")[1]).read_text())
-    return [blobs / layer["digest"].split(":")[1] for layer in manifest["layers"]]
 
 
 def _reading(what: str, tree: Path) -> Mapping[str, float]:

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.processes import Process
+from support.registry import loopback_registry
 
 from lamina.serve.service.client import service_status, upgrade_service
-from support import report
+from support import images, report
 from support.serving import lamina
 
-ROOT = Path(__file__).resolve().parents[1]
 REPOSITORY = "bench/takeover"
 REGISTRY_PORT = 5198
 PROXY_PORT = 5197
@@ -76,38 +76,21 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--rtt-ms", type=float, default=5.0)
-    parser.add_argument("--image", type=Path, help="OCI layout with tag latest (minbase)")
+    parser.add_argument("--image", default="minbase", help="as of the other benchmarks (minbase)")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 def _serve(stack: ExitStack, folder: Path, options: argparse.Namespace) -> str:
-    config = folder / "registry.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: warn}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
-        f'http: {{addr: "127.0.0.1:{REGISTRY_PORT}"}}\n'
-    )
-    command = ["docker-registry", "serve", str(config)]
-    stack.enter_context(Process(command, log=folder / "registry.log"))
+    stack.enter_context(loopback_registry(folder, REGISTRY_PORT))
     delay = str(Path(__file__).with_name("support") / "delay.py")
     ports = [str(PROXY_PORT), str(REGISTRY_PORT), str(options.rtt_ms)]
     log = folder / "delay.log"
     stack.enter_context(Process([sys.executable, "-u", delay, *ports], log=log, ready="ready"))
-    image = options.image or _image_layout()
-    for _ in range(100):
-        with suppress(RuntimeError):
-            where = f"127.0.0.1:{REGISTRY_PORT}/{REPOSITORY}:latest"
-            lamina("convert", "--quiet", f"oci:{image}:latest", f"docker://{where}")
-            break
-        time.sleep(0.1)
+    image = images.image_layout(options.image)
+    where = f"127.0.0.1:{REGISTRY_PORT}/{REPOSITORY}:latest"
+    lamina("convert", "--quiet", f"oci:{image}:latest", f"docker://{where}")
     return f"docker://127.0.0.1:{PROXY_PORT}/{REPOSITORY}:latest"
-
-
-def _image_layout() -> Path:
-    command = [sys.executable, "-m", "tests.support.images", "minbase"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return Path(done.stdout.split()[-1])
 
 
 def _stalls(folder: Path, reference: str, rounds: int, results: dict[str, Any]) -> int:
@@ -161,12 +144,7 @@ def _meanwhile(event: str) -> Iterator[Callable[[], int]]:
 
     def run() -> None:
         while event != "nothing" and not stop.wait(PAUSE_S):
-            if event == "upgrade":
-                upgrade_service()
-            elif (status := service_status()) is not None:
-                for role in event.split("+"):
-                    with suppress(ProcessLookupError):
-                        os.kill(status["pids"][role], signal.SIGKILL)
+            _happen(event)
             times.append(time.monotonic())
 
     thread = threading.Thread(target=run)
@@ -176,6 +154,18 @@ def _meanwhile(event: str) -> Iterator[Callable[[], int]]:
     finally:
         stop.set()
         thread.join()
+
+
+def _happen(event: str) -> None:
+    if event == "upgrade":
+        upgrade_service()
+        return
+    status = service_status()
+    if status is None:
+        return
+    for role in event.split("+"):
+        with suppress(ProcessLookupError):
+            os.kill(status["pids"][role], signal.SIGKILL)
 
 
 def _memory(folder: Path, reference: str, results: dict[str, Any]) -> int:

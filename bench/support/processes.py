@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+ROOT = Path(__file__).resolve().parents[2]
 END_GRACE_S = 10.0
 FIRST_OUTPUT_LIMIT_S = 600.0
 
@@ -105,3 +107,27 @@ def drop_caches() -> None:
     """
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def timed(commands: list[list[str]]) -> tuple[float, float, list[bytes]]:
+    """Run commands at once; return (wall time, CPU time, their outputs)."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    before = _children_cpu_s()
+    start = time.perf_counter()
+    running = [
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        for command in commands
+    ]
+    outputs = [process.communicate()[0] for process in running]
+    wall_s = time.perf_counter() - start
+    for process in running:
+        if process.returncode:
+            raise SystemExit(f"{process.args!r} failed with status {process.returncode}")
+    return wall_s, _children_cpu_s() - before, outputs
+
+
+def _children_cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

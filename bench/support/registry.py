@@ -113,3 +113,18 @@ class Registry:
                     f"docker-registry does not answer: {self._log.read_text()[-2000:]}"
                 )
             time.sleep(0.1)
+
+
+def loopback_registry(folder: Path, port: int) -> Process:
+    """A docker-registry on this host's loopback that answers already; its data is in ``folder``."""
+    config = folder / "registry.yml"
+    config.write_text(
+        "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\n"
+        f"storage: {{filesystem: {{rootdirectory: {folder / 'registry'}}}}}\n"
+        f'http: {{addr: "127.0.0.1:{port}"}}\n'
+    )
+    process = Process(["docker-registry", "serve", str(config)], log=folder / "registry.log")
+    url = f"http://127.0.0.1:{port}/v2/"
+    retry = ("--retry", "50", "--retry-delay", "0", "--retry-connrefused", "--retry-max-time", "20")
+    subprocess.run(["curl", "-sSf", *retry, url], stdout=subprocess.DEVNULL, check=True)
+    return process
