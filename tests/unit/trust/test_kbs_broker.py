@@ -7,7 +7,6 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,13 @@ from lamina.trust.kbs.evidence import SampleEvidence
 from lamina.trust.kbs.protocol import Claims
 from lamina.trust.kbs.rules import Rule
 from lamina.trust.kbs_packet import parse_resource
-from tests.support.key_broker import RunningBroker, running_broker
+from tests.support.key_broker import RunningBroker
 from tests.unit.trust.keys_in_code import make_key
 
 KEY = bytes(range(32))
 URI = "kbs:///tenant/image-kek/7"
 RESOURCE = parse_resource(URI)
 IMAGE, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    with running_broker(tmp_path_factory.mktemp("broker")) as broker:
-        yield broker
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,12 @@ from lamina.trust.kbs.rules import Rule
 from lamina.trust.key_provider import load_providers, read_answer, unwrap_request, wrap_request
 from lamina.trust.recipients import parse_decryption_keys, parse_recipients, unwrap, wrap
 from lamina.trust.secret import Secret
-from tests.support.key_broker import RunningBroker, running_broker
+from tests.support.key_broker import RunningBroker
 from tests.unit.trust.test_layers import PRIVATE
 
 KEK = bytes(range(32))
 URI = "kbs:///tenant/image-kek/7"
 IMAGE, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    with running_broker(tmp_path_factory.mktemp("broker")) as broker:
-        yield broker
 
 
 @pytest.fixture
