@@ -36,11 +36,6 @@ KILL_STEP_S = 0.025
 
 KILL_STEPS = 40
 SERVICE = {"holder", "supervisor", "worker"}
-COPIED_S = 0.3
-"""How long the new processes of a service are given to get their copies of all descriptors.
-
-They are listed before they have them; who kills the others meanwhile has killed all that had any.
-"""
 
 HEAL_S = 3.0
 """How long a service may take to heal itself before it is mended from outside."""
@@ -333,7 +328,6 @@ class Station:
         end = time.monotonic() + HEAL_S
         while roles >= SERVICE and time.monotonic() < end and not self._pids().keys() >= roles:
             self._wait(0.02)
-        self._wait(COPIED_S if roles >= SERVICE else 0)
 
     def _mend(self) -> bool:
         """Wait until the mount is served; mount it (again) if it does not come back by itself."""

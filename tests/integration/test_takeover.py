@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.linux.process import start_time_ticks
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status, upgrade_service
 from tests.support.native_images import build_image, image_files, some_bytes
@@ -134,6 +135,32 @@ def test_killed(
     assert all(each.state in (MountState.SERVED, MountState.RESIDENT) for each in list_mounts())
     unmount(taken.mountpoint)
     assert list_mounts() == []
+
+
+def test_the_holder_is_killed_while_it_replaces_the_supervisor(taken: Taken, device: str) -> None:
+    """At every moment another process must have the descriptors."""
+    taken.start(device)
+    for pause_ms in range(0, 20, 2):
+        pids = all_there()
+        os.kill(pids["supervisor"], signal.SIGKILL)
+        time.sleep(pause_ms / 1000)
+        os.kill(pids["holder"], signal.SIGKILL)
+    all_there()
+    assert [each.state for each in list_mounts()] == [MountState.SERVED]
+    assert taken.read_all() < STALL_S
+    unmount(taken.mountpoint)
+
+
+def all_there() -> dict[str, int]:
+    """Wait until each role has a living process."""
+    deadline = time.monotonic() + 20
+    while True:
+        status = service_status()
+        if status is not None and all(start_time_ticks(pid) for pid in status["pids"].values()):
+            pids: dict[str, int] = status["pids"]
+            return pids
+        assert time.monotonic() < deadline, f"the service is not whole again: {status}"
+        time.sleep(0.02)
 
 
 def test_upgraded(taken: Taken, device: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,6 @@ def hold(state: ServiceState, channel: Channel | None = None) -> None:
             channel.close()
             channel = None
             LOG.warning("the supervisor is gone, another one takes over")
-            state.end_worker()
             _reap()
             if time.monotonic() - began < SHORT_LIFE_S:
                 time.sleep(PAUSE_S)

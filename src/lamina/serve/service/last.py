@@ -20,7 +20,7 @@ LOOK_S: Final = 0.01
 
 
 def outlive(state: ServiceState, kept: dict[str, KeptMount]) -> None:
-    """Wait to be killed by the holder; if there is none either, fork a new one, which does it.
+    """Wait to be killed by a new supervisor; if there is no holder that forks one, fork a holder.
 
     The lock of the service tells: holder and supervisor share it.  Other threads serve meanwhile.
     """
@@ -44,7 +44,6 @@ def _begin_again(state: ServiceState, worker: int) -> None:
     _close_all_but(state)
     if os.getppid() == worker:
         state.note_worker(os.pidfd_open(worker))
-        state.end_worker()
     hold(state)
 
 

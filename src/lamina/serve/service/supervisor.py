@@ -106,6 +106,9 @@ class Supervisor:
                 self.drop(mount)
             else:
                 self._ends.add(mount)
+        # A worker of the last supervisor.  Not the holder ends it, before there was a successor:
+        # if the holder were killed as well in that moment, nobody would have the descriptors.
+        self.state.end_worker()
         self._start_worker()
         while not self._stop and not self._idle:
             for fd, _ in self._poll.poll(self._ends.wait_s):
