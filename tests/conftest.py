@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import images, leaks, tools
+from tests.support.watchdog import Watchdog
 
 os.environ[leaks.RUN_VARIABLE] = RUN = f"{os.getpid()}-{time.time_ns()}"
 _numbers = itertools.count()
@@ -22,6 +23,12 @@ pytest_plugins = [
     for name in ("registry_server", "installed")
     if importlib.util.find_spec(f"tests.support.{name}") is not None
 ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Watch from the process that hears of all results."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Watchdog())
 
 
 @pytest.fixture(scope="session")
