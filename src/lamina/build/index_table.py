@@ -23,7 +23,6 @@ from lamina.build.plan import LayerPlan
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import Digester
 from lamina.erofs.layout import CHUNK_ENTRY, CHUNK_FLAG_COMPRESSED, BlobEntry, BlobFeature
-from lamina.errors import UnsupportedError
 
 TABLE_LEVEL = 7
 _FEATURES = (
@@ -50,7 +49,7 @@ def index_blob(
 ) -> IndexBlob:
     """Return the table of a layer with chunks; ``layer_id`` is the hex of its digest.
 
-    Raises UnsupportedError for a stream that can be entered at too few points.
+    A stream that can be entered at too few points becomes one that is read whole.
     """
     offsets = array("Q", [layer.scan.chunk_offsets[number] for number in plan.chunks])
     compression = layer.scan.compression
@@ -59,11 +58,15 @@ def index_blob(
     contexts: list[_Context] = []
     owners = array("I")
     if compression != "none":
-        features |= BlobFeature.ZRAN
         contexts, owners = _contexts(layer, plan, offsets)
+        if any(context.out_size > MAX_ZRAN_OUTPUT for context in contexts):
+            features |= BlobFeature.WHOLE_STREAM
+            contexts = []
+        else:
+            features |= BlobFeature.ZRAN
     if compression == "zstd":
-        features |= BlobFeature.ZSTD_FRAMES
         compressor = Compressor.ZSTD
+        features |= BlobFeature.ZSTD_FRAMES if contexts else 0
     places = _places(layer, plan, offsets, compressed=bool(contexts))
     records = _records(plan, offsets, places, contexts, owners)
     extra = _encode_contexts(contexts)
@@ -126,12 +129,6 @@ def _contexts(
         found[-1] = _Context(point, 0, out_size)
     whole = []
     for point, _, out_size in found:
-        if out_size > MAX_ZRAN_OUTPUT:
-            raise UnsupportedError(
-                f"The {layer.scan.compression} stream of a layer has no point of entry for "
-                f"{out_size} bytes.",
-                hint="Convert the image with `lamina convert`, or compress it in frames.",
-            )
         end = boundaries.in_after(point.out_offset + out_size, layer.size)
         whole.append(_Context(point, end - point.in_offset, out_size))
     return whole, owners

@@ -44,7 +44,7 @@ FACT_KEYS: Final = (
         "blobs",
         (
             "of a native or indexed image: list of id, stored_bytes, plain_bytes, chunks, pieces, "
-            "packed, and ready_chunks, which are in the node store"
+            "packed, read_whole, and ready_chunks, which are in the node store"
         ),
     ),
 )
@@ -161,6 +161,7 @@ def native_facts(image: NativeImage) -> dict[str, Any]:
             "chunks": entry.chunk_count,
             "pieces": blob.table.piece_count,
             "packed": bool(entry.features & BlobFeature.BATCH),
+            "read_whole": entry.is_read_whole,
             "ready_chunks": blob.cache.ready_count,
         }
         for entry, blob in zip(bootstrap.blobs, image.blobs, strict=True)
@@ -228,6 +229,8 @@ def _print_tree(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) 
     line(f"  chunks     {binary_size(tree['chunk_size'])}, {kind}")
     for number, blob in enumerate(facts["blobs"]):
         packed = " (packed)" if blob["packed"] else ""
+        if blob["read_whole"]:
+            packed = ", one stream that is decompressed from its begin at the first read"
         ready = 100 * blob["ready_chunks"] / max(blob["chunks"], 1)
         line(f"  blob {number:<6}{blob['id']}")
         line(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from lamina.blob.decode import decode_piece
+from lamina.image.whole_layer import decode_whole
 
 if TYPE_CHECKING:
     from lamina.blob.table import Piece
@@ -21,6 +22,12 @@ def verify_blob(blob: LazyBlob, advance: Callable[[int], None]) -> int:
     Raises IntegrityError that names the chunk, FormatError, FetchError.
     """
     total_bytes = 0
+    if blob.is_read_whole:
+        pieces = decode_whole(blob.table, blob.digests, blob.source, lambda _: None)
+        for plain in (plain for _, chunks in pieces for _, plain in chunks):
+            total_bytes += len(plain)
+            advance(len(plain))
+        return total_bytes
     for span in _spans(blob):
         start = span[0].offset
         stored = memoryview(

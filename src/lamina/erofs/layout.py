@@ -78,12 +78,16 @@ class BlobFeature(IntFlag):
     EXTERNAL = 0x00000800
     ZSTD_FRAMES = 0x00001000
     """Of Lamina: contexts are runs of zstd frames.  A bit that makes Nydus refuse the blob."""
+    WHOLE_STREAM = 0x00002000
+    """Of Lamina: the layer can be decoded only from its begin; chunks are places in its tar
+    stream.  Another bit that makes Nydus refuse the blob.
+    """
     HAS_TAR_HEADER = 0x10000000
     HAS_TOC = 0x20000000
     CAP_TAR_TOC = 0x40000000
 
 
-BLOB_FEATURES_REFUSED = 0x8000E000
+BLOB_FEATURES_REFUSED = 0x8000C000
 
 
 class Layout(IntEnum):
@@ -246,8 +250,20 @@ class BlobEntry(NamedTuple):
         return BLOB_ENTRY.pack(self.blob_id.encode(), *self[1:])
 
     @property
+    def is_read_whole(self) -> bool:
+        """Whether the layer is decoded from its begin to its end, because it has no points
+        between.
+        """
+        return bool(self.features & BlobFeature.WHOLE_STREAM)
+
+    @property
     def compressed_data_size(self) -> int:
-        """End of the chunk data in the blob file, which bounds every chunk (RAFS v6 §2.8)."""
+        """End of the chunk data in the blob file, which bounds every chunk (RAFS v6 §2.8).
+
+        Of a layer that is read whole, the longest possible tar stream: nothing tells its length.
+        """
+        if self.is_read_whole:
+            return MAX_BLOB_UNCOMPRESSED_SIZE
         if self.features & BlobFeature.SEPARATE or not self.features & BlobFeature.CAP_TAR_TOC:
             return self.compressed_size
         if self.features & BlobFeature.HAS_TAR_HEADER:

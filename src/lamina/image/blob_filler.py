@@ -250,12 +250,18 @@ class BlobFiller:
             self._runs(chunks), range(piece.first, piece.first + piece.count), order.write
         )
         self._count(Statistics(decoded_pieces=1, decoded_bytes=piece.raw_size))
-        if parts.local is not None:
-            for chunk, data in chunks:
-                entry = parts.digests.find(chunk)
-                if entry is not None and len(data):
-                    parts.local.add(entry.digest, self._tag, entry.uncompressed_offset)
+        self._offer(chunks)
         self._completed()
+
+    def _offer(self, chunks: list[tuple[int, memoryview]]) -> None:
+        """Let other blobs of the node know what is here."""
+        parts = self._parts
+        if parts.local is None:
+            return
+        for chunk, data in chunks:
+            entry = parts.digests.find(chunk)
+            if entry is not None and len(data):
+                parts.local.add(entry.digest, self._tag, entry.uncompressed_offset)
 
     def _decode(
         self, piece: Piece, stored: memoryview, source: Source, deadline: float

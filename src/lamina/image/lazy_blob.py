@@ -22,6 +22,7 @@ from lamina.fetch.parallel import Parallel
 from lamina.fetch.source import Source
 from lamina.image.blob_filler import BlobFiller, BlobParts
 from lamina.image.statistics import Statistics
+from lamina.image.whole_filler import WholeFiller
 from lamina.store.cache_blob import CacheBlob, StoreReadError, Write
 from lamina.store.local_chunks import LocalChunks
 
@@ -62,12 +63,20 @@ class LazyBlob:
         self._own_parallel = parallel is None
         self._parallel = parallel or Parallel()
         parts = BlobParts(table, digests, self.source, cache, local)
-        self._filler = BlobFiller(parts, self._parallel)
+        kind = WholeFiller if table.entry.is_read_whole else BlobFiller
+        self._filler = kind(parts, self._parallel)
 
     @property
     def statistics(self) -> Statistics:
         """What it cost so far."""
         return self._filler.statistics
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether the layer has no points of entry, so that its first reader decompresses it from
+        its begin, once.
+        """
+        return self.table.entry.is_read_whole
 
     @property
     def size_bytes(self) -> int:

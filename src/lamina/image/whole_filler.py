@@ -1,0 +1,111 @@
+"""Filling the cache file of a layer that can be decoded only from its begin.
+
+One pass of decompression goes on as far as somebody needs it, and keeps every chunk that it comes
+by; so a whole layer is decompressed once however it is read.  Whoever waits for a chunk moves the
+pass on in turn.  What was evicted behind it begins another pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Final
+
+from lamina.blob.table import Piece
+from lamina.errors import Error
+from lamina.fetch.parallel import Parallel
+from lamina.image.blob_filler import BlobFiller, BlobParts
+from lamina.image.statistics import Statistics
+from lamina.image.whole_layer import DecodedPiece, decode_whole
+from lamina.store.cache_blob import Write
+
+LOG: Final = logging.getLogger("lamina")
+
+REPORTS: Final = 10
+"""How often a pass says how far it is."""
+
+
+class WholeFiller(BlobFiller):
+    """Fills one blob by decoding its layer from the begin.  Threads share it."""
+
+    def __init__(self, parts: BlobParts, parallel: Parallel) -> None:
+        super().__init__(parts, parallel)
+        self._turn = threading.Condition()
+        self._moving = False
+        self._pass: Iterator[DecodedPiece] | None = None
+        self._next_chunk = 0
+        self.read_bytes = 0
+        """Compressed bytes of the layer that the pass has read."""
+
+    def fill(
+        self,
+        wanted: dict[int, tuple[Piece, list[int]]],
+        write: Write | None,
+        deadline: float,  # noqa: ARG002 - see below
+    ) -> None:
+        """Get chunks from neighbours on this node, else by moving the pass on to them.
+
+        The deadline is that of each request: a pass may take long, and goes on while bytes come.
+        """
+        is_ready = self._parts.cache.is_ready
+        for _, chunks in wanted.values():
+            for chunk in chunks:
+                if not is_ready(chunk) and not self._get_local(chunk, write):
+                    self._wait_for(chunk, write)
+        self._completed()
+
+    def _wait_for(self, chunk: int, write: Write | None) -> None:
+        is_ready = self._parts.cache.is_ready
+        while True:
+            with self._turn:
+                while self._moving and not is_ready(chunk):
+                    self._turn.wait()
+                if is_ready(chunk):
+                    return
+                self._moving = True
+            try:
+                if self._pass is None or self._next_chunk > chunk:
+                    self._begin()
+                self._move(write)
+            except Error as error:
+                self._pass = None
+                name = self._parts.table.blob_id
+                LOG.error("layer sha256:%s: %s", name, error)  # noqa: TRY400 - no defect
+                raise
+            finally:
+                with self._turn:
+                    self._moving = False
+                    self._turn.notify_all()
+
+    def _begin(self) -> None:
+        parts = self._parts
+        self.read_bytes = self._next_chunk = 0
+        self._pass = decode_whole(parts.table, parts.digests, parts.fetcher, self._arrived)
+        entry = parts.table.entry
+        LOG.info("layer sha256:%s, %d bytes, is decompressed", entry.blob_id, entry.compressed_size)
+
+    def _move(self, write: Write | None) -> None:
+        """Decode the next piece and keep it."""
+        assert self._pass is not None
+        piece, chunks = next(self._pass)
+        parts = self._parts
+        stop = piece.first + piece.count
+        if parts.cache.first_missing(piece.first, stop) >= 0:
+            parts.cache.put(self._runs(chunks), range(piece.first, stop), write)
+            self._count(Statistics(decoded_pieces=1, decoded_bytes=piece.raw_size))
+            self._offer(chunks)
+        self._next_chunk = stop
+        if stop == parts.table.chunk_count:
+            # Only now is the layer compared with its digest.
+            for _ in self._pass:
+                pass
+            self._pass = None
+
+    def _arrived(self, size_bytes: int) -> None:
+        self._count(Statistics(requests=1, fetched_bytes=size_bytes))
+        size = self._parts.table.entry.compressed_size
+        before, self.read_bytes = self.read_bytes, self.read_bytes + size_bytes
+        if before * REPORTS // size < self.read_bytes * REPORTS // size:
+            share = 100 * self.read_bytes // size
+            LOG.info("layer sha256:%s: %d %% decompressed", self._parts.table.blob_id, share)
