@@ -69,8 +69,7 @@ def index_image(
     With ``tag`` the index also gets that tag.  Call it before the process starts threads.
 
     Raises UsageError for a native image, impossible options, or one tag for several indexes;
-    UnsupportedError for a layer that cannot be entered but at its begin; NotFoundError for a
-    platform that is not there, and what reading the layers and pushing raises.
+    NotFoundError for a platform that is not there, and what reading the layers and pushing raises.
     """
     options = options or IndexOptions()
     options.check()

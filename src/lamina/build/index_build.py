@@ -140,8 +140,7 @@ def build_from_layers(
 ) -> BuiltIndex:
     """Read the layers of an image and return its index.  Call it before threads are started.
 
-    ``client`` is what the repository was opened with.  Raises UnsupportedError for a layer that
-    cannot be entered but at its begin, and what reading the layers raises.
+    ``client`` is what the repository was opened with.  Raises what reading the layers raises.
     """
     with closing(_Job(repository, client, layers, options)) as job:
         tree, blobs = _read_layers(job)

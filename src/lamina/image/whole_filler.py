@@ -33,6 +33,7 @@ class WholeFiller(BlobFiller):
         super().__init__(parts, parallel)
         self._turn = threading.Condition()
         self._moving = False
+        self._failure: Error | None = None
         self._pass: Iterator[DecodedPiece] | None = None
         self._next_chunk = 0
         self.read_bytes = 0
@@ -59,24 +60,43 @@ class WholeFiller(BlobFiller):
         is_ready = self._parts.cache.is_ready
         while True:
             with self._turn:
+                before = self._failure
                 while self._moving and not is_ready(chunk):
                     self._turn.wait()
+                    # A pass that failed fails for all who wait, or each would try as long again.
+                    if self._failure is not None and self._failure is not before:
+                        raise self._failure
                 if is_ready(chunk):
                     return
                 self._moving = True
-            try:
-                if self._pass is None or self._next_chunk > chunk:
-                    self._begin()
-                self._move(write)
-            except Error as error:
+            self._take_turn(chunk, write)
+
+    def _take_turn(self, chunk: int, write: Write | None) -> None:
+        """Move the pass on by one piece, and let the others go on."""
+        failure: Error | None = None
+        moved = False
+        try:
+            if self._pass is None or self._next_chunk > chunk:
+                self._begin()
+            self._move(write)
+            moved = True
+        except Error as error:
+            failure = error
+            self._tell(error)
+            raise
+        finally:
+            if not moved:
                 self._pass = None
-                name = self._parts.table.blob_id
-                LOG.error("layer sha256:%s: %s", name, error)  # noqa: TRY400 - no defect
-                raise
-            finally:
-                with self._turn:
-                    self._moving = False
-                    self._turn.notify_all()
+            with self._turn:
+                self._failure = failure or self._failure
+                self._moving = False
+                self._turn.notify_all()
+
+    def _tell(self, error: Error) -> None:
+        silent = self._failures.untold((self._next_chunk, type(error)))
+        if silent is not None:
+            more = f" ({silent} more times meanwhile)" if silent else ""
+            LOG.error("layer sha256:%s: %s%s", self._parts.table.blob_id, error, more)
 
     def _begin(self) -> None:
         parts = self._parts
