@@ -64,7 +64,9 @@ def image_access(args: argparse.Namespace) -> Access | None:
     from lamina.cli.broker_options import brokers
     from lamina.image.access import read_access
 
-    access = read_access(args.decryption_key, args.policy, brokers(args))
+    access = read_access(
+        args.decryption_key, args.policy, brokers(args), allow_older=args.allow_older
+    )
     if access is not None and access.keys:
         from lamina.cli.key_options import protect_process
 

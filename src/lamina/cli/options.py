@@ -118,6 +118,12 @@ def add_trust_options(parser: Parser) -> None:
         metavar="FILE",
         help="policy.json whose demands are proven before anything of the image is read",
     )
+    group.add_argument(
+        "--allow-older",
+        action="store_true",
+        help="with --policy: take an image that is signed for an older release than one that was "
+        "used here under the same name, and count from it from now on",
+    )
     add_broker_options(parser)
 
 

@@ -65,7 +65,7 @@ def check_sealed(args: Namespace) -> int:
     where, access, store = parse_reference(args.a), image_access(args), node_store(args)
     with open_repository(where, options=client_options(args)) as repository:
         if access is not None and access.policy is not None:
-            where, _ = accepted_version(access.policy, repository, store, where)
+            where, _ = accepted_version(access, repository, store, where)
         manifest, _ = find_manifest(repository, store, where, args.platform)
         with open_meter() as meter:
             advance = meter.add("check") if args.data else None

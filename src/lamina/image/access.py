@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from lamina.image.errors import UntrustedIndexError
+from lamina.image.releases import check_release
 
 if TYPE_CHECKING:
     from lamina.registry.manifest import Descriptor
     from lamina.registry.reference import Reference
     from lamina.registry.repository import Repository
     from lamina.store.node import NodeStore
+    from lamina.trust.image_signature import Verified
     from lamina.trust.key_provider import KeyProvider
     from lamina.trust.policy import Policy
     from lamina.trust.recipients import DecryptionKeys
+
+SIGNATURES: Final = "signatures"
+"""Kind of the store's records of what proved a manifest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,11 @@ class Access:
     policy: Policy | None = None
     release: int | None = None
     """What the signature of the image states, once it was verified: key brokers are told it."""
+    allow_older: bool = False
+    """Whether an older release than one that was used here before is taken."""
+    reopens: bool = False
+    """Whether the image was opened before, by the same policy: the signatures that were kept then
+    prove it again, without a registry, and a newer release that was used since does not matter."""
 
     def for_release(self, release: int | None) -> Access:
         """The same, for an image of this release."""
@@ -37,10 +47,14 @@ def read_access(
     decryption_keys: Sequence[str] = (),
     policy: str | os.PathLike[str] | None = None,
     brokers: Mapping[str, KeyProvider] | None = None,
+    *,
+    allow_older: bool = False,
+    reopens: bool = False,
 ) -> Access | None:
     """What the command line and the environment give: keys as
     :func:`lamina.trust.recipients.parse_decryption_keys` reads them, key providers that are
-    configured or in *brokers*, and a policy file.  None if there is nothing.
+    configured or in *brokers*, and a policy file; *allow_older* and *reopens* are those of
+    :class:`Access`.  None if there is nothing.
 
     Raises UsageError, NotFoundError, FormatError, TrustError.
     """
@@ -53,25 +67,52 @@ def read_access(
         from lamina.trust.policy import load_policy
 
         found = load_policy(os.fspath(policy))
-    return None if keys is None and found is None else Access(keys, found)
+    if keys is None and found is None:
+        return None
+    return Access(keys, found, allow_older=allow_older, reopens=reopens)
 
 
 def accepted_version(
-    policy: Policy, repository: Repository, store: NodeStore, reference: Reference
+    access: Access, repository: Repository, store: NodeStore, reference: Reference
 ) -> tuple[Reference, int | None]:
     """The reference with the digest of the manifest that the policy accepts, and the release that
-    its signature states.
+    its signatures state.
 
-    The manifest is in *store* from now on, so that what is opened is what was proven, whatever the
-    registry answers next.  Raises TrustError that says why the policy refuses the image.
+    The manifest and the signatures are in *store* from now on, so that what is opened is what was
+    proven, whatever the registry answers next.  Raises TrustError that says why the policy refuses
+    the image, or that a newer release was used on this node before.
     """
-    from lamina.trust.image_signature import RELEASE
+    assert access.policy is not None
+    verified = _proven_again(access.policy, store, reference) if access.reopens else None
+    if verified is None:
+        verified = access.policy.check(repository, reference)
+        if verified.payloads and not access.reopens:
+            check_release(store, reference, verified.release, allow_older=access.allow_older)
+        _keep(verified, store)
+    digest = verified.descriptor.digest
+    return reference.with_version(tag=reference.tag, digest=digest), verified.release
 
-    verified = policy.check(repository, reference)
-    store.put_metadata(verified.data, verified.descriptor.digest)
-    releases = [payload.optional.get(RELEASE) for payload in verified.payloads]
-    release = next((number for number in releases if type(number) is int), None)
-    return reference.with_version(tag=reference.tag, digest=verified.descriptor.digest), release
+
+def _keep(verified: Verified, store: NodeStore) -> None:
+    digest, signatures = verified.descriptor.digest, verified.signatures.encode()
+    store.put_metadata(verified.data, digest)
+    if store.record(SIGNATURES, digest) != signatures:
+        store.put_record(SIGNATURES, digest, signatures)
+
+
+def _proven_again(policy: Policy, store: NodeStore, reference: Reference) -> Verified | None:
+    """None if the store does not have what is needed."""
+    if reference.digest is None:
+        return None
+    from lamina.registry.manifest import Descriptor
+    from lamina.trust.image_signature import Signatures
+
+    data = store.metadata(reference.digest)
+    kept = store.record(SIGNATURES, reference.digest)
+    if data is None or kept is None:
+        return None
+    descriptor = Descriptor(media_type="", digest=reference.digest, size=len(data))
+    return policy.check_kept(descriptor, data, Signatures.decode(kept), reference)
 
 
 def refuse_index(repository: Repository, index: Descriptor, image: Descriptor) -> None:

@@ -48,13 +48,15 @@ class FileChunk(NamedTuple):
 class Origin:
     """Where an image came from.
 
-    ``reference`` has the digest of the manifest; ``bootstrap_path`` is the file that is mapped.
+    ``reference`` has the digest of the manifest; ``bootstrap_path`` is the file that is mapped;
+    ``accepted`` has the digest of what a policy accepted: that manifest, or one that leads to it.
     """
 
     bootstrap_path: Path
     reference: Reference | None = None
     manifest: Manifest | None = None
     config: ImageConfig | None = None
+    accepted: Reference | None = None
 
 
 class NativeImage(ImageBase):

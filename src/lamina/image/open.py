@@ -98,17 +98,18 @@ def open_image(
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
         rule = IndexRule(index) if isinstance(index, str) else index
+        accepted = None
         if access is not None and access.policy is not None:
-            wanted, release = accepted_version(access.policy, repository, node, where)
-            access = access.for_release(release)
+            wanted, release = accepted_version(access, repository, node, where)
+            accepted, access = wanted, access.for_release(release)
             rule = IndexRule(rule.use, rule.policy or refuse_index)
         else:
             wanted = where if refresh else _resident_version(node, where)
         manifest, digest, indexed = _find(repository, node, wanted, platform, rule)
         estimator = LinkEstimator(known_link(node, where))
-        named = manifest.config if indexed is None else indexed.image.config
+        described = manifest.config if indexed is None else indexed.image.config
         get = partial(_blob, repository, node, estimator)
-        config, parts = _config(get, named), None
+        config, parts = _config(get, described), None
         if manifest.is_sealed:
             found = (manifest, digest)
             files, config, parts = _sealed(found, where, config, get, node, access)
@@ -127,7 +128,8 @@ def open_image(
         keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
         blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table, sealed=parts)
         stack.callback(blobs.close)
-        origin = Origin(path, where.with_version(tag=where.tag, digest=digest), manifest, config)
+        named = where.with_version(tag=where.tag, digest=digest)
+        origin = Origin(path, named, manifest, config, accepted)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
 
 

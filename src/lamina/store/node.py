@@ -125,7 +125,7 @@ class NodeStore:
         data_path = Path(f"{stem}.data")
         pair = data_path, Path(f"{stem}.ready"), size_bytes, chunk_count, key
         try:
-            with self._locked():
+            with self.locked():
                 found = self._open_pair(*pair)
                 if found is None:
                     _create_pair(*pair, zones())
@@ -157,7 +157,7 @@ class NodeStore:
         """Remove the cache files that nobody has open, no kernel mount reads and that are not
         resident; returns (number, bytes on disk), and the names of those that stay.
         """
-        with self._locked():
+        with self.locked():
             return remove_unused(self._blobs, self.resident_blobs() | held_blobs(self.root))
 
     def records(self, kind: str) -> Iterator[tuple[str, bytes]]:
@@ -186,7 +186,7 @@ class NodeStore:
 
     def local_chunks(self) -> LocalChunks:
         """Open the index of the chunks that are on this node; close it when done."""
-        with self._locked():
+        with self.locked():
             index = ChunkIndex(self.root / "index")
         return LocalChunks(self._blobs, index)
 
@@ -312,7 +312,8 @@ class NodeStore:
         return self.root / "records" / kind / "-".join(_parsed(digest))
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Keep other openings and processes out of what is read and then written."""
         fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from lamina.errors import FormatError, TrustError, UnsupportedError, UsageError
 from lamina.registry.manifest import Descriptor
@@ -21,16 +23,37 @@ from lamina.trust.bundle_store import add_bundle, read_bundles
 from lamina.trust.identity import IdentityRule
 from lamina.trust.keyless import KeylessSigner, check_keyless_bundle
 from lamina.trust.keys import PrivateKey, PublicKey
-from lamina.trust.simple_signing import Payload
+from lamina.trust.simple_signing import RELEASE, Payload
 
-RELEASE: Final = "release"
 SUITE: Final = "suite"
 FORMS: Final = ("tag", "bundle")
 """Where a signature is put: under cosign's tag, and as a bundle that refers to the image."""
 _NAME: Final = "docker-reference"
 """Annotation of a bundle's subject that has the name."""
 
-_Check = Callable[["Demand"], Payload]
+
+class Signatures(NamedTuple):
+    """Signatures of one manifest in both forms, none of them verified."""
+
+    of_tag: tuple[Attached, ...] = ()
+    bundles: tuple[bytes, ...] = ()
+
+    def encode(self) -> bytes:
+        """As JSON, to be kept where the manifest is."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Signatures:
+        """Raises FormatError."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeError) as error:
+            raise FormatError(f"the signatures that were kept are malformed: {error}") from None
+
+
+class _Candidate(NamedTuple):
+    entry: Attached | bytes
+    check: Callable[[Demand], Payload]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +72,23 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The manifest that was proven, its bytes, and the payloads that proved it."""
+    """The manifest that was proven, its bytes, and the payloads and signatures that proved it."""
 
     descriptor: Descriptor
     data: bytes
     payloads: tuple[Payload, ...]
+    signatures: Signatures = field(default_factory=Signatures)
+
+    @property
+    def release(self) -> int | None:
+        """The release that the signatures state.
+
+        Of several good signatures for one demand the highest counts: each of them suffices, and who
+        withholds some can only make the image look older.  Of several demands the lowest counts: so
+        much is stated by everybody who has to sign and states a release.
+        """
+        stated = [payload.release for payload in self.payloads]
+        return min((release for release in stated if release is not None), default=None)
 
 
 def sign_image(
@@ -110,38 +145,65 @@ def verify_image(
     returned, and do not fetch the manifest again.
     """
     descriptor, data = repository.manifest()
-    wanted = wanted or repository.reference
-    checks = _candidates(repository, descriptor.digest, wanted)
-    if not checks:
+    digest = descriptor.digest
+    signatures = Signatures(
+        tuple(read_signatures(repository, digest)), tuple(read_bundles(repository, digest))
+    )
+    return prove(descriptor, data, signatures, demands, wanted or repository.reference)
+
+
+def prove(
+    descriptor: Descriptor,
+    data: bytes,
+    signatures: Signatures,
+    demands: Sequence[Demand],
+    wanted: Reference,
+) -> Verified:
+    """Prove that each demand is met by some of these signatures; nothing is fetched.
+
+    ``data`` must have the digest of the descriptor.  Raises TrustError.
+    """
+    candidates = _candidates(signatures, descriptor.digest, wanted)
+    if not candidates:
         raise TrustError(
             f"{wanted} ({descriptor.digest}) has no signature",
             hint="sign it: lamina sign --key FILE IMAGE",
         )
-    payloads = [_satisfy(demand, checks, wanted) for demand in demands]
-    return Verified(descriptor, data, tuple(payloads))
+    met = [_satisfy(demand, candidates, wanted) for demand in demands]
+    entries = dict.fromkeys(entry for entry, _ in met)
+    good = Signatures(
+        tuple(entry for entry in entries if isinstance(entry, Attached)),
+        tuple(entry for entry in entries if isinstance(entry, bytes)),
+    )
+    return Verified(descriptor, data, tuple(payload for _, payload in met), good)
 
 
-def _candidates(repository: Repository, digest: str, wanted: Reference) -> list[_Check]:
+def _candidates(signatures: Signatures, digest: str, wanted: Reference) -> list[_Candidate]:
     """A check for each signature of both forms."""
 
-    def of_tag(entry: Attached) -> _Check:
-        return lambda demand: check_signature(demand, entry, digest, wanted)
+    def of_tag(entry: Attached) -> _Candidate:
+        return _Candidate(entry, lambda demand: check_signature(demand, entry, digest, wanted))
 
-    def of_bundle(data: bytes) -> _Check:
-        return lambda demand: _check_bundle(demand, data, digest, wanted)
+    def of_bundle(data: bytes) -> _Candidate:
+        return _Candidate(data, lambda demand: _check_bundle(demand, data, digest, wanted))
 
-    checks = [of_tag(entry) for entry in read_signatures(repository, digest)]
-    return checks + [of_bundle(data) for data in read_bundles(repository, digest)]
+    return [*map(of_tag, signatures.of_tag), *map(of_bundle, signatures.bundles)]
 
 
-def _satisfy(demand: Demand, checks: Sequence[_Check], wanted: Reference) -> Payload:
+def _satisfy(
+    demand: Demand, candidates: Sequence[_Candidate], wanted: Reference
+) -> tuple[Attached | bytes, Payload]:
+    """The signature that meets the demand and states the highest release, and its payload."""
     reasons: dict[str, None] = {}
-    for check in checks:
+    good = []
+    for entry, check in candidates:
         try:
-            return check(demand)
+            good.append((entry, check(demand)))
         except (TrustError, FormatError, UnsupportedError) as error:
             reasons[str(error)] = None
-    raise TrustError(f"no signature of {wanted} is good enough: {'; '.join(reasons)}")
+    if not good:
+        raise TrustError(f"no signature of {wanted} is good enough: {'; '.join(reasons)}")
+    return max(good, key=lambda found: -1 if found[1].release is None else found[1].release)
 
 
 def check_signature(demand: Demand, attached: Attached, digest: str, wanted: Reference) -> Payload:
@@ -177,10 +239,11 @@ def _check_statement(demand: Demand, payload: Payload, wanted: Reference) -> Non
     if not demand.identity.allows(payload.reference, wanted):
         raise TrustError(f"it is for another name, {payload.reference[:200]!r}")
     if demand.minimum_release:
-        release = payload.optional.get(RELEASE)
-        if type(release) is not int or release < demand.minimum_release:
+        release = payload.release
+        if release is None or release < demand.minimum_release:
+            stated = payload.optional.get(RELEASE)
             raise TrustError(
-                f"it is for release {release!r:.20}, older than {demand.minimum_release}"
+                f"it is for release {stated!r:.20}, older than {demand.minimum_release}"
             )
     if demand.suite and payload.optional.get(SUITE) != demand.suite:
         raise TrustError(f"it is not for the suite {demand.suite!r}")

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lamina.errors import FormatError, NotFoundError, TrustError, UnsupportedError, UsageError
+from lamina.registry.manifest import Descriptor
 from lamina.registry.reference import Reference
 from lamina.registry.repository import Repository
 from lamina.trust import strict_json
 from lamina.trust.identity import IdentityRule, parse_rule
-from lamina.trust.image_signature import Demand, Verified, verify_image
+from lamina.trust.image_signature import Demand, Signatures, Verified, prove, verify_image
 from lamina.trust.keys import PublicKey, load_public_key, read_key_file
 
 MAX_POLICY_BYTES: Final = 1 << 20
@@ -64,6 +65,23 @@ class Policy:
         Raises TrustError, UnsupportedError.  Use only the manifest bytes returned.
         """
         wanted = wanted or repository.reference
+        demands = self._demands(wanted)
+        if not demands:
+            descriptor, data = repository.manifest()
+            return Verified(descriptor, data, ())
+        return verify_image(repository, demands, wanted)
+
+    def check_kept(
+        self, descriptor: Descriptor, data: bytes, signatures: Signatures, wanted: Reference
+    ) -> Verified:
+        """The same of a manifest and signatures that were kept; nothing is fetched."""
+        demands = self._demands(wanted)
+        if not demands:
+            return Verified(descriptor, data, ())
+        return prove(descriptor, data, signatures, demands, wanted)
+
+    def _demands(self, wanted: Reference) -> list[Demand]:
+        """What signatures must fulfil.  Raises what an image is refused with in any case."""
         scope, requirements = self.requirements(wanted)
         demands = []
         for requirement in requirements:
@@ -76,10 +94,7 @@ class Policy:
                 )
             if requirement.demand is not None:
                 demands.append(requirement.demand)
-        if not demands:
-            descriptor, data = repository.manifest()
-            return Verified(descriptor, data, ())
-        return verify_image(repository, demands, wanted)
+        return demands
 
 
 def scopes_of(reference: Reference) -> Iterator[str]:

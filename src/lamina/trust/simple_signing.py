@@ -15,6 +15,8 @@ from lamina.trust import strict_json
 
 TYPE: Final = "cosign container image signature"
 MAX_PAYLOAD_BYTES: Final = 64 << 10
+RELEASE: Final = "release"
+"""Member of the optional part: a number that a signer counts up, Lamina's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,12 @@ class Payload:
     reference: str
     digest: str
     optional: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def release(self) -> int | None:
+        """The release that the signer states; None without one, or for anything but a number."""
+        stated = self.optional.get(RELEASE)
+        return stated if type(stated) is int else None
 
     def encode(self) -> bytes:
         """The bytes to sign."""

@@ -113,10 +113,12 @@ def test_rules_that_name_the_signer() -> None:
     assert not accepts(entry, rule("remapIdentity", **fields))
 
 
-def test_digest_and_key() -> None:
-    assert not accepts(signed(payload(digest="sha256:" + "cd" * 32)))
-    assert not accepts(signed(payload(), FOREIGN))
-    assert not accepts(Attached(payload(), b""))
+@pytest.mark.parametrize("rule", [DEFAULT, REPOSITORY], ids=lambda rule: rule.kind)
+def test_digest_and_key(rule: IdentityRule) -> None:
+    assert accepts(signed(payload()), rule)
+    assert not accepts(signed(payload(digest="sha256:" + "cd" * 32)), rule)
+    assert not accepts(signed(payload(), FOREIGN), rule)
+    assert not accepts(Attached(payload(), b""), rule)
 
 
 def _variants() -> list[bytes]:
@@ -178,8 +180,9 @@ def repository(tmp_path: Path) -> Any:
 
 def test_sign_and_verify(repository: Repository) -> None:
     demand = Demand((KEY.public(),))
-    with pytest.raises(TrustError, match="no signature"):
-        verify_image(repository, [demand], IMAGE)
+    for rule in (DEFAULT, REPOSITORY, IdentityRule(ANY_NAME)):
+        with pytest.raises(TrustError, match="no signature"):
+            verify_image(repository, [Demand((KEY.public(),), rule)], IMAGE)
     with pytest.raises(UsageError, match="no name"):
         sign_image(repository, KEY)
     sign_image(repository, FOREIGN, identity=f"{NAME}:v1")
@@ -196,6 +199,36 @@ def test_sign_and_verify(repository: Repository) -> None:
         verify_image(repository, [demand, Demand((make_key("P-256", 3).public(),))], IMAGE)
     both = [demand, Demand((FOREIGN.public(),))]
     assert len(verify_image(repository, both, IMAGE).payloads) == 2
+
+
+def test_the_release_of_several_signatures(repository: Repository) -> None:
+    """The highest that one signer states, since each signature would do and a registry can only
+    withhold some; the lowest of all who have to sign.
+    """
+    one, two = Demand((KEY.public(),)), Demand((FOREIGN.public(),))
+    for key, stated in ((KEY, 5), (KEY, 9), (KEY, 7), (FOREIGN, 6), (FOREIGN, 3)):
+        sign_image(repository, key, identity=f"{NAME}:v1", optional={"release": stated})
+    verified = verify_image(repository, [one], IMAGE)
+    assert verified.release == 9
+    assert verify_image(repository, [two], IMAGE).release == 6
+    assert verify_image(repository, [one, two], IMAGE).release == 6
+    assert verify_image(repository, [two, one], IMAGE).release == 6
+    unnumbered = make_key("P-256", 3)
+    sign_image(repository, unnumbered, identity=f"{NAME}:v1", optional={"release": "10"})
+    silent = Demand((unnumbered.public(),))
+    assert verify_image(repository, [silent], IMAGE).release is None
+    assert verify_image(repository, [silent, two], IMAGE).release == 6
+    # What proved it is kept, and nothing else.
+    assert {entry.payload for entry in verified.signatures.of_tag} == {
+        Payload(f"{NAME}:v1", verified.descriptor.digest, {"release": 9}).encode()
+    }
+    kept = image_signature.Signatures.decode(verified.signatures.encode())
+    assert kept == verified.signatures
+    again = image_signature.prove(verified.descriptor, verified.data, kept, [one], IMAGE)
+    assert again.release == 9
+    for wrong in (b"", b"{}", b'[[["!","!"]],[]]', b"\xff"):
+        with pytest.raises(FormatError):
+            image_signature.Signatures.decode(wrong)
 
 
 def test_a_tag_moved_to_another_image(repository: Repository, tmp_path: Path) -> None:

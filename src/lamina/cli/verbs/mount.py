@@ -130,6 +130,7 @@ def mount_spec(args: Namespace) -> MountSpec:
         key_providers=absolute_from_environment("OCICRYPT_KEYPROVIDER_CONFIG"),
         key_broker=broker_arguments(args),
         policy=args.policy,
+        allow_older=args.allow_older,
         client=asdict(client_options(args)),
         complete=args.complete,
         limit_rate=args.limit_rate,

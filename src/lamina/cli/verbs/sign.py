@@ -95,7 +95,8 @@ def run(args: Namespace) -> int:
     """Sign, and tell the digest."""
     from lamina.registry.reference import parse_reference
     from lamina.registry.repository import open_repository
-    from lamina.trust.image_signature import FORMS, RELEASE, SUITE, sign_image
+    from lamina.trust.image_signature import FORMS, SUITE, sign_image
+    from lamina.trust.simple_signing import RELEASE
 
     protect_process()
     key = load_signing_key(args.key)

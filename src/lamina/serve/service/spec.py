@@ -25,7 +25,7 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     included, so a spec is kept in memory only. ``key_providers`` is the configuration file of
     ocicrypt's key providers, ``key_broker`` are arguments of
     :func:`lamina.trust.kbs.provider.make_provider`. ``pinned`` is the reference with the digest
-    that the image had when it was opened first. ``opener`` names the function, as
+    that was opened first, or that the policy accepted then. ``opener`` names the function, as
     ``module:function``, that makes an image of a spec; ``extra`` is what it alone understands.
     """
 
@@ -41,6 +41,7 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     key_providers: str | None = None
     key_broker: dict[str, str | None] | None = None
     policy: str | None = None
+    allow_older: bool = False
     client: dict[str, Any] = {}
     complete: bool = False
     limit_rate: float | None = None
@@ -99,8 +100,8 @@ def _key_sources(spec: MountSpec) -> dict[str, KeyProvider]:
 
 
 def open_reference(spec: MountSpec) -> NativeImage:
-    """Open by reference, or what the policy has accepted: once it is pinned by its digest, that is
-    proven, and no registry is asked for what is in the store.
+    """Open by reference; once it is pinned by its digest, no registry is asked for what is in the
+    store, and the signatures that are kept there are what the policy is asked about.
     """
     from lamina.image.access import read_access
     from lamina.image.open import open_image
@@ -109,8 +110,13 @@ def open_reference(spec: MountSpec) -> NativeImage:
 
     store = NodeStore(Path(spec.store), budget=spec.store_budget)
     options = ClientOptions(**spec.client)
-    policy = None if spec.pinned else spec.policy
-    access = read_access(spec.decryption_keys, policy, _key_sources(spec))
+    access = read_access(
+        spec.decryption_keys,
+        spec.policy,
+        _key_sources(spec),
+        allow_older=spec.allow_older,
+        reopens=spec.pinned is not None,
+    )
     if spec.index == "always" and spec.pinned is None:
         from lamina.build.node_index import open_always
 
@@ -121,7 +127,7 @@ def open_reference(spec: MountSpec) -> NativeImage:
         spec.pinned or spec.reference,
         store=store,
         options=options,
-        platform=None if spec.pinned else spec.platform,
+        platform=spec.platform,
         index="never" if spec.index == "never" else "auto",
         access=access,
     )

@@ -246,7 +246,7 @@ def _describe(image: NativeImage, spec: MountSpec) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "image": named,
         "digest": (reference.digest or "") if reference is not None else "",
-        "pinned": named if reference is not None else None,
+        "pinned": str(origin.accepted or reference) if origin is not None and reference else None,
         "bootstrap": os.fspath(image.bootstrap_path),
         "blobs": [],
         "complete": [],
