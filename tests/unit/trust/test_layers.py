@@ -70,6 +70,20 @@ def test_the_vector_with_a_counter_that_carries() -> None:
     assert "AAECAw" not in repr(private)
 
 
+@given(st.integers(0, 40), st.integers(1, 15))
+def test_the_counter_carries_through_all_its_bytes(low: int, carried: int) -> None:
+    """The counter block i is nonce + i modulo 2^128, whatever has to be carried."""
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    start = (1 << 8 * carried + 8) - 1 - low
+    for number in (start, (1 << 128) - 1 - low):
+        blocks = [((number + i) % (1 << 128)).to_bytes(16, "big") for i in range(50)]
+        single = Cipher(algorithms.AES(KEY), modes.ECB()).encryptor()
+        stream = single.update(b"".join(blocks))
+        sealed = ctr_hmac.Encryptor(Secret(KEY), blocks[0]).update(bytes(len(stream)))
+        assert sealed == stream
+
+
 @given(st.binary(max_size=5000), st.integers(1, 700))
 def test_pieces_do_not_matter(data: bytes, step: int) -> None:
     encryptor = ctr_hmac.Encryptor(Secret(KEY), NONCE)
