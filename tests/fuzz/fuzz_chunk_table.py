@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
 
 from lamina.blob.check import check_table
 from lamina.blob.decode import decode_piece
+from lamina.blob.split_table import SplitTable
 from lamina.blob.table import ChunkTable
 from lamina.codec.compress import Compressor
 from lamina.erofs.chunk_digests import ChunkEntries
 from lamina.erofs.layout import BLOB_ENTRY, BlobEntry
 from lamina.errors import Error, IntegrityError
-from tests.support.rafs import Image, make_image
+from tests.support.rafs import Image, make_image, split_table
 
 
 def target(data: bytes) -> None:
@@ -29,6 +33,8 @@ def target(data: bytes) -> None:
     for make in (ChunkTable.from_meta, ChunkTable.from_stored):
         with contextlib.suppress(Error):
             _use(make(buffer, entry), buffer)
+    with contextlib.suppress(Error):
+        _use(SplitTable.open_head(buffer, entry, partial(_Frames, buffer)), buffer)
 
 
 def _use(table: ChunkTable, data: bytes) -> None:
@@ -67,6 +73,24 @@ def _decode(table: ChunkTable, number: int, data: bytes, nothing: ChunkEntries) 
         assert decode_piece(table, piece, stored, _NoDigests(nothing), "b") == []
 
 
+class _Frames:
+    """Windows that are anything."""
+
+    def __init__(self, data: bytes, start: int, sizes: Sequence[int]) -> None:
+        self._data = data
+        self._offsets = list(accumulate(sizes, initial=start))
+
+    def has(self, number: int) -> bool:
+        return number % 2 == 0
+
+    def frame(self, number: int) -> bytes:
+        start, end = self._offsets[number : number + 2]
+        return self._data[start:end]
+
+    def forget(self) -> None:
+        pass
+
+
 class _NoDigests:
     def __init__(self, entries: ChunkEntries) -> None:
         self.find = lambda _: None
@@ -81,7 +105,10 @@ def seeds() -> list[bytes]:
         for pack_size in (0, 4096)
         for compressor in (Compressor.NONE, Compressor.ZSTD)
     ]
-    return [data for image in images for data in _forms(image)]
+    encoded, entry, header = split_table()
+    split = [encoded.stored[: encoded.head_size], encoded.stored + header]
+    forms = [data for image in images for data in _forms(image)]
+    return forms + [entry.pack() + data for data in split]
 
 
 def _forms(image: Image) -> list[bytes]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import NamedTuple
 
 from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail
+from lamina.blob.layout import CHUNK_COMPRESSED, CHUNK_ZRAN, ZRAN_CONTEXT, CiHeader, pack_v2
+from lamina.blob.split_table import EncodedTable, encode_split
 from lamina.blob.toc import ReadAt
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import Digester, digest
-from lamina.erofs.layout import BlobEntry, ChunkIndex, round_up
+from lamina.erofs.layout import BlobEntry, BlobFeature, ChunkIndex, round_up
 from lamina.erofs.tree import Node
 from lamina.erofs.writer import BootstrapOptions, write_bootstrap
 
@@ -141,3 +144,50 @@ def blob_entry(**fields: object) -> BlobEntry:
         ci_uncompressed_size=16,
     )
     return entry._replace(**fields)  # type: ignore[arg-type]
+
+
+WINDOWS = [hashlib.shake_128(b"%d" % size).digest(size) for size in (100, 32768, 7)]
+WINDOW_OWNERS = (0, None, 1, 2, 2)
+"""Which of them each context of :func:`split_table` has."""
+
+
+def split_table() -> tuple[EncodedTable, BlobEntry, bytes]:
+    """A table of five chunks of a page, its entry, and its header."""
+    features = BlobFeature.CHUNK_INFO_V2 | BlobFeature.ZRAN | BlobFeature.SEPARATE
+    places = list(accumulate(map(len, WINDOWS), initial=0))
+    flags = CHUNK_COMPRESSED | CHUNK_ZRAN
+    words: list[int] = []
+    contexts = b""
+    for number, owner in enumerate(WINDOW_OWNERS):
+        words += pack_v2(number * 4096, 4096, number * 1000, 900, flags, number << 32)
+        place, size = (0, 0) if owner is None else (places[owner], len(WINDOWS[owner]))
+        contexts += ZRAN_CONTEXT.pack(
+            number * 1000, number * 4096, place, 1000, 4096, size, number, number % 8
+        )
+    records = b"".join(word.to_bytes(8, "little") for word in words)
+    encoded = encode_split(records + contexts, WINDOWS, len(WINDOW_OWNERS))
+    extra_size = len(contexts) + places[-1]
+    plain_size = len(records) + extra_size
+    header = CiHeader(
+        features=features,
+        compressor=Compressor.ZSTD,
+        entries=len(WINDOW_OWNERS),
+        offset=0,
+        compressed_size=len(encoded.stored),
+        uncompressed_size=plain_size,
+        context_offset=len(records),
+        context_size=extra_size,
+        context_count=len(WINDOW_OWNERS),
+    )
+    entry = blob_entry(
+        chunk_count=len(WINDOW_OWNERS),
+        features=features,
+        compressor=Compressor.GZIP,
+        compressed_size=5000,
+        uncompressed_size=len(WINDOW_OWNERS) * 4096,
+        ci_compressor=Compressor.ZSTD,
+        ci_offset=0,
+        ci_compressed_size=len(encoded.stored),
+        ci_uncompressed_size=plain_size,
+    )
+    return encoded, entry, header.pack()

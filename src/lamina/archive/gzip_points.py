@@ -19,7 +19,7 @@ OUTPUT_BYTES = 1 << 20
 STOP_BYTES = 32 << 10
 """Plain bytes after which it is noted how much input they took, so that reads need little more."""
 
-DEFAULT_SPACING_BYTES = 256 << 10
+DEFAULT_SPACING_BYTES = 128 << 10
 """Compressed bytes from one point to the next, at least: what a read of one small file costs."""
 
 MAX_OUTPUT_SPACING_BYTES = 2 << 20

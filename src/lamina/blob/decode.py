@@ -11,7 +11,7 @@ from lamina.codec.deflate_span import inflate_span
 from lamina.codec.digest import Digester, digest
 from lamina.codec.zstd_span import decode_frames
 from lamina.erofs.chunk_digests import DigestSource
-from lamina.errors import Error, IntegrityError
+from lamina.errors import FormatError, IntegrityError, UnsupportedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -28,6 +28,7 @@ def decode_piece(
 
     Raises:
         IntegrityError: names the blob, the chunk and the offset where the promise is broken.
+        FetchError: the window that a split table lacks does not come; or what else fetching raises.
     """
     view = memoryview(stored).cast("B")
     if len(view) != piece.size:
@@ -38,7 +39,7 @@ def decode_piece(
     if piece.compressed:
         try:
             plain = _decompress(table, piece, view)
-        except Error as error:
+        except (FormatError, IntegrityError, UnsupportedError) as error:
             where = _where(blob_id, piece, piece.first)
             raise IntegrityError(f"{where}: {error}", hint=_HINT) from error
         view = memoryview(plain)

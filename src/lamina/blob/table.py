@@ -8,7 +8,6 @@ next to nothing.
 
 from __future__ import annotations
 
-import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -39,7 +38,9 @@ from lamina.blob.layout import (
     ZranContext,
 )
 from lamina.blob.piece import Piece
+from lamina.blob.words import as_bytes, as_words
 from lamina.codec.compress import Compressor, decompress
+from lamina.codec.zstd_span import decode_frames
 from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
 from lamina.errors import FormatError
 
@@ -74,10 +75,10 @@ class ChunkTable:
         # Pieces then share stored bytes, so that it pays to keep what was fetched.
         self.cuts_contexts = is_zran and entry.compressor == Compressor.GZIP
         view = memoryview(payload).cast("B")
-        if len(view) != entry.ci_uncompressed_size:
-            raise self._bad(f"is {len(view)} bytes long, not {entry.ci_uncompressed_size}")
+        if len(view) != self._plain_size():
+            raise self._bad(f"is {len(view)} bytes long, not {self._plain_size()}")
         records_size = self.chunk_count * self._words_per_record * 8
-        self._words = _as_words(view[:records_size])
+        self._words = as_words(view[:records_size])
         self._extra = view[records_size:]
         if entry.features & _WITH_CONTEXTS:
             self._check_contexts(records_size)
@@ -110,7 +111,10 @@ class ChunkTable:
         header = read_ci_header(view[entry.ci_compressed_size :], entry.blob_id)
         stored = view[: entry.ci_compressed_size]
         payload: Buffer = stored
-        if entry.ci_compressor != Compressor.NONE:
+        if entry.ci_compressor == Compressor.ZSTD:
+            # In one frame or several, see lamina.blob.split_table.
+            payload = decode_frames(stored, size, exact=True)
+        elif entry.ci_compressor != Compressor.NONE:
             payload = decompress(Compressor(entry.ci_compressor), stored, size)
         return cls(payload, header, entry)
 
@@ -122,7 +126,7 @@ class ChunkTable:
 
     def to_meta(self) -> bytes:
         """Return the form that :meth:`from_meta` reads."""
-        payload = _as_bytes(self._words) + bytes(self._extra)
+        payload = as_bytes(self._words) + bytes(self._extra)
         return payload.ljust(round_up(len(payload), 4096), b"\0") + self.header.pack()
 
     def chunk_extent(self, chunk: int) -> tuple[int, int]:
@@ -366,9 +370,14 @@ class ChunkTable:
             return piece + 1
         return firsts[piece + 1] if piece + 1 < len(firsts) else self.chunk_count
 
+    def _plain_size(self) -> int:
+        """Return how long the payload must be."""
+        return self.entry.ci_uncompressed_size
+
     def _check_contexts(self, records_size: int) -> None:
         header = self.header
-        if header.context_offset != records_size or header.context_size > len(self._extra):
+        context_bytes = self.entry.ci_uncompressed_size - records_size
+        if header.context_offset != records_size or header.context_size > context_bytes:
             raise self._bad("its contexts lie outside the table")
         if header.context_count > self.chunk_count:
             raise self._bad(f"{header.context_count} contexts for {self.chunk_count} chunks")
@@ -381,19 +390,3 @@ class ChunkTable:
 
     def _bad(self, what: str) -> FormatError:
         return FormatError(f"Chunk table of blob {self.entry.blob_id}: {what}.")
-
-
-def _as_words(view: memoryview) -> memoryview | array[int]:
-    if sys.byteorder == "little":
-        return view.cast("Q")
-    words = array("Q", bytes(view))
-    words.byteswap()
-    return words
-
-
-def _as_bytes(words: memoryview | array[int]) -> bytes:
-    if sys.byteorder == "little":
-        return words.tobytes()
-    swapped = array("Q", words)
-    swapped.byteswap()
-    return swapped.tobytes()

@@ -11,10 +11,12 @@ import time
 from dataclasses import dataclass
 
 from lamina.build.index_build import BuiltIndex, IndexOptions, build_from_layers
+from lamina.build.index_table import IndexBlob
 from lamina.build.package import FS_VERSION, blob_descriptor, converted_config
 from lamina.build.platforms import is_wanted, ordinary_manifests
 from lamina.errors import FormatError, NotFoundError, UsageError
 from lamina.registry.manifest import (
+    INDEX_TABLE_HEAD,
     MAX_CONFIG_BYTES,
     NYDUS_FS_VERSION,
     NYDUS_MANIFEST_ARTIFACT,
@@ -150,7 +152,7 @@ def index_manifest(
                 media_type=plain.media_type,
                 digest=plain.digest,
                 size=plain.size,
-                annotations={**plain.annotations, NYDUS_REF: f"sha256:{blob.entry.blob_id}"},
+                annotations={**plain.annotations, **_annotations(blob)},
             )
         )
     new_config = converted_config(config, tables, built.last.diff_id)
@@ -164,6 +166,13 @@ def index_manifest(
         annotations={NYDUS_FS_VERSION: FS_VERSION, NYDUS_SOURCE_DIGEST: source.digest},
     )
     return manifest, new_config, tables
+
+
+def _annotations(blob: IndexBlob) -> dict[str, str]:
+    found = {NYDUS_REF: f"sha256:{blob.entry.blob_id}"}
+    if blob.head_size:
+        found[INDEX_TABLE_HEAD] = str(blob.head_size)
+    return found
 
 
 def _attach(

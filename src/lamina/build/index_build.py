@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lamina.archive.gzip_points import DEFAULT_SPACING_BYTES
 from lamina.build.index_layer import index_layer
 from lamina.build.index_table import IndexBlob, index_blob
 from lamina.build.layer_blob import with_blob_index
@@ -33,7 +34,6 @@ from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
 DEFAULT_CHUNK_SIZE = 128 << 10
-DEFAULT_SPACING_BYTES = 192 << 10
 PROGRESS_INTERVAL_S = 0.1
 
 

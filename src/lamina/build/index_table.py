@@ -18,24 +18,28 @@ from lamina.blob.layout import (
     CiHeader,
     pack_v2,
 )
+from lamina.blob.split_table import encode_split
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.plan import LayerPlan
-from lamina.codec.compress import Compressor, compress
+from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
 from lamina.erofs.layout import CHUNK_ENTRY, CHUNK_FLAG_COMPRESSED, BlobEntry, BlobFeature
 
-TABLE_LEVEL = 7
 _FEATURES = (
     BlobFeature.ALIGNED | BlobFeature.CHUNK_INFO_V2 | BlobFeature.SEPARATE | BlobFeature.CAP_TAR_TOC
 )
 
 
 class IndexBlob(NamedTuple):
-    """What is pushed for a layer (``data``), its entry in the blob table, and its chunk entries."""
+    """What is pushed for a layer (``data``), its entry in the blob table, and its chunk entries.
+
+    Opening needs the first ``head_size`` bytes of ``data``; 0: all of it.
+    """
 
     data: bytes
     entry: BlobEntry
     chunk_entries: bytes
+    head_size: int
 
 
 class _Context(NamedTuple):
@@ -69,18 +73,20 @@ def index_blob(
         features |= BlobFeature.ZSTD_FRAMES if contexts else 0
     places = _places(layer, plan, offsets, compressed=bool(contexts))
     records = _records(plan, offsets, places, contexts, owners)
-    extra = _encode_contexts(contexts)
-    payload = records + extra
-    stored = compress(Compressor.ZSTD, payload, TABLE_LEVEL)
+    packed, windows = _encode_contexts(contexts)
+    encoded = encode_split(records + packed, windows, len(contexts))
+    stored = encoded.stored
+    extra_size = len(packed) + sum(map(len, windows))
+    plain_size = len(records) + extra_size
     header = CiHeader(
         features=features,
         compressor=Compressor.ZSTD,
         entries=plan.chunk_count,
         offset=0,
         compressed_size=len(stored),
-        uncompressed_size=len(payload),
-        context_offset=len(records) if extra else 0,
-        context_size=len(extra),
+        uncompressed_size=plain_size,
+        context_offset=len(records) if contexts else 0,
+        context_size=extra_size,
         context_count=len(contexts),
     )
     data = stored + header.pack()
@@ -98,11 +104,12 @@ def index_blob(
         ci_compressor=Compressor.ZSTD,
         ci_offset=0,
         ci_compressed_size=len(stored),
-        ci_uncompressed_size=len(payload),
+        ci_uncompressed_size=plain_size,
         meta_digest=hashlib.sha256(data).digest(),
         meta_size=len(data),
     )
-    return IndexBlob(data, entry, _chunk_entries(plan, layer, places, compressed=bool(contexts)))
+    entries = _chunk_entries(plan, layer, places, compressed=bool(contexts))
+    return IndexBlob(data, entry, entries, encoded.head_size)
 
 
 def _contexts(
@@ -171,7 +178,7 @@ def _records(
     return values.tobytes()
 
 
-def _encode_contexts(contexts: list[_Context]) -> bytes:
+def _encode_contexts(contexts: list[_Context]) -> tuple[bytes, list[bytes]]:
     """Return the contexts and their windows, equal windows once."""
     known: dict[bytes, int] = {}
     windows: list[bytes] = []
@@ -179,16 +186,15 @@ def _encode_contexts(contexts: list[_Context]) -> bytes:
     records = []
     for point, in_size, out_size in contexts:
         window = point.window
-        place = known.get(window)
-        if place is None:
-            place = known[window] = total
+        place = known.setdefault(window, total)
+        if window and place == total:
             windows.append(window)
             total += len(window)
         # fmt: off
         records.append(ZRAN_CONTEXT.pack(point.in_offset, point.out_offset, place, in_size,
                                          out_size, len(window), point.byte, point.bits))
         # fmt: on
-    return b"".join(records + windows)
+    return b"".join(records), windows
 
 
 def _chunk_entries(

@@ -13,10 +13,10 @@ MAX_WINDOW_BYTES = 1 << 27
 """What ``zstd --long`` uses; larger windows would let one frame take gigabytes of memory."""
 
 
-def decode_frames(data: Buffer, size_bytes: int) -> bytes:
+def decode_frames(data: Buffer, size_bytes: int, *, exact: bool = False) -> bytes:
     """Return the first ``size_bytes`` that whole zstd frames yield, never holding much more.
 
-    Raises FormatError if they are damaged, cut off or yield less.
+    Raises FormatError if they are damaged, cut off or yield less; if ``exact``, also if more.
     """
     import zstandard
 
@@ -28,6 +28,8 @@ def decode_frames(data: Buffer, size_bytes: int) -> bytes:
             while left and (plain := reader.read(min(left, 1 << 20))):
                 parts.append(plain)
                 left -= len(plain)
+            if exact and not left and reader.read(1):
+                raise FormatError(f"A zstd stream yields more than {size_bytes} bytes.")
     except zstandard.ZstdError as error:
         raise FormatError(f"The zstd stream is damaged: {error}.") from error
     if left:

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Final
 
 from lamina.blob.decode import decode_piece
+from lamina.blob.split_table import SplitTable
 from lamina.blob.table import ChunkTable, Piece
 from lamina.codec.digest import Digester, digest
 from lamina.erofs.chunk_digests import DigestSource
@@ -93,8 +94,7 @@ class BlobFiller:
         try:
             pieces = [piece for piece in self._claimed(order) if not self._from_here(piece, order)]
             if pieces and not order.failures:
-                spans = self._spans(pieces, order)
-                self._parallel.run(partial(self._fetch_span, order), spans)
+                self._parallel.run(lambda job: job(), self._jobs(pieces, order))
         except Error as error:
             order.failures.append(error)
         finally:
@@ -114,6 +114,14 @@ class BlobFiller:
             piece, chunks = order.wanted[first]
             if not all(map(self._parts.cache.is_ready, chunks)):
                 yield piece
+
+    def _jobs(self, pieces: list[Piece], order: _Order) -> Iterator[Callable[[], None]]:
+        """All that has to be fetched; a window and what it is needed for come at the same time."""
+        for span in self._spans(pieces, order):
+            yield partial(self._fetch_span, order, span)
+            if isinstance(self._parts.table, SplitTable):
+                for piece in filter(self._parts.table.lacks_window, span.pieces):
+                    yield partial(self._parts.table.get_window, piece)
 
     def _spans(self, pieces: list[Piece], order: _Order) -> Sequence[Span[Piece]]:
         policy = choose_spans(self._parts.fetcher.link)
@@ -273,6 +281,8 @@ class BlobFiller:
         except IntegrityError as error:
             if self._recent is not None:
                 self._recent.forget()
+            if isinstance(parts.table, SplitTable):
+                parts.table.forget_windows()
             where = piece.offset, piece.size
             others = parts.fetcher.others(blob_id, *where, than=source, deadline=deadline)
             for data, other in others:

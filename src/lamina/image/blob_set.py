@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from mmap import mmap
 from typing import Final, NamedTuple, overload
 
@@ -12,15 +13,18 @@ from lamina.blob.layout import CI_HEADER_SIZE
 from lamina.blob.leaf_table import LeafTable
 from lamina.blob.seal import PieceSeal
 from lamina.blob.sealed_table import SealedTable
+from lamina.blob.split_table import SplitTable
 from lamina.blob.table import MAX_TABLE_SIZE, ChunkTable
 from lamina.erofs.layout import BlobEntry, BlobFeature
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import FormatError, UnsupportedError, UsageError
+from lamina.fetch.amplify import choose_spans
 from lamina.fetch.fetcher import Fetcher, fetcher_of
 from lamina.fetch.parallel import Parallel
 from lamina.fetch.source import Source
 from lamina.image.lazy_blob import LazyBlob
 from lamina.image.metadata_layer import MetadataFiles
+from lamina.image.window_frames import WindowFrames
 from lamina.store.local_chunks import LocalChunks
 from lamina.store.node import NodeStore
 
@@ -55,12 +59,15 @@ class BlobSet(Sequence[LazyBlob]):
         *,
         on_table: Callable[[str, str], None] | None = None,
         sealed: Mapping[str, SealedParts] | None = None,
+        table_heads: Mapping[str, int] | None = None,
     ) -> None:
         """Open nothing yet.
 
         *on_table* is told (blob id, digest) when a chunk table that did not come with the image was
         fetched from its blob and kept in *store*.  *sealed* opens the blobs of a sealed image, by
-        blob id; they share no chunks with others.
+        blob id; they share no chunks with others.  *table_heads* tells, by blob id, how many bytes
+        of a chunk table that is fetched are needed before anything is read
+        (:mod:`lamina.blob.split_table`).
         """
         self._bootstrap = bootstrap
         self._tables = dict(files.tables)
@@ -72,6 +79,7 @@ class BlobSet(Sequence[LazyBlob]):
         self._store = store
         self._on_table = on_table
         self._sealed = sealed
+        self._table_heads = table_heads or {}
         self._local: LocalChunks | None = None
         self._lock = threading.Lock()
         self._opened: list[LazyBlob | None] = [None] * len(bootstrap.blobs)
@@ -143,6 +151,9 @@ class BlobSet(Sequence[LazyBlob]):
         )
 
     def _decoded(self, buffer: mmap, entry: BlobEntry) -> ChunkTable:
+        if len(buffer) == self._table_heads.get(entry.blob_id):
+            with buffer:
+                return self._split(buffer[:], entry)
         if self._sealed is None:
             return ChunkTable.from_meta(buffer, entry)
         parts = self._sealed.get(entry.blob_id)
@@ -161,17 +172,38 @@ class BlobSet(Sequence[LazyBlob]):
             raise FormatError(
                 f"the chunk table of blob {entry.blob_id} claims {entry.ci_compressed_size} bytes"
             )
-        size = entry.ci_compressed_size + CI_HEADER_SIZE
-        # The table of an ordinary layer is in a blob of its own (RAFS v6 §6.6).
-        separate = entry.features & BlobFeature.SEPARATE and any(entry.meta_digest)
-        holder = entry.meta_digest.hex() if separate else entry.blob_id
-        stored = self.fetcher.read_range(holder, entry.ci_offset, size)
-        table = ChunkTable.from_stored(stored, entry)
+        table = self._fetched(entry)
         digest = self._store.put_metadata(table.to_meta())
         self._tables[entry.blob_id] = digest
         if self._on_table is not None:
             self._on_table(entry.blob_id, digest)
         return table, digest
+
+    def _fetched(self, entry: BlobEntry) -> ChunkTable:
+        holder = _holder(entry)
+        head_size = self._table_heads.get(entry.blob_id)
+        if head_size is not None:
+            head_size = min(head_size, entry.ci_compressed_size)
+            head = self.fetcher.read_range(holder, entry.ci_offset, head_size)
+            return self._split(head, entry)
+        size = entry.ci_compressed_size + CI_HEADER_SIZE
+        stored = self.fetcher.read_range(holder, entry.ci_offset, size)
+        return ChunkTable.from_stored(stored, entry)
+
+    def _split(self, head: bytes, entry: BlobEntry) -> ChunkTable:
+        def read(offset: int, size_bytes: int) -> bytes:
+            return self.fetcher.read_range(_holder(entry), entry.ci_offset + offset, size_bytes)
+
+        def ahead_bytes() -> int:
+            return choose_spans(self.fetcher.link).ahead_bytes
+
+        return SplitTable.open_head(head, entry, partial(WindowFrames, read, ahead_bytes))
+
+
+def _holder(entry: BlobEntry) -> str:
+    """The blob that has the chunk table: of an ordinary layer one of its own (RAFS v6 §6.6)."""
+    separate = entry.features & BlobFeature.SEPARATE and any(entry.meta_digest)
+    return entry.meta_digest.hex() if separate else entry.blob_id
 
 
 def zones_of(table: ChunkTable) -> list[tuple[int, int]]:

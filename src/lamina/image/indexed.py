@@ -9,12 +9,14 @@ that somebody vouches for the index.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from lamina.errors import Error, IntegrityError, TrustError
 from lamina.registry.manifest import (
     CONFIG_TYPES,
+    INDEX_TABLE_HEAD,
     NYDUS_MANIFEST_ARTIFACT,
     NYDUS_REF,
     OCI_MANIFEST,
@@ -149,6 +151,16 @@ def check_subject(found: Indexed) -> Indexed:
             f"the index {found.digest} has layers that the image {found.image_digest} has not",
             hint="Index the image again.",
         )
+    return found
+
+
+def table_heads(index: Manifest) -> dict[str, int]:
+    """Return, by blob id, how much of the chunk table is needed at first, of those that tell."""
+    found = {}
+    for layer in index.layers[:-1]:
+        head, blob = (layer.annotations.get(key, "") for key in (INDEX_TABLE_HEAD, NYDUS_REF))
+        if re.fullmatch("[1-9][0-9]{0,9}", head):
+            found[blob.removeprefix("sha256:")] = int(head)
     return found
 
 

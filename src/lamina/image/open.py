@@ -30,6 +30,7 @@ from lamina.image.indexed import (
     find_index,
     image_of,
     is_index_image,
+    table_heads,
 )
 from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
@@ -127,7 +128,16 @@ def open_image(
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
         keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
-        blobs = BlobSet(bootstrap, files, fetcher, node, on_table=keep_table, sealed=parts)
+        heads = table_heads(manifest) if indexed is not None else None
+        blobs = BlobSet(
+            bootstrap,
+            files,
+            fetcher,
+            node,
+            on_table=keep_table,
+            sealed=parts,
+            table_heads=heads,
+        )
         stack.callback(blobs.close)
         named = where.with_version(tag=where.tag, digest=digest)
         origin = Origin(path, named, manifest, config, accepted)

@@ -67,7 +67,7 @@ def add_arguments(parser: Parser) -> None:
     add("--chunk-size", metavar="SIZE", type=byte_size,
         help="largest chunk, a power of two from 4K to 16M (128K)")  # fmt: skip
     add("--spacing", metavar="SIZE", type=byte_size,
-        help="least distance of two points of entry in a compressed layer (256K)")  # fmt: skip
+        help="least distance of two points of entry in a compressed layer (128K)")  # fmt: skip
     add("--jobs", metavar="N", type=int, help="processes to use (one a processor)")
     add_attaching_registry_options(parser)
     add_output_options(parser)

@@ -1,0 +1,123 @@
+"""The windows of an index, which are most of it, are read when they are needed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from lamina.errors import FormatError, IntegrityError
+from lamina.fetch.source import RepositorySource
+from lamina.image.blob_set import BlobSet
+from lamina.image.native import NativeImage
+from lamina.image.open import open_image
+from lamina.registry.manifest import INDEX_TABLE_HEAD, Descriptor, parse_image_manifest
+from lamina.registry.reference import parse_reference
+from lamina.registry.repository import open_repository
+from tests.integration.test_index import index, ordinary_image
+from tests.support.index_layers import content, lower_layer
+
+BIG = content(3_400_001, 7)
+
+
+class Counting:
+    """A source of a layout's blobs that notes what is asked of them."""
+
+    name = "counting"
+
+    def __init__(self, source: RepositorySource) -> None:
+        self._source = source
+        self.asked: dict[str, int] = {}
+
+    def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+        self.asked[blob_id] = self.asked.get(blob_id, 0) + size_bytes
+        return self._source.read_range(blob_id, offset, size_bytes)
+
+
+def tables(layout: Path) -> list[Descriptor]:
+    with open_repository(parse_reference(f"oci:{layout}:index")) as repository:
+        _, data = repository.manifest()
+    return list(parse_image_manifest(data).layers[:-1])
+
+
+def whole(image: NativeImage) -> bytes:
+    with image.open("/d/big") as file:
+        return file.read()
+
+
+def test_opening_and_one_read_need_little_of_a_table(tmp_path: Path) -> None:
+    layout, store = tmp_path / "layout", tmp_path / "store"
+    reference = ordinary_image(layout, "gzip -6", [lower_layer()])
+    index(reference, spacing_bytes=1)
+    (table,) = tables(layout)
+    head_bytes = int(table.annotations[INDEX_TABLE_HEAD])
+    assert head_bytes < table.size / 4
+    with open_repository(parse_reference(reference)) as repository:
+        for expected in (head_bytes, 0):
+            source = Counting(RepositorySource(repository))
+            with open_image(reference, store=store, sources=[source]) as image:
+                assert image.blobs[0].table.chunk_count
+                assert source.asked.get(table.hex, 0) == expected, "a second opening has the head"
+                with image.open("/d/100") as file:
+                    assert hashlib.sha256(file.read()).digest()
+                assert source.asked.get(table.hex, 0) < expected + 20_000
+                if not expected:
+                    assert whole(image) == BIG
+
+
+def test_windows_that_are_damaged_are_never_other_bytes(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    reference = ordinary_image(layout, "gzip -6", [lower_layer()])
+    index(reference, spacing_bytes=1)
+    (table,) = tables(layout)
+    head_bytes = int(table.annotations[INDEX_TABLE_HEAD])
+    path = layout / "blobs" / "sha256" / table.hex
+    right = path.read_bytes()
+    path.chmod(0o644)
+    refused = 0
+    for number in range(6):
+        damaged = bytearray(right)
+        for offset in range(head_bytes + 11 * number, len(right) - 4096, 700):
+            damaged[offset] ^= 1 << number
+        path.write_bytes(damaged)
+        store = tmp_path / f"store-{number}"
+        with open_image(reference, store=store) as image:
+            try:
+                assert whole(image) == BIG
+            except IntegrityError:
+                refused += 1
+            # Whoever sent them may send others now.
+            path.write_bytes(right)
+            assert whole(image) == BIG
+    assert refused
+
+
+def test_windows_that_do_not_come_are_no_damage(tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    reference = ordinary_image(layout, "gzip -6", [lower_layer()])
+    index(reference, spacing_bytes=1)
+    (table,) = tables(layout)
+    path = layout / "blobs" / "sha256" / table.hex
+    with open_image(reference, store=tmp_path / "store") as image:
+        assert image.blobs[0].table.chunk_count
+        away = path.rename(tmp_path / "away")
+        with pytest.raises(Exception, match=table.hex) as failure:
+            whole(image)
+        assert not isinstance(failure.value, IntegrityError)
+        away.rename(path)
+        assert whole(image) == BIG
+
+
+def test_a_head_that_is_measured_wrongly(tmp_path: Path) -> None:
+    """Whoever may push an index may write anything into its manifest."""
+    layout = tmp_path / "layout"
+    reference = ordinary_image(layout, "gzip -6", [lower_layer()])
+    index(reference, spacing_bytes=1)
+    (table,) = tables(layout)
+    for size in (1, int(table.annotations[INDEX_TABLE_HEAD]) + 1, 10_000_000_000):
+        with open_image(reference, store=tmp_path / "store") as image:
+            assert isinstance(image.blobs, BlobSet)
+            image.blobs._table_heads = {image.bootstrap.blobs[0].blob_id: size}
+            with pytest.raises(FormatError, match="directory"):
+                whole(image)
