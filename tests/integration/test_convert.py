@@ -11,7 +11,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lamina.image.open import open_image
 from lamina.registry.reference import parse_reference
 from tests.support import layers, tools
 from tests.support.layers import Item, folder, hard_link, oci_layout, opaque, symlink, whiteout
+from tests.support.nydusd import nydusd_mount
 from tests.support.registry_server import RegistryServer
 
 pytestmark = pytest.mark.tools
@@ -218,55 +218,19 @@ def test_nydus_image_accepts_every_bootstrap(
             assert done.returncode == 0, f"{bootstrap}: {done.stdout}{done.stderr}"
 
 
-@contextmanager
-def nydusd_mount(
-    program: Path, layout: Path, manifest: dict[str, Any], base: Path
-) -> Iterator[Path]:
-    """The image as nydusd shows it over FUSE, blobs from a local folder."""
-    blobs, mountpoint = base / "blobs", base / "mnt"
-    for each in (blobs, mountpoint, base / "cache"):
-        each.mkdir(parents=True)
-    for layer in manifest["layers"][:-1]:
-        path = blob(layout, layer["digest"])
-        os.link(path, blobs / path.name)
-    bootstrap = next(bootstraps(layout, manifest, base))
-    backend = {"type": "localfs", "config": {"dir": str(blobs)}}
-    cache = {"type": "blobcache", "config": {"work_dir": str(base / "cache")}}
-    device = {"backend": backend, "cache": cache}
-    config = {"device": device, "mode": "direct", "digest_validate": False, "enable_xattr": True}
-    (base / "config.json").write_text(json.dumps(config))
-    command = [str(program), "fuse", "--rlimit-nofile", "0", "--mountpoint", str(mountpoint)]
-    command += ["--bootstrap", str(bootstrap), "--config", str(base / "config.json")]
-    command += ["--apisock", str(base / "socket")]
-    with (
-        (base / "log").open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log) as daemon,
-    ):
-        try:
-            deadline = time.monotonic() + 20
-            while not os.path.ismount(mountpoint):
-                alive = daemon.poll() is None and time.monotonic() < deadline
-                assert alive, (base / "log").read_text()
-                time.sleep(0.05)
-            yield mountpoint
-        finally:
-            subprocess.run(["umount", "-l", str(mountpoint)], check=False)
-            daemon.terminate()
-
-
 @pytest.mark.usefixtures("as_root")
 def test_nydusd_serves_ours(
     native_variants: list[tuple[Path, dict[str, Any]]],
     peer: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    if not os.path.exists("/dev/fuse"):
-        tools.missing("no /dev/fuse on this machine")
     program = peer("nydusd")
     for number, (layout, manifest) in enumerate(native_variants):
         base = tmp_path / str(number)
+        base.mkdir()
+        bootstrap = next(bootstraps(layout, manifest, base))
         with (
-            nydusd_mount(program, layout, manifest, base) as mountpoint,
+            nydusd_mount(program, bootstrap, layout / "blobs" / "sha256", base) as mountpoint,
             open_image(f"oci:{layout}:latest") as image,
         ):
             assert differences(image, FolderImage(mountpoint)) == []

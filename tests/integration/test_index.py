@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 
 import lamina
+from lamina.archive.stream import LayerStream
 from lamina.build.index import IndexOptions, IndexReport, build_index
 from lamina.build.source_image import open_source_image
 from lamina.errors import IntegrityError, TrustError, UnsupportedError
@@ -37,37 +39,43 @@ from lamina.registry.repository import Repository, open_repository
 from lamina.store.node import NodeStore
 from tests.support.index_layers import COMPRESSIONS, lower_layer, media_type, upper_layer
 from tests.support.layers import add_blob, folder, tar_bytes, write_index
+from tests.support.lazy_layers import LazyLayer
 
 EMPTY_INDEX = b'{"schemaVersion":2,"mediaType":"' + OCI_INDEX.encode() + b'","manifests":[]}'
 
 
 def ordinary_image(
-    layout: Path, kind: str | Callable[[bytes], bytes], tars: Sequence[bytes] = ()
+    layout: Path, kind: str | Callable[[bytes], bytes | LazyLayer], tars: Sequence[bytes] = ()
 ) -> str:
     """Write an ordinary image with layers of a kind, or compressed by a function; return its
     reference.
     """
     pack = COMPRESSIONS[kind] if isinstance(kind, str) else kind
-    tars = tars or (lower_layer(), upper_layer())
-    layers = [pack(tar) for tar in tars]
+    layers = [pack(tar) for tar in tars or (lower_layer(), upper_layer())]
+    lazy = [layer if isinstance(layer, LazyLayer) else LazyLayer(layer, {}) for layer in layers]
     config = {
         "architecture": "amd64",
         "os": "linux",
-        "rootfs": {
-            "type": "layers",
-            "diff_ids": ["sha256:" + hashlib.sha256(tar).hexdigest() for tar in tars],
-        },
+        "rootfs": {"type": "layers", "diff_ids": [diff_id(layer.data) for layer in lazy]},
     }
     config_type = "application/vnd.oci.image.config.v1+json"
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": add_blob(layout, config_type, json.dumps(config).encode()),
-        "layers": [add_blob(layout, media_type(layer), layer) for layer in layers],
+        "layers": [
+            {**add_blob(layout, media_type(data), data), "annotations": annotations}
+            for data, annotations in lazy
+        ],
     }
     data = json.dumps(manifest).encode()
     write_index(layout, "latest", add_blob(layout, str(manifest["mediaType"]), data))
     return f"oci:{layout}:latest"
+
+
+def diff_id(layer: bytes) -> str:
+    """Return the digest of the tar stream in a layer, which eStargz adds a file to."""
+    return "sha256:" + hashlib.sha256(LayerStream(io.BytesIO(layer)).read()).hexdigest()
 
 
 def index(reference: str, **options: int) -> IndexReport:

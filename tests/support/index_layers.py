@@ -16,6 +16,7 @@ import zstandard
 
 from lamina.blob.framing import read_bootstrap
 from tests.support.layers import Item, folder, hard_link, symlink, tar_bytes
+from tests.support.lazy_layers import estargz, zstd_chunked
 
 FRAME_BYTES = 64 << 10
 
@@ -88,6 +89,8 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     "bgzip": gzip_members,
     "zstd one frame": zstandard.compress,
     "zstd frames": zstd_frames,
+    "estargz": lambda data: estargz(data).data,
+    "zstd:chunked": lambda data: zstd_chunked(data).data,
     "tar": bytes,
 }
 

@@ -19,6 +19,11 @@ WINDOW_BYTES = 32 << 10
 MEMBER_END_BOUNDARIES = 4
 """An empty block, the last block, the end of the member, and the begin of the next one."""
 
+FOLLOWING_BYTES = 8
+"""How much input more is named than is needed: nydusd gives up where its input ends with the header
+of a member.
+"""
+
 
 class AccessPoint(NamedTuple):
     """Where decoding can begin.
@@ -55,12 +60,14 @@ class PointMap:
         return self.ins[position] if position >= 0 else 0
 
     def in_after(self, out_offset: int, size_bytes: int) -> int:
-        """Return how much input yields all output before ``out_offset``; the stream has
-        ``size_bytes``.
+        """Return how much input yields all output before ``out_offset``, and a little more; the
+        stream has ``size_bytes``.
         """
         position = bisect_left(self.outs, out_offset)
         # Where a gzip member ends there, nydusd wants to see its trailer and the next header.
         last = min(position + MEMBER_END_BOUNDARIES, len(self.outs) - 1)
         while position < last and self.outs[position + 1] == out_offset:
             position += 1
-        return self.ins[position] if position < len(self.ins) else size_bytes
+        if position == len(self.ins):
+            return size_bytes
+        return min(self.ins[position] + FOLLOWING_BYTES, size_bytes)

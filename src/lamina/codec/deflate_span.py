@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 RAW_WINDOW_BITS = -15
 GZIP_WINDOW_BITS = 31
 TRAILER_BYTES = 8
+MEMBER_MAGIC = b"\x1f\x8b\x08"
 PIECE_BYTES = 64 << 10
 
 # An empty block with fixed codes: not final, kind 1, end of block 0000000 (10 bits).
@@ -95,14 +97,16 @@ def inflate_begin(
 ) -> bytes:
     """Do as :func:`inflate_span`, but return less if ``data`` yields less."""
     module = module or engine()
+    view = memoryview(data).cast("B")
+    # nydus-image makes points at the end of a member, before its trailer.
+    if view[TRAILER_BYTES : TRAILER_BYTES + len(MEMBER_MAGIC)] == MEMBER_MAGIC:
+        member = _Span(module, module.decompressobj(GZIP_WINDOW_BITS), view[TRAILER_BYTES:], 0)
+        with suppress(FormatError):
+            return member.join(b"", size_bytes)
     window = bytes(window)
     raw = module.decompressobj(RAW_WINDOW_BITS, zdict=window) if window else None
-    span = _Span(module, raw or module.decompressobj(RAW_WINDOW_BITS), memoryview(data).cast("B"))
-    try:
-        parts = list(span.inflate(prime(bits, byte), size_bytes))
-    except (module.error, ValueError) as error:
-        raise FormatError(f"The gzip stream is damaged: {error}.") from error
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    span = _Span(module, raw or module.decompressobj(RAW_WINDOW_BITS), view, TRAILER_BYTES)
+    return span.join(prime(bits, byte), size_bytes)
 
 
 class _Span:
@@ -111,12 +115,19 @@ class _Span:
     What a member leaves is copied, so small pieces bound what a thousand tiny members cost.
     """
 
-    def __init__(self, module: Any, inflater: Any, data: memoryview) -> None:
+    def __init__(self, module: Any, inflater: Any, data: memoryview, trailer_bytes: int) -> None:
         self._module = module
         self._inflater = inflater
         self._data = data
         self._position = 0
-        self._trailer = TRAILER_BYTES
+        self._trailer = trailer_bytes
+
+    def join(self, feed: bytes, size_bytes: int) -> bytes:
+        try:
+            parts = list(self.inflate(feed, size_bytes))
+        except (self._module.error, ValueError) as error:
+            raise FormatError(f"The gzip stream is damaged: {error}.") from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def inflate(self, feed: bytes, left: int) -> Iterator[bytes]:
         while left:

@@ -151,6 +151,26 @@ def test_damage_is_an_error_or_harmless(cut: int, place: int, flip: int) -> None
         assert len(got) == size
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_point_before_the_trailer_of_a_member(engine: object) -> None:
+    plain = words(40_000)
+    first = gzip.compress(plain[:9000])
+    data = first + gzip.compress(plain[9000:20_000]) + gzip.compress(plain[20_000:])
+    rest = data[len(first) - 8 :]
+    window = plain[:9000]
+    assert inflate_span(rest, 3, 7, window, 31_000, module=engine) == plain[9000:]
+    with pytest.raises(FormatError):
+        inflate_span(rest[:-20], 3, 7, window, 31_000, module=engine)
+
+
+def test_the_input_of_a_member_reaches_behind_the_next_header() -> None:
+    first, second = gzip.compress(words(9000)), gzip.compress(words(9000, 2))
+    points, _ = index_gzip(first + second, 1)
+    end = points.in_after(9000, len(first + second))
+    assert len(first) + len(second) >= end > len(first) + 10
+    assert points.in_after(18_000, len(first + second)) <= len(first + second)
+
+
 def test_thousands_of_tiny_members_take_little_time() -> None:
     data = gzip.compress(b"") * 60_000
     with pytest.raises(FormatError, match="0 bytes instead of 5"):
