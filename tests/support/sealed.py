@@ -141,10 +141,17 @@ class SealedImage:
 
     def extents(self, number: int) -> list[tuple[int, int]]:
         """(offset, size) of the stored pieces of a data blob, from the leaf tables."""
-        from lamina.image.sealed import leaf_tables
+        return extents(self.manifest, number, self.blob)
 
-        tables = leaf_tables(self.manifest, lambda layer: self.blob(layer).read_bytes())
-        return [tables[number].extent(index) for index in range(tables[number].piece_count)]
+
+def extents(
+    manifest: m.Manifest, number: int, blob: Callable[[m.Descriptor], Path]
+) -> list[tuple[int, int]]:
+    """(offset, size) of the stored pieces of a data blob; ``blob`` tells where a layer is."""
+    from lamina.image.sealed import leaf_tables
+
+    table = leaf_tables(manifest, lambda layer: blob(layer).read_bytes())[number]
+    return [table.extent(index) for index in range(table.piece_count)]
 
 
 def pushed(folder: Path) -> Iterator[bytes]:

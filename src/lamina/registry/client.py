@@ -29,7 +29,7 @@ from lamina.registry.manifest import (
 )
 from lamina.registry.reference import Reference, is_digest
 from lamina.registry.repository import ClientOptions, Progress, Repository
-from lamina.registry.session import Call, Session
+from lamina.registry.session import CUT_HINT, Call, Session
 from lamina.registry.transport import TransientError, translated
 from lamina.registry.upload import Upload
 from lamina.registry.url import Url, parse_url
@@ -44,7 +44,7 @@ _ACCEPT: Final = ", ".join(
 )
 _REDIRECT_LIFETIME_S: Final = 30.0
 _MAX_SKIPPED_BYTES: Final = 64 << 20
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:\d{1,18}|\*)")
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)")
 _NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
 _REFUSED: Final = (400, 401, 403)
@@ -343,6 +343,12 @@ def _check_range(response: Response, first: int, last: int) -> None:
     """FetchError unless a 206 has the bytes that were asked for."""
     text = response.headers.get("content-range", "")
     found = _CONTENT_RANGE.fullmatch(text)
+    if found is not None and found[3] is not None and int(found[3]) <= last:
+        raise FetchError(
+            f"the registry has {found[3]} bytes of a blob of which the bytes {first}-{last} were "
+            "asked for",
+            hint=CUT_HINT,
+        )
     if found is None or (int(found[1]), int(found[2])) != (first, last):
         raise TransientError(f"asked for the bytes {first}-{last} the registry sent {text[:80]!r}")
     length = response.length_bytes

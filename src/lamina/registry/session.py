@@ -24,6 +24,7 @@ from lamina.registry.repository import ClientOptions
 from lamina.registry.transport import Pool, TransientError, translated
 from lamina.registry.url import Url, is_loopback, parse_url
 
+CUT_HINT: Final = "what the registry has is cut: push the image again, or use another registry"
 _HUB_HOST: Final = "registry-1.docker.io"
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
@@ -186,6 +187,8 @@ class Session:
             raise NotFoundError(
                 message, hint="check the repository, the tag and the registry's name"
             )
+        if status == 416:
+            raise FetchError(f"{message}: there is less of it than was asked for", hint=CUT_HINT)
         if status in _TRANSIENT:
             raise TransientError(message, retry_after_s=_retry_after_s(retry_after))
         raise FetchError(message)

@@ -202,7 +202,11 @@ def _satisfy(
         except (TrustError, FormatError, UnsupportedError) as error:
             reasons[str(error)] = None
     if not good:
-        raise TrustError(f"no signature of {wanted} is good enough: {'; '.join(reasons)}")
+        raise TrustError(
+            f"no signature of {wanted} is good enough: {'; '.join(reasons)}",
+            hint="somebody may have put another image in its place; if it is the right one, have "
+            "it signed by whom the policy trusts",
+        )
     return max(good, key=lambda found: -1 if found[1].release is None else found[1].release)
 
 

@@ -187,6 +187,7 @@ def unwrap(annotations: Annotations, keys: DecryptionKeys, what: str) -> Private
     Raises TrustError if none does: its message has the reasons of all that were tried.
     """
     reasons: list[str] = []
+    hints = []
     size = sum(len(value) for name, value in annotations.items() if name.startswith(PREFIX))
     if size > MAX_ANNOTATION_BYTES:
         raise FormatError(f"the encryption annotations of {what} have {size} bytes")
@@ -198,13 +199,14 @@ def unwrap(annotations: Annotations, keys: DecryptionKeys, what: str) -> Private
                 plain = _opener(name, keys)(packet)
             except Error as error:
                 reasons.append(f"{name.removeprefix(KEYS_PREFIX)}: {error}")
+                hints.append(error.hint)
                 continue
             return PrivateOptions.decode(plain)
     if not reasons:
         raise FormatError(f"{what} is encrypted but has no wrapped key")
     raise TrustError(
         f"no key opens {what} ({'; '.join(dict.fromkeys(reasons))})",
-        hint="give the key with --decryption-key FILE or provider:NAME",
+        hint=next(filter(None, hints), "give its key: --decryption-key FILE or provider:NAME"),
     )
 
 

@@ -124,7 +124,7 @@ def test_senseless_ranges(repository: RegistryRepository, offset: int, size: int
 def test_range_beyond_the_end(repository: RegistryRepository, digest: str) -> None:
     with pytest.raises(FetchError, match=r"416|asked for the bytes"):
         repository.read_range(digest, len(BLOB), 10)
-    with pytest.raises(FetchError, match="asked for the bytes"):
+    with pytest.raises(FetchError, match="has 300000 bytes of a blob"):
         repository.read_range(digest, len(BLOB) - 5, 10)
 
 
@@ -171,6 +171,23 @@ def test_a_wrong_range(
     with pytest.raises(FetchError, match=r"asked for|the registry sent"):
         repository.read_range(digest, 1000, 100)
     assert repository.read_range(digest, 1000, 100) == BLOB[1000:1100]
+
+
+@pytest.mark.parametrize(
+    "answer", [(206, {"Content-Range": "bytes 1000-1049/1050"}, bytes(50)), (416, {}, b"")]
+)
+def test_a_blob_that_is_shorter_than_the_manifest_says(
+    registry: FakeRegistry,
+    repository: RegistryRepository,
+    digest: str,
+    answer: tuple[int, dict[str, str], bytes],
+) -> None:
+    """It will not grow, so nothing is to be waited for."""
+    registry.rule("GET", "/blobs/", fake.status(*answer))
+    with pytest.raises(FetchError, match=r"1050 bytes of a blob|less of it") as caught:
+        repository.read_range(digest, 1000, 100)
+    assert not isinstance(caught.value, TransientError)
+    assert "is cut" in str(caught.value.hint)
 
 
 def test_a_cut_range(registry: FakeRegistry, repository: RegistryRepository, digest: str) -> None:
