@@ -46,6 +46,7 @@ from tests.support.sealed import (
     pushed,
     seal,
 )
+from tests.support.tools import require_tool
 from tests.unit.trust.keys_in_code import make_key
 
 
@@ -249,6 +250,38 @@ def test_read_file_names_or_the_tree(registry: RegistryServer, source: str) -> N
     for name in (*NAMES, b"vault", b"entry-0", b"payroll"):
         assert name not in everything, name
     assert b"vnd.lamina.sealed" in everything
+
+
+@pytest.mark.tools
+def test_read_file_names_or_the_tree_with_strings(
+    image: SealedImage, oci_image: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Of an image with thousands of files, over everything that is pushed."""
+    (program,) = require_tool("strings")
+    source = f"oci:{oci_image('node')}:latest"
+    options = ["--seal", "--encryption-key", f"jwe:{image.keys.public}"]
+    destination = f"oci:{tmp_path}/node:1"
+    command = [sys.executable, "-m", "lamina", "convert", "-q", *options, source, destination]
+    subprocess.run(command, check=True, timeout=120)
+    with closing(lamina.open(destination, decryption_keys=[image.keys.private])) as opened:
+        paths = [os.fsdecode(path).lstrip("/") for path, _ in opened.walk()]
+    assert len(paths) > 10_000
+    names = {name for path in paths for name in (path, path.rpartition("/")[2]) if len(name) > 7}
+    files = [str(path) for path in (tmp_path / "node").rglob("*") if path.is_file()]
+    done = subprocess.run([program, "-a", "-n", "8", *files], capture_output=True, check=True)
+    lines = done.stdout.decode("ascii", "replace").splitlines()
+    assert len(lines) > 1000
+    # Words that every sealed image has in its documents are no names of this one.
+    common = b"".join(data for data in pushed(image.folder) if data.startswith(b"{")).decode()
+    names = {name for name in names if name not in common}
+    assert len(names) > 5000
+    starts: dict[str, list[str]] = {}
+    for name in names:
+        starts.setdefault(name[:8], []).append(name)
+    for line in lines:
+        for at in range(len(line) - 7):
+            for name in starts.get(line[at : at + 8], ()):
+                assert not line.startswith(name, at), name
 
 
 def test_learn_content_by_a_known_hash(image: SealedImage, source: str) -> None:

@@ -1,16 +1,20 @@
 """The policy file of containers, ``policy.json``: which images may be used, by whose signature.
 
 Source: containers-policy.json(5).  Unknown fields make the whole file invalid.  The most specific
-scope that fits decides alone, and all its requirements must hold.  ``signedBy`` (GPG), ``fulcio``,
-``pki`` and ``rekor`` keys are known but never fulfilled here: an image that needs them is refused.
+scope that fits decides alone, and all its requirements must hold.  ``signedBy`` (GPG), ``pki`` and
+``rekor`` keys are known but never fulfilled here: an image that needs them is refused.
 Beyond the specification ``sigstoreSigned`` may demand ``minimumRelease``, a number, and ``suite``.
+
+``fulcio`` is fulfilled with ``trustedRoot``, Lamina's own too: the file of a trusted root of
+Sigstore.  It has what ``caPath`` and ``rekorPublicKeyPath`` leave out, the keys of the certificate
+logs: without them a certificate that was issued behind everybody's back would do.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lamina.errors import FormatError, NotFoundError, TrustError, UnsupportedError, UsageError
@@ -20,6 +24,7 @@ from lamina.registry.repository import Repository
 from lamina.trust import strict_json
 from lamina.trust.identity import IdentityRule, parse_rule
 from lamina.trust.image_signature import Demand, Signatures, Verified, prove, verify_image
+from lamina.trust.keyless import KeylessSigner
 from lamina.trust.keys import PublicKey, load_public_key, read_key_file
 
 MAX_POLICY_BYTES: Final = 1 << 20
@@ -30,17 +35,21 @@ _REKOR: Final = (
     "rekorPublicKeyData",
     "rekorPublicKeyDatas",
 )
-_ANCHORS: Final = ("minimumRelease", "suite")
+_ANCHORS: Final = ("minimumRelease", "suite", "trustedRoot")
 """Lamina's own members of ``sigstoreSigned``; other tools refuse a file that has them."""
+_AUTHORITIES: Final = ("caPath", "caData")
 _SIGNED_BY: Final = ("keyType", "keyPath", "keyPaths", "keyData", "signedIdentity")
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One requirement; ``demand`` is for ``sigstoreSigned`` only."""
+    """One requirement; ``demand`` is for ``sigstoreSigned`` only, ``hint`` for what cannot be
+    fulfilled here.
+    """
 
     kind: str
     demand: Demand | None = None
+    hint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,8 @@ class Policy:
             if requirement.kind not in ("insecureAcceptAnything", "sigstoreSigned"):
                 raise UnsupportedError(
                     f"the policy {self.source} demands {requirement.kind} for {wanted}, which "
-                    "cannot be verified here"
+                    "cannot be verified here",
+                    hint=requirement.hint,
                 )
             if requirement.demand is not None:
                 demands.append(requirement.demand)
@@ -185,13 +195,40 @@ def _sigstore_signed(value: dict[str, Any], what: str) -> Requirement:
     rule = IdentityRule()
     if "signedIdentity" in value:
         rule = parse_rule(value["signedIdentity"], what)
-    if sources[0] in ("fulcio", "pki") or any(name in value for name in _REKOR):
-        return Requirement(f"sigstoreSigned with {sources[0]} or a transparency log")
     release, suite = value.get("minimumRelease", 0), value.get("suite", "")
     if type(release) is not int or release < 0 or type(suite) is not str:
         raise FormatError(f"the minimumRelease or suite of the {what} is malformed")
+    if sources[0] == "fulcio":
+        return _keyless(value, Demand((), rule, release, suite), what)
+    if "trustedRoot" in value:
+        raise FormatError(f"the {what} has a trustedRoot without fulcio")
+    if sources[0] == "pki" or any(name in value for name in _REKOR):
+        return Requirement(
+            f"sigstoreSigned with {'pki' if sources[0] == 'pki' else 'a transparency log'}",
+            hint="use keyPath or keyData alone, or fulcio with trustedRoot",
+        )
     keys = _keys(sources[0], value[sources[0]], what)
     return Requirement("sigstoreSigned", Demand(keys, rule, release, suite))
+
+
+def _keyless(value: dict[str, Any], demand: Demand, what: str) -> Requirement:
+    """By whom a certificate of Fulcio must be; proven offline, by the trusted root alone."""
+    fulcio = strict_json.expect_keys(
+        value["fulcio"], f"fulcio of the {what}", ("oidcIssuer", "subjectEmail"), _AUTHORITIES
+    )
+    texts = {name: strict_json.text_of(text, what) for name, text in fulcio.items()}
+    root = value.get("trustedRoot")
+    if root is None:
+        return Requirement(
+            "sigstoreSigned with fulcio and no trustedRoot",
+            hint="add trustedRoot, a file as `cosign trusted-root create` makes it, to the "
+            "requirement, or use lamina verify --certificate-identity",
+        )
+    trusted_root = strict_json.text_of(root, f"trustedRoot of the {what}")
+    if any(name in fulcio for name in _AUTHORITIES) or any(name in value for name in _REKOR):
+        raise FormatError(f"the {what} has a trustedRoot, and authorities or logs beside it")
+    signer = KeylessSigner(texts["subjectEmail"], texts["oidcIssuer"], trusted_root)
+    return Requirement("sigstoreSigned", replace(demand, signer=signer))
 
 
 def _keys(source: str, value: Any, what: str) -> tuple[PublicKey, ...]:

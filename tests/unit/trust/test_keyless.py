@@ -135,4 +135,21 @@ def test_an_image_in_a_layout_folder(
     assert run_command(["verify", "-q", *who, "--any-name", reference]) == 0
     assert run_command([*verify, "--certificate-identity", "eve@example.com", reference]) == 12
     assert run_command(["verify", "-q", *who[:2], reference]) == 2
+    policy = tmp_path / "policy.json"
+
+    def by_policy(email: str, **more: object) -> int:
+        demand = {
+            "type": "sigstoreSigned",
+            "fulcio": {"oidcIssuer": ISSUER, "subjectEmail": email},
+            "trustedRoot": signer.trusted_root,
+            "signedIdentity": {"type": "exactReference", "dockerReference": name},
+            **more,
+        }
+        policy.write_text(json.dumps({"default": [demand]}))
+        return run_command(["verify", "-q", "--policy", str(policy), reference])
+
+    assert by_policy(IDENTITY) == by_policy(IDENTITY, minimumRelease=7) == 0
+    assert by_policy("eve@example.com") == by_policy(IDENTITY, minimumRelease=8) == 12
+    assert by_policy(IDENTITY, signedIdentity={"type": "matchExact"}) == 12
+    assert by_policy(IDENTITY, trustedRoot=str(tmp_path / "absent")) == 7
     assert run_command([*verify, "--key", "x", reference]) == 2

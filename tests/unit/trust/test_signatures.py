@@ -317,6 +317,8 @@ def test_a_bundle_that_refers_to_another_image(repository: Repository, tmp_path:
 
 DATA = base64.b64encode(KEY.public().pem()).decode()
 SIGNED = {"type": "sigstoreSigned", "keyData": DATA}
+FULCIO = {"oidcIssuer": "https://issuer.example", "subjectEmail": "dev@example.com"}
+KEYLESS: dict[str, Any] = {"type": "sigstoreSigned", "fulcio": FULCIO}
 
 
 def policy(*requirements: Any, scope: str = NAME, **more: Any) -> bytes:
@@ -341,10 +343,11 @@ def test_a_policy_decides(repository: Repository) -> None:
     anything = parse_policy(policy({"type": "insecureAcceptAnything"}))
     assert anything.check(repository, IMAGE).payloads == ()
     for kind in ({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/k"}, {
-        "type": "sigstoreSigned", "fulcio": {"caPath": "/x"}, "rekorPublicKeyPath": "/y",
-    }, {**SIGNED, "rekorPublicKeyPath": "/y"}):  # fmt: skip
-        with pytest.raises(UnsupportedError):
+        **KEYLESS, "fulcio": {**KEYLESS["fulcio"], "caPath": "/x"}, "rekorPublicKeyPath": "/y",
+    }, {"type": "sigstoreSigned", "pki": {}}, {**SIGNED, "rekorPublicKeyPath": "/y"}):  # fmt: skip
+        with pytest.raises(UnsupportedError) as caught:
             parse_policy(policy(kind)).check(repository, IMAGE)
+        assert kind["type"] == "signedBy" or "trustedRoot" in str(caught.value.hint)
 
 
 def test_keys_of_a_policy(tmp_path: Path) -> None:
@@ -379,6 +382,15 @@ def test_keys_of_a_policy(tmp_path: Path) -> None:
         policy({**SIGNED, "signedIdentity": {"type": "exactReference"}}),
         policy({**SIGNED, "signedIdentity": {"type": "exactRepository", "dockerRepository": ".."}}),
         policy({"type": "sigstoreSigned", "keyDatas": []}),
+        policy({**SIGNED, "trustedRoot": "/root.json"}),
+        policy({**SIGNED, **KEYLESS}),
+        policy({**KEYLESS, "trustedRoot": 5}),
+        policy({**KEYLESS, "trustedRoot": "/root.json", "rekorPublicKeyPath": "/y"}),
+        policy({**KEYLESS, "trustedRoot": "/root.json", "fulcio": {**FULCIO, "caData": "AAAA"}}),
+        policy({**KEYLESS, "fulcio": {"oidcIssuer": "https://issuer.example"}}),
+        policy({**KEYLESS, "fulcio": {**FULCIO, "more": 1}}),
+        policy({**KEYLESS, "fulcio": {**FULCIO, "subjectEmail": 5}}),
+        policy({**KEYLESS, "fulcio": 5}),
         b'{"default":[{"type":"reject"}],"default":[]}',
         b'{"default":[{"type":"reject"}],"transports":{"docker":[]}}',
         b'{"default":[]}',
