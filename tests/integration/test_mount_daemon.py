@@ -29,6 +29,7 @@ from tests.support.native_images import BuiltImage
 from tests.support.serving import (
     ROOT,
     FolderSource,
+    forget_pages,
     is_mounted,
     kill_together,
     start,
@@ -230,7 +231,7 @@ def test_a_complete_image_needs_no_process(served: Served, device: str) -> None:
     served.start(device)
     assert served.states() == [MountState.RESIDENT]
     wait_until(lambda: service_status() is None)
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    forget_pages(served.mountpoint)
     assert held_blobs(served.store)
     assert (served.mountpoint / BIG).read_bytes() == served.content(BIG)
     unmount(served.mountpoint)

@@ -23,7 +23,7 @@ from lamina.image.open import open_bootstrap
 from lamina.linux.syscalls import SyscallError
 from lamina.serve.mount import Mount, mount_image
 from tests.support.native_images import BuiltImage
-from tests.support.serving import FolderSource, is_mounted, write_sample
+from tests.support.serving import FolderSource, forget_pages, is_mounted, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
 
 pytestmark = pytest.mark.kernel
@@ -105,14 +105,9 @@ def test_mount_becomes_complete_while_it_is_read(sample: Sample, device: str) ->
             sample.file(name).read_bytes()
         assert all(blob.complete for blob in sample.image.blobs)
         (sample.folder / "down").touch()
-        drop_caches()
+        forget_pages(sample.mountpoint)
         for name, content in sample.built.contents.items():
             assert sample.file(name).read_bytes() == content
-
-
-def drop_caches() -> None:
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def test_concurrent_readers_fetch_once(sample: Sample, device: str) -> None:

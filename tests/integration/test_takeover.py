@@ -18,7 +18,7 @@ from lamina.linux.process import start_time_ticks
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status, upgrade_service
 from tests.support.native_images import build_image, image_files, some_bytes
-from tests.support.serving import is_mounted, start
+from tests.support.serving import forget_pages, is_mounted, start
 from tests.support.tools import require_erofs, require_kernel, require_root
 
 pytestmark = pytest.mark.kernel
@@ -205,7 +205,7 @@ def test_resident_while_mounted(taken: Taken) -> None:
         time.sleep(0.02)
     (status,) = list_mounts()
     assert (status.state, status.pids, status.resident) == (MountState.RESIDENT, {}, True)
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    forget_pages(taken.mountpoint)
     taken.read_all()
     unmount(taken.mountpoint)
     assert list_mounts() == []

@@ -118,6 +118,18 @@ def is_mounted(mountpoint: Path) -> bool:
     return any(entry.mountpoint == str(mountpoint) for entry in read_mount_table())
 
 
+def forget_pages(folder: Path) -> None:
+    """Have the kernel read the files below a folder anew.
+
+    Not by dropping the caches of the machine: that waits for every file system that is being
+    mounted, also by others.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def open_sample(spec: MountSpec) -> NativeImage:
     """Open the image in the folder ``spec.reference``, as the service does."""
     folder = Path(spec.reference)

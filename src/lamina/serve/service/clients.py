@@ -34,6 +34,7 @@ class Client:
         self._opened: dict[str, Any] | None = None
         self._attempts = 0
         self._asked_status = False
+        self._asked_to_hold = False
         self._mount: KeptMount | None = None
         channel.settimeout(5)
 
@@ -73,6 +74,7 @@ class Client:
         self.begin_again()
 
     def _held(self, message: Message) -> None:
+        self._asked_to_hold = True
         self._supervisor.tell_worker("held", number=self.number, watch=message.body["watch"])
 
     def _status(self, _message: Message) -> None:
@@ -86,6 +88,9 @@ class Client:
         """Ask the worker, which may be a new one, for what is still wanted of it."""
         if self._asked_status:
             self._supervisor.tell_worker("status", number=self.number)
+        elif self._asked_to_hold:
+            # What the last worker held of the image, this one does not: the client mounts it anew.
+            self._leave()
         elif self._spec is not None and self._opened is None:
             self._attempts += 1
             if self._attempts > MOST_ATTEMPTS:
@@ -104,7 +109,9 @@ class Client:
         elif body["op"] == "status":
             self._asked_status = False
             body = {**body, "pids": self._supervisor.pids()}
-        elif body["op"] not in ("failed", "serving", "held"):
+        elif body["op"] == "held":
+            self._asked_to_hold = False
+        elif body["op"] not in ("failed", "serving"):
             return
         if not self.channel.say(**body):
             self._leave()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import os
 import signal
 import time
@@ -19,13 +20,23 @@ LOG: Final = logging.getLogger("lamina")
 LOOK_S: Final = 0.01
 
 
-def outlive(state: ServiceState, kept: dict[str, KeptMount]) -> None:
+UNKNOWN_S: Final = 2.0
+"""How long a worker of which nobody may know waits for others: longer than a holder needs to fork a
+supervisor, which has another worker.
+"""
+
+
+def outlive(state: ServiceState, kept: dict[str, KeptMount], *, known: bool) -> None:
     """Wait to be killed by a new supervisor; if there is no holder that forks one, fork a holder.
 
     The lock of the service tells: holder and supervisor share it.  Other threads serve meanwhile.
+    A worker that is not ``known`` to the holder, and so is not killed, returns after a while.
     """
+    give_up = math.inf if known else time.monotonic() + UNKNOWN_S
     state.lock_fd = open_lock()
     while not try_lock(state.lock_fd):
+        if time.monotonic() > give_up:
+            return
         time.sleep(LOOK_S)
     LOG.warning("supervisor and holder are gone, others take their place")
     state.mounts = dict(kept)

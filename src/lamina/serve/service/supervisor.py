@@ -195,7 +195,7 @@ class Supervisor:
         self._watch(pidfd, self._replace_worker)
         self._watch(ours.fileno(), self._hear_worker)
         ours.say("begin")
-        for client in self._clients.values():
+        for client in list(self._clients.values()):
             client.begin_again()
 
     def _replace_worker(self) -> None:

@@ -78,7 +78,10 @@ def work(state: ServiceState, channel: Channel) -> None:
     reserved.close(state.lock_fd)
     worker = Worker(channel, reserved)
     if worker.run(list(state.mounts.values())):
-        outlive(state, worker.kept)
+        outlive(state, worker.kept, known=True)
+    else:
+        # The one before is dead already, so this may be the last that has the descriptors.
+        outlive(state, dict(state.mounts), known=False)
 
 
 class Worker:

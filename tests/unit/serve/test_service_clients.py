@@ -1,0 +1,70 @@
+"""What a client hears when the worker is replaced while it waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from lamina.serve.service.channel import Channel
+from lamina.serve.service.clients import MOST_ATTEMPTS, Client
+from lamina.serve.service.spec import MountSpec
+from lamina.serve.service.supervisor import Supervisor
+
+
+class Told:
+    """A supervisor that notes what a client has it do."""
+
+    def __init__(self) -> None:
+        self.worker: list[tuple[str, dict[str, Any]]] = []
+        self.parted = False
+
+    def tell_worker(self, op: str, fds: object = None, **fields: object) -> None:
+        self.worker.append((op, fields))
+
+    def part_with(self, client: Client) -> None:
+        self.parted = True
+        client.channel.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[Channel, Channel]]:
+    ours, theirs = Channel.pair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def opening(ends: tuple[Channel, Channel]) -> tuple[Client, Told, Channel]:
+    """A client that has asked for an image."""
+    ours, theirs = ends
+    told = Told()
+    client = Client(cast("Supervisor", told), theirs, "1-1")
+    spec = MountSpec(reference="oci:x", mountpoint="/mnt", store="/store", device="fuse-blob")
+    ours.say("open", spec=spec.to_json())
+    client.read()
+    return client, told, ours
+
+
+def test_a_new_worker_is_asked_again(ends: tuple[Channel, Channel]) -> None:
+    client, told, ours = opening(ends)
+    for _ in range(MOST_ATTEMPTS - 1):
+        client.begin_again()
+    assert [op for op, _ in told.worker] == ["open"] * MOST_ATTEMPTS
+    client.begin_again()
+    failed = ours.receive()
+    assert failed is not None
+    assert failed.body["op"] == "failed"
+    assert told.parted
+
+
+def test_what_the_last_worker_held_is_mounted_anew(ends: tuple[Channel, Channel]) -> None:
+    """The new worker has not opened the image, so it would never answer."""
+    client, told, ours = opening(ends)
+    ours.say("held", watch=[])
+    client.read()
+    assert told.worker[-1][0] == "held"
+    client.begin_again()
+    assert ours.receive() is None
+    assert told.parted
