@@ -91,11 +91,15 @@ def seal(
 
 
 def seal_for(
-    source: str, destination: str, recipients: Recipients, padding: Padding = Padding.NONE
+    source: str,
+    destination: str,
+    recipients: Recipients,
+    padding: Padding = Padding.NONE,
+    **more: Any,
 ) -> Reference:
-    """Convert and seal for these recipients."""
+    """Convert and seal for these recipients; ``more`` are other fields of the options."""
     options = ConvertOptions(
-        chunk_size=4096, pack_size=4096, jobs=1, seal=SealOptions(recipients, padding)
+        chunk_size=4096, pack_size=4096, jobs=1, seal=SealOptions(recipients, padding, **more)
     )
     found = parse_reference(destination)
     convert(parse_reference(source), found, options)

@@ -1,14 +1,10 @@
 """Sealing of pieces: AES-256-GCM with a key for a blob, bound to the place of every piece.
 
-Private class (the default): the blob has a random 32-byte key and a random 16-byte id; the cipher
-key is HKDF-Expand-SHA256(key, suite ‖ " chunk" ‖ 0 ‖ id), the nonce is u32 0 ‖ u64 index, so it is
-used once, and the additional data are suite ‖ 0 ‖ id ‖ u64 index ‖ u64 length ‖ u64 raw length ‖
-u32 flags.  A piece opens at its own place in its own blob only.
-
-Tenant class (keyed convergent, for deduplication inside one tenant): the key of a piece is
-HMAC-SHA256(tenant key, SHA-256(bytes) ‖ u64 raw length ‖ u32 flags), the nonce is 0; all that is
-authenticated goes into the key, so that a key never sees two messages.  The place is bound by the
-Merkle tree (:mod:`lamina.blob.merkle`) alone.
+This is the private class, the default (:mod:`lamina.blob.seal_class` has the others): the blob has
+a random 32-byte key and a random 16-byte id; the cipher key is HKDF-Expand-SHA256(key, suite ‖
+" chunk" ‖ 0 ‖ id), the nonce is u32 0 ‖ u64 index, so it is used once, and the additional data are
+suite ‖ 0 ‖ id ‖ u64 index ‖ u64 length ‖ u64 raw length ‖ u32 flags.  A piece opens at its own
+place in its own blob only.
 
 Stored is ciphertext ‖ 16-byte tag.  With padding, zeros are added before encryption, so that
 lengths tell less.  Numbers are big-endian.
@@ -16,7 +12,6 @@ lengths tell less.  Numbers are big-endian.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import struct
@@ -37,8 +32,6 @@ COMPRESSED: Final = 1
 """Flag of a piece that is not stored as it is."""
 _NONCE: Final = struct.Struct(">IQ")
 _BINDING: Final = struct.Struct(">QQQI")
-_CONTENT: Final = struct.Struct(">QI")
-_ZERO_NONCE: Final = bytes(12)
 
 
 class Padding(Enum):
@@ -57,8 +50,8 @@ class Padding(Enum):
         return size_bytes + mask & ~mask
 
 
-class _Key:
-    """32 secret bytes and the cipher made of them; they never show."""
+class HiddenKey:
+    """32 secret bytes; they never show."""
 
     __slots__ = ("_bytes",)
 
@@ -78,7 +71,7 @@ class _Key:
         raise TypeError("a key is not pickled")
 
 
-class BlobKey(_Key):
+class BlobKey(HiddenKey):
     """The random key of one private blob."""
 
     __slots__ = ()
@@ -87,12 +80,6 @@ class BlobKey(_Key):
     def new(cls) -> BlobKey:
         """A fresh key: one a blob, never used for another."""
         return cls(os.urandom(KEY_BYTES))
-
-
-class TenantKey(_Key):
-    """The key K_dd that all tenant-class pieces of one tenant derive from."""
-
-    __slots__ = ()
 
 
 def new_blob_id() -> bytes:
@@ -112,7 +99,7 @@ class PieceSeal:
     def __init__(self, key: BlobKey, blob_id: bytes, padding: Padding = Padding.NONE) -> None:
         if len(blob_id) != BLOB_ID_BYTES:
             raise FormatError(f"the id of a sealed blob has {len(blob_id)} bytes")
-        self._cipher = _aes_gcm(_expand(key.reveal(), blob_id))
+        self._cipher = aes_gcm(_expand(key.reveal(), blob_id))
         self._head = SUITE.encode("ascii") + b"\0" + blob_id
         self._name = blob_id.hex()
         self._padding = padding
@@ -160,61 +147,14 @@ class PieceSeal:
         )
 
 
-class TenantSeal:
-    """Seals and opens pieces that equal ones of the same tenant may replace; thread-safe."""
-
-    __slots__ = ("_key", "_padding")
-
-    def __init__(self, key: TenantKey, padding: Padding = Padding.NONE) -> None:
-        self._key = key
-        self._padding = padding
-
-    def seal(self, data: bytes, raw_size: int, flags: int = 0) -> tuple[bytes, bytes]:
-        """The stored form, and the content digest that opens it; that belongs into the sealed
-        description, never beside the blob.
-        """
-        content = hashlib.sha256(data).digest()
-        padded = data.ljust(self._padding.padded(len(data)), b"\0")
-        cipher = self._cipher(content, raw_size, flags)
-        return cipher.encrypt(_ZERO_NONCE, padded, None), content
-
-    def open(
-        self, content: bytes, stored: bytes, size: int, raw_size: int, flags: int = 0
-    ) -> bytes:
-        """The ``size`` bytes of a piece with this content digest.  Raises IntegrityError."""
-        from cryptography.exceptions import InvalidTag
-
-        refused = IntegrityError("a piece of the tenant class cannot be opened: it was changed")
-        if len(stored) != self._padding.padded(size) + TAG_BYTES:
-            raise refused
-        try:
-            padded = self._cipher(content, raw_size, flags).decrypt(_ZERO_NONCE, stored, None)
-        except InvalidTag:
-            raise refused from None
-        data = padded[:size]
-        if not hmac.compare_digest(hashlib.sha256(data).digest(), content):
-            raise refused
-        return data
-
-    def _cipher(self, content: bytes, raw_size: int, flags: int) -> AESGCM:
-        message = content + _CONTENT.pack(raw_size, flags)
-        return _aes_gcm(hmac.digest(self._key.reveal(), message, "sha256"))
-
-
-def tenant_content_id(key: TenantKey, data: bytes) -> bytes:
-    """The id by which equal pieces of a tenant find each other: HMAC-SHA256 with the tenant's id
-    key, which is not its encryption key.
-    """
-    return hmac.digest(key.reveal(), hashlib.sha256(data).digest(), "sha256")
-
-
 def _expand(key: bytes, blob_id: bytes) -> bytes:
     """HKDF-Expand of RFC 5869 §2.3 for one block of SHA-256."""
     information = SUITE.encode("ascii") + b" chunk\0" + blob_id
     return hmac.digest(key, information + b"\x01", "sha256")
 
 
-def _aes_gcm(key: bytes) -> AESGCM:
+def aes_gcm(key: bytes) -> AESGCM:
+    """The cipher of a key.  Raises UnsupportedError without the package ``cryptography``."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:

@@ -15,13 +15,14 @@ from typing import Annotated, Final
 import msgspec
 
 from lamina.blob.merkle import HASH_BYTES
-from lamina.blob.seal import BLOB_ID_BYTES, SUITE, BlobKey, Padding
+from lamina.blob.seal import BLOB_ID_BYTES, SUITE, BlobKey, Padding, PieceSeal
+from lamina.blob.seal_class import PieceKeys, PieceOpener, PublicPieces, SealClass, TenantPieces
 from lamina.errors import FormatError, UnsupportedError
 
 FILE_NAME: Final = "image/image.sealed"
 CONFIG_NAME: Final = "image/config.json"
 """The image configuration, which is not for everybody either."""
-MAX_DESCRIPTION_BYTES: Final = 4 << 20
+MAX_DESCRIPTION_BYTES: Final = 64 << 20
 _VERSION: Final = 1
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -29,19 +30,39 @@ _Hex = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{2}){1,64}\Z")]
 
 
 class SealedBlob(msgspec.Struct, frozen=True, kw_only=True):
-    """One private data blob: its random id, key, number of pieces, ciphertext size, Merkle root."""
+    """One data blob: its random id, number of pieces, ciphertext size, Merkle root; and the key of
+    a private one, or the keys of the pieces of one of the tenant class.
+    """
 
     blob_id: bytes
-    key: BlobKey
     piece_count: int
     size_bytes: int
     root: bytes
+    key: BlobKey | None = None
+    piece_keys: PieceKeys | None = None
     padding: Padding = Padding.NONE
 
+    @property
+    def seal_class(self) -> SealClass:
+        """The class, which follows from the keys that it has."""
+        if self.key is not None:
+            return SealClass.PRIVATE
+        return SealClass.PUBLIC if self.piece_keys is None else SealClass.TENANT
 
-class _Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    def opener(self) -> PieceOpener:
+        """What opens its pieces."""
+        if self.key is not None:
+            return PieceSeal(self.key, self.blob_id, self.padding)
+        if self.piece_keys is not None:
+            return TenantPieces(self.piece_keys, self.padding)
+        return PublicPieces()
+
+
+class _Entry(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     id: _Hex
-    key: str
+    class_: SealClass = msgspec.field(name="class", default=SealClass.PRIVATE)
+    key: str = ""
+    keys: str = ""
     pieces: _Count
     size: _Size
     root: _Hex
@@ -59,7 +80,9 @@ def encode_description(blobs: Sequence[SealedBlob]) -> bytes:
     entries = tuple(
         _Entry(
             id=blob.blob_id.hex(),
-            key=base64.b64encode(blob.key.reveal()).decode("ascii"),
+            class_=blob.seal_class,
+            key=_encoded(blob.key),
+            keys=_encoded(blob.piece_keys),
             pieces=blob.piece_count,
             size=blob.size_bytes,
             root=blob.root.hex(),
@@ -89,19 +112,34 @@ def decode_description(data: bytes) -> tuple[SealedBlob, ...]:
     return blobs
 
 
+def _encoded(key: BlobKey | PieceKeys | None) -> str:
+    return "" if key is None else base64.b64encode(key.reveal()).decode("ascii")
+
+
 def _blob(entry: _Entry) -> SealedBlob:
     blob_id, root = bytes.fromhex(entry.id), bytes.fromhex(entry.root)
     if len(blob_id) != BLOB_ID_BYTES or len(root) != HASH_BYTES:
         raise FormatError("the sealed description has an id or root of the wrong length")
+    wanted = (entry.class_ is SealClass.PRIVATE, entry.class_ is SealClass.TENANT)
+    if (entry.key != "", entry.keys != "") != wanted:
+        raise FormatError(f"the sealed description has no keys for the class {entry.class_.value}")
     try:
-        key = BlobKey(base64.b64decode(entry.key.encode("ascii"), validate=True))
+        key = BlobKey(_decoded(entry.key)) if entry.key else None
+        keys = PieceKeys(_decoded(entry.keys)) if entry.keys else None
     except (binascii.Error, ValueError):
         raise FormatError("the sealed description has a key that is no base64") from None
+    if keys is not None and len(keys) != entry.pieces:
+        raise FormatError(f"the sealed description has {len(keys)} keys for {entry.pieces} pieces")
     return SealedBlob(
         blob_id=blob_id,
         key=key,
+        piece_keys=keys,
         piece_count=entry.pieces,
         size_bytes=entry.size,
         root=root,
         padding=entry.padding,
     )
+
+
+def _decoded(text: str) -> bytes:
+    return base64.b64decode(text.encode("ascii"), validate=True)

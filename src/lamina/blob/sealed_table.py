@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from lamina.blob.leaf_table import LeafTable
-from lamina.blob.seal import COMPRESSED, PieceSeal
+from lamina.blob.seal import COMPRESSED
+from lamina.blob.seal_class import PieceOpener
 from lamina.blob.table import ChunkTable, Piece
 from lamina.erofs.layout import BlobEntry
 from lamina.errors import FormatError
@@ -22,11 +23,11 @@ class SealedTable(ChunkTable):
     """A chunk table whose pieces are where they are stored, and open with a key."""
 
     _leaves: LeafTable
-    _seal: PieceSeal
+    _seal: PieceOpener
 
     @classmethod
     def open_sealed(
-        cls, buffer: Buffer, entry: BlobEntry, leaves: LeafTable, seal: PieceSeal
+        cls, buffer: Buffer, entry: BlobEntry, leaves: LeafTable, seal: PieceOpener
     ) -> Self:
         """As :meth:`from_meta`, of a blob with these leaves, which this seal opens."""
         table = cls.from_meta(buffer, entry)

@@ -207,12 +207,14 @@ def _finish(
     sha256 = hashlib.sha256()
     piece_sizes, stored_sizes = array("I"), array("I")
     leaves: list[bytes] = []
+    messages: list[bytes] = []
     for segment, future in layer.packed:
         packed = future.result()
         layer.pack_cpu_s += packed.cpu_s
         piece_sizes.extend(packed.sizes)
         stored_sizes.extend(packed.stored_sizes)
         leaves.append(packed.leaves)
+        messages.append(packed.messages)
         layer.regions.append((segment.packed_offset, sum(packed.stored_sizes)))
         with RegionFile(layer.files.packed.fileno(), layer.regions[-1:], b"") as region:
             while data := region.read(COPY_BYTES):
@@ -227,7 +229,8 @@ def _finish(
         layer.blob = tail.finish(_own_bootstrap(layer, lower, tail))
         layer.own_bootstrap = b""
     else:
-        layer.sealed = describe_sealed(layer.seal, stored_sizes, b"".join(leaves))
+        proof = b"".join(leaves), b"".join(messages)
+        layer.sealed = describe_sealed(layer.seal, stored_sizes, *proof)
         layer.blob = finish_sealed(columns, sha256, sum(stored_sizes), blob_options)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina.archive.tar import DIRECTORY, Entry
 from lamina.archive.tar_writer import END_MARK, encode_entry, file_entry, padding
+from lamina.blob.seal_class import SealClass
 from lamina.errors import FormatError
 from lamina.registry.manifest import (
     NYDUS_BLOB,
@@ -24,6 +25,7 @@ from lamina.registry.manifest import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
     SEALED_BLOB,
+    SEALED_CLASS,
     SEALED_PIECES,
     SEALED_ROOT,
     Descriptor,
@@ -119,11 +121,14 @@ def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
 
 def sealed_descriptor(blob_id: str, sealed: SealedBlob) -> Descriptor:
     """Return the descriptor of a sealed data blob: with its Merkle root, for whoever has no key."""
+    annotations = {SEALED_PIECES: str(sealed.piece_count), SEALED_ROOT: sealed.root.hex()}
+    if sealed.seal_class is not SealClass.PRIVATE:
+        annotations[SEALED_CLASS] = sealed.seal_class.value
     return Descriptor(
         media_type=SEALED_BLOB,
         digest=f"sha256:{blob_id}",
         size=sealed.size_bytes,
-        annotations={SEALED_PIECES: str(sealed.piece_count), SEALED_ROOT: sealed.root.hex()},
+        annotations=annotations,
     )
 
 

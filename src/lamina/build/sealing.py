@@ -14,8 +14,10 @@ from lamina.blob.framing import BlobOptions, FinishedBlob, Sha256
 from lamina.blob.leaf_table import encode_leaf_table
 from lamina.blob.merkle import HASH_BYTES, leaf_hash, root_of
 from lamina.blob.seal import COMPRESSED, BlobKey, Padding, PieceSeal, new_blob_id
+from lamina.blob.seal_class import PublicPieces, SealClass, TenantKey, TenantSeal
 from lamina.blob.sealed_description import SealedBlob
 from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
+from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.trust.recipients import Recipients
@@ -23,10 +25,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SealOptions:
-    """Who may open the image, and how the lengths of its pieces are hidden."""
+    """Who may open the image, and how the lengths of its pieces are hidden.
+
+    With a ``tenant`` key, pieces look as those of other images of the tenant do; the layers
+    ``public``, counted from 0 or from the end, stay readable for everybody.
+    """
 
     recipients: Recipients
     padding: Padding = Padding.NONE
+    tenant: TenantKey | None = None
+    public: tuple[int, ...] = ()
+
+    def blob_seals(self, count: int) -> list[BlobSeal]:
+        """A seal for each of ``count`` layers.  Raises UsageError for layers that are not there."""
+        public = set()
+        for number in self.public:
+            if not -count <= number < count:
+                raise UsageError(f"there is no layer {number}: the image has {count}")
+            public.add(number % count)
+        return [
+            BlobSeal(Padding.NONE, is_public=True)
+            if number in public
+            else BlobSeal(self.padding, tenant=self.tenant)
+            for number in range(count)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,27 +58,49 @@ class BlobSeal:
     padding: Padding
     key: BlobKey = field(default_factory=BlobKey.new)
     blob_id: bytes = field(default_factory=new_blob_id)
+    tenant: TenantKey | None = None
+    is_public: bool = False
 
-    def pieces(self) -> PieceSeal:
+    @property
+    def seal_class(self) -> SealClass:
+        """The class of the blob."""
+        if self.is_public:
+            return SealClass.PUBLIC
+        return SealClass.PRIVATE if self.tenant is None else SealClass.TENANT
+
+    def pieces(self) -> PieceSeal | TenantSeal | PublicPieces:
         """What seals its pieces; make it once a process."""
+        if self.is_public:
+            return PublicPieces()
+        if self.tenant is not None:
+            return TenantSeal(self.tenant, self.padding)
         return PieceSeal(self.key, self.blob_id, self.padding)
 
 
 class SegmentSeal:
     """Seals the pieces of one segment in their order, and remembers their lengths and leaves."""
 
-    def __init__(self, seal: PieceSeal, first_piece: int) -> None:
+    def __init__(self, seal: PieceSeal | TenantSeal | PublicPieces, first_piece: int) -> None:
         self._seal = seal
         self._next = first_piece
         self.stored_sizes = array("I")
         self.leaves = bytearray()
+        self.messages = bytearray()
+        """Of the tenant class: what the keys of the pieces are made of."""
 
     def seal(self, data: bytes, raw_size: int) -> bytes:
         """The stored form of the next piece, which is compressed if it is not ``raw_size`` long."""
         index = self._next
         self._next += 1
         flags = COMPRESSED if len(data) != raw_size else 0
-        stored = self._seal.seal(index, data, raw_size, flags)
+        if isinstance(self._seal, TenantSeal):
+            message = self._seal.message(data, raw_size, flags)
+            self.messages += message
+            stored = self._seal.seal(data, message)
+        elif isinstance(self._seal, PieceSeal):
+            stored = self._seal.seal(index, data, raw_size, flags)
+        else:
+            stored = data
         self.stored_sizes.append(len(stored))
         self.leaves += leaf_hash(index, stored)
         return stored
@@ -101,12 +145,16 @@ def finish_sealed(
     return FinishedBlob(b"", blob_id, size_bytes, entry, padded + header.pack())
 
 
-def describe_sealed(seal: BlobSeal, stored_sizes: array[int], leaves: bytes) -> SealedPart:
-    """Key, id and root of a finished blob, and its leaf table."""
+def describe_sealed(
+    seal: BlobSeal, stored_sizes: array[int], leaves: bytes, messages: bytes
+) -> SealedPart:
+    """Keys, id and root of a finished blob, and its leaf table."""
+    pieces = seal.pieces()
     starts = range(0, len(leaves), HASH_BYTES)
     description = SealedBlob(
         blob_id=seal.blob_id,
-        key=seal.key,
+        key=seal.key if seal.seal_class is SealClass.PRIVATE else None,
+        piece_keys=pieces.keys(messages) if isinstance(pieces, TenantSeal) else None,
         piece_count=len(stored_sizes),
         size_bytes=sum(stored_sizes),
         root=root_of(leaves[start : start + HASH_BYTES] for start in starts),

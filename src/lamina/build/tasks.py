@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from lamina.blob.seal import PieceSeal
+    from lamina.blob.seal_class import PublicPieces, TenantSeal
 
 COUNTER_BYTES = 8
 
@@ -76,7 +77,7 @@ class Job:
 
     def __post_init__(self) -> None:
         seal = self.options.seal
-        self.seals = () if seal is None else [BlobSeal(seal.padding) for _ in self.layers]
+        self.seals = () if seal is None else seal.blob_seals(len(self.layers))
         self.read_bytes = SharedCounters(len(self.layers))
 
     def close(self) -> None:
@@ -172,13 +173,14 @@ def scan(layer: int) -> tuple[LayerScan, float]:
 
 class Packed(NamedTuple):
     """A packed segment: lengths of its pieces, compressed and as stored; CPU time in seconds; the
-    leaves of the pieces if they are sealed.
+    leaves of the pieces if they are sealed, and their messages if for a tenant.
     """
 
     sizes: array[int]
     stored_sizes: array[int]
     cpu_s: float
     leaves: bytes = b""
+    messages: bytes = b""
 
 
 def pack(layer: int, segment: Segment) -> Packed:
@@ -191,9 +193,10 @@ def pack(layer: int, segment: Segment) -> Packed:
         return Packed(sizes, sizes, time.process_time() - start)
     seal = SegmentSeal(_piece_seal(layer), segment.first_piece)
     sizes = pack_segment(segment, spool, packed, options.compressor, options.level, seal)
-    return Packed(sizes, seal.stored_sizes, time.process_time() - start, bytes(seal.leaves))
+    proof = bytes(seal.leaves), bytes(seal.messages)
+    return Packed(sizes, seal.stored_sizes, time.process_time() - start, *proof)
 
 
 @cache
-def _piece_seal(layer: int) -> PieceSeal:
+def _piece_seal(layer: int) -> PieceSeal | TenantSeal | PublicPieces:
     return _job.seals[layer].pieces()

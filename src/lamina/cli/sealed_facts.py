@@ -29,6 +29,7 @@ def sealed_facts(manifest: Manifest) -> dict[str, Any]:
             "stored_bytes": blob.descriptor.size,
             "pieces": blob.piece_count,
             "root": blob.root.hex(),
+            "class": blob.seal_class.value,
         }
         for blob in public_blobs(manifest)
     ]
@@ -47,7 +48,9 @@ def print_sealed(facts: dict[str, Any], line: Lines) -> None:
     line(f"  sealed     {facts['suite']}, keys for {wrapped or 'nobody'}")
     line(f"  metadata   {human_size(facts['metadata_bytes'])}, encrypted")
     for blob in facts["blobs"]:
-        line(f"             {human_size(blob['stored_bytes'])} in {blob['pieces']} sealed pieces")
+        kind = "" if blob["class"] == "private" else f", {blob['class']}"
+        size = human_size(blob["stored_bytes"])
+        line(f"             {size} in {blob['pieces']} sealed pieces{kind}")
         line(f"             root {blob['root']}")
 
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, overload
 
 from lamina.blob.layout import CI_HEADER_SIZE
 from lamina.blob.leaf_table import LeafTable
-from lamina.blob.seal import PieceSeal
+from lamina.blob.seal_class import PieceOpener
 from lamina.blob.sealed_table import SealedTable
 from lamina.blob.split_table import SplitTable
 from lamina.blob.table import MAX_TABLE_SIZE, ChunkTable
@@ -44,7 +44,7 @@ class SealedParts(NamedTuple):
     """What opens the pieces of a sealed blob: the right leaves, and its key."""
 
     leaves: LeafTable
-    seal: PieceSeal
+    seal: PieceOpener
 
 
 class BlobSet(Sequence[LazyBlob]):

@@ -31,7 +31,7 @@ MAX_BOOTSTRAP_BYTES: Final = 4 << 30
 """Some fifteen million files."""
 
 MAX_LAYER_BYTES: Final = MAX_BOOTSTRAP_BYTES + (4 << 30)
-MAX_SECRET_BYTES: Final = 16 << 20
+MAX_SECRET_BYTES: Final = 64 << 20
 RECORD_VERSION: Final = 1
 PART_BYTES: Final = 80 << 14
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lamina.blob.leaf_table import ENTRY, MAX_LEAF_TABLE_BYTES, LeafTable
 from lamina.blob.merkle import HASH_BYTES
-from lamina.blob.seal import MAX_PIECES, SUITE, PieceSeal
+from lamina.blob.seal import MAX_PIECES, SUITE
+from lamina.blob.seal_class import SealClass
 from lamina.blob.sealed_description import (
     CONFIG_NAME,
     FILE_NAME,
@@ -28,6 +29,7 @@ from lamina.image.errors import NoKeyError
 from lamina.image.metadata_layer import MetadataFiles, read_secrets, unpack_metadata_layer
 from lamina.registry.manifest import (
     SEALED_BLOB,
+    SEALED_CLASS,
     SEALED_LEAVES,
     SEALED_PIECES,
     SEALED_ROOT,
@@ -54,6 +56,7 @@ class PublicBlob(NamedTuple):
     descriptor: Descriptor
     piece_count: int
     root: bytes
+    seal_class: SealClass = SealClass.PRIVATE
 
 
 class SealedImage(NamedTuple):
@@ -82,7 +85,8 @@ def _public_blob(layer: Descriptor) -> PublicBlob:
     if layer.media_type != SEALED_BLOB:
         raise FormatError(f"the layer {layer.digest} of the sealed image is not sealed")
     try:
-        found = PublicBlob(layer, int(pieces), bytes.fromhex(root))
+        seal_class = SealClass(layer.annotations.get(SEALED_CLASS, SealClass.PRIVATE.value))
+        found = PublicBlob(layer, int(pieces), bytes.fromhex(root), seal_class)
     except ValueError:
         raise FormatError(f"the sealed layer {layer.digest} has malformed annotations") from None
     if not 0 < found.piece_count < MAX_PIECES or len(found.root) != HASH_BYTES:
@@ -155,7 +159,7 @@ def open_sealed(
     described = decode_description(secrets[FILE_NAME.encode()])
     _check_described(described, public_blobs(manifest))
     parts = {
-        table.blob_id: SealedParts(table, PieceSeal(blob.key, blob.blob_id, blob.padding))
+        table.blob_id: SealedParts(table, blob.opener())
         for table, blob in zip(leaves, described, strict=True)
     }
     attached = [layer.digest, manifest.layers[-2].digest]
@@ -166,8 +170,8 @@ def open_sealed(
 
 def _check_described(described: Sequence[SealedBlob], public: Sequence[PublicBlob]) -> None:
     """The manifest and the encrypted description must say the same, root by root."""
-    inside = [(blob.piece_count, blob.size_bytes, blob.root) for blob in described]
-    outside = [(blob.piece_count, blob.descriptor.size, blob.root) for blob in public]
+    inside = [(b.piece_count, b.size_bytes, b.root, b.seal_class) for b in described]
+    outside = [(b.piece_count, b.descriptor.size, b.root, b.seal_class) for b in public]
     if inside != outside:
         raise IntegrityError(
             "the data blobs of the sealed image are not those that its encrypted description names",

@@ -63,6 +63,8 @@ SEALED_SUITE: Final = "dev.lamina.sealed.suite"
 """Annotation of a sealed image and of its metadata layer: the suite it is sealed with."""
 SEALED_PIECES: Final = "dev.lamina.sealed.pieces"
 SEALED_ROOT: Final = "dev.lamina.sealed.root"
+SEALED_CLASS: Final = "dev.lamina.sealed.class"
+"""Annotation of a sealed blob that is not of the private class: ``tenant`` or ``public``."""
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_CONFIG_BYTES: Final = 16 << 20

@@ -26,6 +26,7 @@ from lamina.cli.progress import Advance, Meter, open_meter
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
+    from lamina.blob.seal_class import TenantKey
     from lamina.build.options import ConvertOptions, ConvertProgress, ConvertReport
     from lamina.build.sealing import SealOptions
 
@@ -124,6 +125,21 @@ def add_sealing_options(parser: Parser) -> None:
         metavar="none|padme",
         help="hide the lengths of pieces: not at all, or by up to 12 %% more bytes (none)",
     )
+    group.add_argument(
+        "--tenant-key",
+        metavar="KEY",
+        help="equal pieces of all images that are sealed with this key of 32 bytes look the same: "
+        "FILE, or kbs:///REPOSITORY/TYPE/TAG of a broker; whoever stores them sees what is equal",
+    )
+    group.add_argument(
+        "--public-layer",
+        metavar="N",
+        type=int,
+        action="append",
+        default=[],
+        help="leave the data of this layer in clear, though not its names: 0 is the first, -1 the "
+        "last; may be repeated",
+    )
 
 
 def pack_size(text: str) -> int:
@@ -188,18 +204,38 @@ def convert_options(
 
 def _seal_options(args: Namespace) -> SealOptions | None:
     if not args.seal:
-        if args.encryption_key or args.padding != "none":
-            raise UsageError("--encryption-key and --padding are for sealed images; add --seal")
+        given = (args.encryption_key, args.padding != "none", args.tenant_key, args.public_layer)
+        if any(given):
+            raise UsageError("the sealing options are for sealed images; add --seal")
         return None
     from lamina.blob.seal import Padding
     from lamina.build.sealing import SealOptions
     from lamina.trust.recipients import parse_recipients
 
     protect_process()
-    recipients = parse_recipients(args.encryption_key, brokers(args))
+    known = brokers(args)
+    recipients = parse_recipients(args.encryption_key, known)
     if not recipients:
         raise UsageError("nobody could open the image", hint="give --encryption-key jwe:FILE")
-    return SealOptions(recipients, Padding(args.padding))
+    tenant = None if args.tenant_key is None else _tenant_key(args)
+    return SealOptions(recipients, Padding(args.padding), tenant, tuple(args.public_layer))
+
+
+def _tenant_key(args: Namespace) -> TenantKey:
+    from lamina.blob.seal_class import TenantKey
+    from lamina.cli.broker_options import broker_provider
+    from lamina.trust.keys import read_key_file
+
+    text = args.tenant_key
+    if not text.startswith("kbs://"):
+        return TenantKey.parse(read_key_file(text, private=True), text)
+    from lamina.trust.kbs_packet import parse_resource
+
+    provider = broker_provider(args)
+    if provider is None:
+        raise UsageError(f"{text} is a key of a broker", hint="say which: --kbs URL")
+    with provider.client.fetch(parse_resource(text)) as key:
+        return TenantKey.parse(key.reveal(), text)
 
 
 def progress_bars(meter: Meter) -> Callable[[ConvertProgress], None]:
