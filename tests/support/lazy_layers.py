@@ -44,9 +44,14 @@ class LazyLayer(NamedTuple):
 def estargz(
     data: bytes,
     chunk_bytes: int = ESTARGZ_CHUNK_BYTES,
+    share_bytes: int = 0,
     change: Callable[[list[dict[str, Any]]], None] = lambda _: None,
 ) -> LazyLayer:
-    """Compress a tar stream as eStargz; ``change`` may falsify the table before it is written."""
+    """Compress a tar stream as eStargz.
+
+    Parts of files share a gzip member until it has ``share_bytes``.  ``change`` may falsify the
+    table before it is written.
+    """
     out = bytearray()
     entries: list[dict[str, Any]] = []
     pending = b""
@@ -55,15 +60,18 @@ def estargz(
         entry = described(info, hashlib.sha256(payload).hexdigest() if info.isreg() else "")
         entries.append(entry)
         for start in range(0, len(payload), chunk_bytes):
-            out += gzip.compress(pending, mtime=0)
-            pending = payload[start : start + chunk_bytes]
+            if len(pending) >= share_bytes:
+                out += gzip.compress(pending, mtime=0)
+                pending = b""
+            part = payload[start : start + chunk_bytes]
             if start:
                 entry = {"name": info.name, "type": "chunk", "chunkOffset": start}
                 entries.append(entry)
-            entry["offset"] = len(out)
-            entry["chunkDigest"] = "sha256:" + hashlib.sha256(pending).hexdigest()
-            if len(pending) == chunk_bytes:
+            entry |= {"offset": len(out), "innerOffset": len(pending)}
+            entry["chunkDigest"] = "sha256:" + hashlib.sha256(part).hexdigest()
+            if len(part) == chunk_bytes:
                 entry["chunkSize"] = chunk_bytes
+            pending += part
         pending += bytes(-len(payload) % tarfile.BLOCKSIZE)
     out += gzip.compress(pending, mtime=0)
     change(entries)

@@ -280,6 +280,15 @@ def _normalise(path: bytes) -> bytes:
     return b"/".join(parts)
 
 
+def checked(entry: Entry) -> Entry:
+    """Return an entry that was found elsewhere with its paths normalised; raises FormatError for
+    what no entry can be.
+    """
+    entry = entry._replace(path=_normalise(entry.path))
+    _check_ranges(entry, entry.size)
+    return entry._replace(link=_normalise(entry.link)) if entry.kind == HARD_LINK else entry
+
+
 def _check_ranges(entry: Entry, size: int) -> None:
     """One condition for the common case; the reasons are worked out only where it fails."""
     if (

@@ -42,7 +42,9 @@ __all__ = ["IndexOptions", "IndexReport", "build_index", "index_image", "index_m
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
-    """The result: the digest of the index, what it indexes, and sizes in bytes."""
+    """The result: the digest of the index, what it indexes, and sizes in bytes; ``by_table`` and
+    ``table_problem`` as in :class:`lamina.build.index_build.BuiltIndex`.
+    """
 
     platform: str
     digest: str
@@ -50,6 +52,8 @@ class IndexReport:
     layer_bytes: int
     table_bytes: tuple[int, ...]
     bootstrap_layer_bytes: int
+    by_table: bool
+    table_problem: str
     elapsed_s: float
 
     @property
@@ -122,6 +126,8 @@ def build_index(
         layer_bytes=sum(layer.size for layer in manifest.layers),
         table_bytes=tuple(len(blob.data) for blob in built.blobs),
         bootstrap_layer_bytes=len(built.last.data),
+        by_table=built.by_table,
+        table_problem=built.table_problem,
         elapsed_s=time.perf_counter() - start,
     )
 

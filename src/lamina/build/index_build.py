@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from lamina.archive.gzip_points import DEFAULT_SPACING_BYTES
-from lamina.build.index_layer import index_layer
+from lamina.build.index_layer import IndexedLayer, index_layer
 from lamina.build.index_table import IndexBlob, index_blob
 from lamina.build.layer_blob import with_blob_index
+from lamina.build.layer_tocs import have_tables, layers_by_table
 from lamina.build.layer_tree import apply_layer
 from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
@@ -28,7 +29,7 @@ from lamina.build.workers import Workers
 from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
 from lamina.erofs.writer import BootstrapOptions, write_bootstrap
-from lamina.errors import UsageError
+from lamina.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from lamina.linux.heap import keep_freed_memory
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
@@ -43,13 +44,16 @@ class IndexOptions:
 
     ``chunk_size`` is the unit of verification, ``spacing_bytes`` the least distance of two access
     points in a gzip layer, in compressed bytes: what is fetched at least for a small file.
-    ``platforms`` are those wanted of a multi-platform image (none: all).  ``progress`` is told how
-    many more bytes of the layers were read.
+    ``by_table`` lets tables of contents that the layers bring along be used instead of reading
+    them; chunk size and digester are then theirs.  ``platforms`` are those wanted of a
+    multi-platform image (none: all).  ``progress`` is told how many more bytes of the layers were
+    read.
     """
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
     spacing_bytes: int = DEFAULT_SPACING_BYTES
     digester: Digester = Digester.BLAKE3
+    by_table: bool = True
     jobs: int = 0
     platforms: Sequence[str] = ()
     progress: Callable[[int], None] | None = None
@@ -66,10 +70,16 @@ class IndexOptions:
 
 
 class BuiltIndex(NamedTuple):
-    """The index of one image before it is pushed; ``blobs`` are its layers with data, in order."""
+    """The index of one image before it is pushed; ``blobs`` are its layers with data, in order.
+
+    ``by_table`` says that the layers were not read; ``table_problem`` why they were although some
+    have tables of contents.
+    """
 
     blobs: list[IndexBlob]
     last: BootstrapLayer
+    by_table: bool
+    table_problem: str
 
 
 @dataclass(slots=True)
@@ -78,6 +88,7 @@ class _Job:
     client: ClientOptions | None
     layers: Sequence[Descriptor]
     options: IndexOptions
+    known: Sequence[IndexedLayer]
     read_bytes: SharedCounters = field(init=False)
     shown_bytes: int = 0
 
@@ -118,10 +129,13 @@ class _Layer(NamedTuple):
 def _index(number: int) -> _Layer:
     """Index a layer.  Windows are large, so they stay here and only the finished table is sent."""
     options, descriptor = _job.options, _job.layers[number]
-    # fmt: off
-    layer = index_layer(_job.repository, descriptor, options.chunk_size, options.spacing_bytes,
-                        options.digester, lambda read: _job.read_bytes.add(number, read))
-    # fmt: on
+    if _job.known:
+        layer = _job.known[number]
+    else:
+        # fmt: off
+        layer = index_layer(_job.repository, descriptor, options.chunk_size, options.spacing_bytes,
+                            options.digester, lambda read: _job.read_bytes.add(number, read))
+        # fmt: on
     # Chunks that a lower layer has as well are not looked for: nothing is stored twice by that, and
     # the layers need not wait for each other.
     plan = plan_layer(number, layer.scan, KnownChunks(), 0)
@@ -138,11 +152,20 @@ def build_from_layers(
     options: IndexOptions,
     client: ClientOptions | None = None,
 ) -> BuiltIndex:
-    """Read the layers of an image and return its index.  Call it before threads are started.
+    """Return the index of an image, by its layers' tables of contents or else by reading them.
 
-    ``client`` is what the repository was opened with.  Raises what reading the layers raises.
+    Call it before threads are started.  ``client`` is what the repository was opened with.  Raises
+    what reading the layers raises.
     """
-    with closing(_Job(repository, client, layers, options)) as job:
+    known: Sequence[IndexedLayer] = ()
+    problem = ""
+    if options.by_table and have_tables(layers):
+        try:
+            chunk_size, known = layers_by_table(repository, layers)
+            options = replace(options, chunk_size=chunk_size, digester=Digester.SHA256)
+        except (FormatError, IntegrityError, UnsupportedError) as error:
+            problem = str(error)
+    with closing(_Job(repository, client, layers, options, known)) as job:
         tree, blobs = _read_layers(job)
     table = b"".join(with_blob_index(blob.chunk_entries, i) for i, blob in enumerate(blobs))
     bootstrap = write_bootstrap(
@@ -151,7 +174,7 @@ def build_from_layers(
         table,
         BootstrapOptions(options.chunk_size, Compressor.GZIP, options.digester),
     )
-    return BuiltIndex(blobs, bootstrap_layer(bootstrap, ()))
+    return BuiltIndex(blobs, bootstrap_layer(bootstrap, ()), bool(known), problem)
 
 
 def _read_layers(job: _Job) -> tuple[MergedTree, list[IndexBlob]]:

@@ -90,7 +90,10 @@ def index_here(
             )
             _pull(repository, layers, manifest, progress)
         total = sum(layer.size for layer in manifest.layers)
-        indexing = IndexOptions(progress=lambda done: progress("index", total, done))
+        # Layers that were pulled are read: chunks are finer than by their tables of contents.
+        indexing = IndexOptions(
+            by_table=not where.is_remote, progress=lambda done: progress("index", total, done)
+        )
         built = build_from_layers(layers, manifest.layers, indexing)
         kind = manifest.media_type or OCI_MANIFEST
         image = Descriptor(media_type=kind, digest=digest, size=len(manifest.raw))

@@ -129,24 +129,27 @@ def scan_layer(
         links.append(entry.link)
         if entry.xattrs:
             scan.xattrs[len(paths) - 1] = entry.xattrs
-        add_row(
-            (
-                entry.kind,
-                MODE_OF_KIND[entry.kind] | entry.mode,
-                entry.uid,
-                entry.gid,
-                entry.mtime,
-                entry.mtime_ns,
-                entry.size,
-                encode_rdev(entry.device_major, entry.device_minor),
-            )
-        )
+        add_row(entry_row(entry))
         if entry.size:
             _scan_data(reader, entry.size, scan, hasher, digests)
     scan.tar_bytes = reader.drain()
     scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
     scan.digests = b"".join(digests)
     return scan
+
+
+def entry_row(entry: tar.Entry) -> tuple[int, ...]:
+    """Return the columns of an entry of a layer, as :attr:`LayerScan.numbers` has them."""
+    return (
+        entry.kind,
+        MODE_OF_KIND[entry.kind] | entry.mode,
+        entry.uid,
+        entry.gid,
+        entry.mtime,
+        entry.mtime_ns,
+        entry.size,
+        encode_rdev(entry.device_major, entry.device_minor),
+    )
 
 
 def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], bytes]:

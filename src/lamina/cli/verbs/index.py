@@ -33,6 +33,10 @@ PAGE: Final = Page(
     the referrers API lists it with the image; elsewhere the tag sha256-HEX, made of the image's
     digest, does. Of a multi-platform image all platforms are indexed, or those given.
 
+    Layers of eStargz and zstd:chunked have tables of contents. Where the manifest pins all of them
+    by digest and files are cut evenly, they are enough and the layers are not read; chunks are then
+    those of the tables, of up to 4 MiB. With --scan, --chunk-size or --spacing the layers are read.
+
     An index vouches for nothing: whoever may push to the repository can attach one. It is bound to
     the image by digest, and `lamina check --data IMAGE` proves that it tells the truth.
     """,
@@ -51,6 +55,8 @@ PAGE: Final = Page(
         ("index_bytes", "size of the index"),
         ("table_bytes", "list of the sizes of its tables, one a layer with data"),
         ("bootstrap_layer_bytes", "size of its file tree"),
+        ("by_table", "whether the layers' own tables of contents were enough"),
+        ("table_problem", "why not, if there are some; else empty"),
         ("elapsed_s", "seconds it took"),
     ),
     environment=REGISTRY_ENVIRONMENT,
@@ -68,6 +74,8 @@ def add_arguments(parser: Parser) -> None:
         help="largest chunk, a power of two from 4K to 16M (128K)")  # fmt: skip
     add("--spacing", metavar="SIZE", type=byte_size,
         help="least distance of two points of entry in a compressed layer (128K)")  # fmt: skip
+    add("--scan", action="store_true",
+        help="read the layers even where their tables of contents would do")  # fmt: skip
     add("--jobs", metavar="N", type=int, help="processes to use (one a processor)")
     add_attaching_registry_options(parser)
     add_output_options(parser)
@@ -81,6 +89,7 @@ def run(args: Namespace) -> int:
 
     given = {"chunk_size": args.chunk_size, "spacing_bytes": args.spacing, "jobs": args.jobs}
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    known["by_table"] = not (args.scan or args.chunk_size or args.spacing)
     with open_meter() as meter:
         options = IndexOptions(
             platforms=tuple(args.platform), progress=_late(lambda: meter.add("read")), **known
@@ -122,4 +131,8 @@ def _print_text(report: IndexReport) -> None:
         f"  index {human_size(report.index_bytes)} ({share:.1f} %) for layers of "
         f"{human_size(report.layer_bytes)}, in {report.elapsed_s:.1f} s"
     )
+    if report.by_table:
+        print_line("  from the tables of contents of the layers, which were not read")
+    elif report.table_problem:
+        print_line(f"  the layers were read: {report.table_problem}")
     print_line(f"  {report.digest}")
