@@ -5,9 +5,11 @@ again.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,10 +17,12 @@ import lamina
 from lamina.cli.frame import run_command
 from lamina.errors import Error, TrustError
 from lamina.image.native import NativeImage
+from lamina.image.releases import check_release
 from lamina.registry import manifest as m
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import open_repository
 from lamina.serve.service.spec import MountSpec, open_reference
+from lamina.store.node import NodeStore
 from lamina.trust.image_signature import sign_image
 from lamina.trust.recipients import DecryptionKeys
 from tests.support.registry_server import RegistryServer, start_registry
@@ -287,3 +291,62 @@ def test_signatures_that_the_store_has_lost_are_fetched_again(
     record.write_bytes(foreign.read_bytes())
     with pytest.raises(Error, match="another digest"):
         open_reference(mount.spec)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["image", "platforms"])
+def test_a_resident_image_is_proven_without_a_registry(
+    keys: Keys, policy: str, told: list[int | None], tmp_path: Path, many: bool
+) -> None:
+    """By the tag that it was pulled by; what has been collected since is nothing that is needed."""
+    from lamina.image.collect import collect
+    from lamina.image.residency import make_resident
+    from tests.unit.registry.images import make_index
+
+    source = make_source(tmp_path / "plain", LAYERS[:1])
+    if many:
+        make_index(tmp_path / "multi")
+        source = f"oci:{tmp_path}/multi:multi"
+    store = NodeStore(tmp_path / "store")
+    more: dict[str, Any] = {"decryption_keys": [keys.private], "policy": policy, "store": store}
+    with start_registry(tmp_path / "registry") as registry:
+        reference = registry.reference("releases/resident:1")
+        release(reference, source, 4)
+        with closing(lamina.open(reference, **more)) as image:
+            make_resident(image, store, reference)
+    for path in (tmp_path / "store").rglob("*"):
+        os.utime(path, (0, 0))
+    collect(store)
+    lamina.open(reference, **more).close()
+    assert told == [4, 4]
+    write_policy(Path(policy), 8)
+    with pytest.raises(TrustError, match="not by a key that is trusted"):
+        lamina.open(reference, **more)
+    write_policy(Path(policy), 7)
+    # A newer release that was used elsewhere under this name counts all the same.
+    check_release(store, parse_reference(reference), 5)
+    with pytest.raises(TrustError, match="release 5 was used"):
+        lamina.open(reference, **more)
+
+
+def test_signatures_are_collected_with_their_image(
+    registry: RegistryServer,
+    source: str,
+    opened: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    """What is known of releases stays."""
+    from lamina.image.collect import collect
+
+    reference = registry.reference("releases/collected:1")
+    older = release(reference, source, 1)
+    release(reference, source, 2)
+    opened(reference)
+    records = tmp_path / "store/records"
+    assert len(list((records / "signatures").iterdir())) == 1
+    for path in (tmp_path / "store").rglob("*"):
+        os.utime(path, (0, 0))
+    collect(NodeStore(tmp_path / "store"))
+    assert list((records / "signatures").iterdir()) == []
+    put_back(reference, older)
+    with pytest.raises(TrustError, match="release 2 was used"):
+        opened(reference)

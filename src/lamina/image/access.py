@@ -73,21 +73,30 @@ def read_access(
 
 
 def accepted_version(
-    access: Access, repository: Repository, store: NodeStore, reference: Reference
+    access: Access,
+    repository: Repository,
+    store: NodeStore,
+    reference: Reference,
+    kept: str | None = None,
 ) -> tuple[Reference, int | None]:
     """The reference with the digest of the manifest that the policy accepts, and the release that
     its signatures state.
 
     The manifest and the signatures are in *store* from now on, so that what is opened is what was
-    proven, whatever the registry answers next.  Raises TrustError that says why the policy refuses
-    the image, or that a newer release was used on this node before.
+    proven, whatever the registry answers next.  *kept* is the digest of a manifest that is to be
+    taken, without asking a registry, if it and its signatures are there.  Raises TrustError that
+    says why the policy refuses the image, or that a newer release was used on this node before.
     """
     assert access.policy is not None
-    verified = _proven_again(access.policy, store, reference) if access.reopens else None
+    if access.reopens:
+        kept = reference.digest
+    verified = None if kept is None else _proven_again(access.policy, store, reference, kept)
+    is_new = verified is None
     if verified is None:
         verified = access.policy.check(repository, reference)
-        if verified.payloads and not access.reopens:
-            check_release(store, reference, verified.release, allow_older=access.allow_older)
+    if verified.payloads:
+        check_release(store, reference, verified.release, allow_older=access.allow_older)
+    if is_new:
         _keep(verified, store)
     digest = verified.descriptor.digest
     return reference.with_version(tag=reference.tag, digest=digest), verified.release
@@ -100,18 +109,17 @@ def _keep(verified: Verified, store: NodeStore) -> None:
         store.put_record(SIGNATURES, digest, signatures)
 
 
-def _proven_again(policy: Policy, store: NodeStore, reference: Reference) -> Verified | None:
+def _proven_again(
+    policy: Policy, store: NodeStore, reference: Reference, digest: str
+) -> Verified | None:
     """None if the store does not have what is needed."""
-    if reference.digest is None:
-        return None
     from lamina.registry.manifest import Descriptor
     from lamina.trust.image_signature import Signatures
 
-    data = store.metadata(reference.digest)
-    kept = store.record(SIGNATURES, reference.digest)
+    data, kept = store.metadata(digest), store.record(SIGNATURES, digest)
     if data is None or kept is None:
         return None
-    descriptor = Descriptor(media_type="", digest=reference.digest, size=len(data))
+    descriptor = Descriptor(media_type="", digest=digest, size=len(data))
     return policy.check_kept(descriptor, data, Signatures.decode(kept), reference)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from lamina.errors import Error
+from lamina.image.access import SIGNATURES
 from lamina.image.metadata_layer import MetadataFiles
 from lamina.image.open import RECORD
 from lamina.registry.manifest import Index, parse_manifest
@@ -27,7 +28,8 @@ def collect(store: NodeStore) -> Collected:
     """
     removed, kept = store.remove_unused_blobs()
     digests = set(_kept_digests(store, kept))
-    files = store.remove_metadata(RECORD, digests)
+    digests.update(_lists_of(store, digests))
+    files = store.remove_metadata((RECORD, SIGNATURES), digests)
     return Collected(*removed, *files)
 
 
@@ -42,6 +44,22 @@ def _kept_digests(store: NodeStore, kept: frozenset[str]) -> Iterator[str]:
         if digest in residents or kept_ids & files.chunk_sets.keys():
             yield from (digest, *files.digests)
             yield from _named(store, digest)
+
+
+def _lists_of(store: NodeStore, digests: set[str]) -> list[str]:
+    """Lists of platforms that a policy accepted, with an image among *digests*: mounts of it are
+    proven again by them.
+    """
+    found = []
+    for digest, _ in store.records(SIGNATURES):
+        try:
+            data = store.metadata(digest)
+            document = None if data is None else parse_manifest(data, digest)
+        except Error:
+            continue
+        if isinstance(document, Index) and any(e.digest in digests for e in document.manifests):
+            found.append(digest)
+    return found
 
 
 def _named(store: NodeStore, digest: str) -> Iterator[str]:

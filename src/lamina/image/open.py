@@ -102,7 +102,8 @@ def open_image(
         rule = IndexRule(index) if isinstance(index, str) else index
         accepted = None
         if access is not None and access.policy is not None:
-            wanted, release = accepted_version(access, repository, node, where)
+            kept = None if refresh else _resident_fact(node, where, "accepted")
+            wanted, release = accepted_version(access, repository, node, where, kept)
             accepted, access = wanted, access.for_release(release)
             rule = IndexRule(rule.use, rule.policy or refuse_index)
         else:
@@ -257,11 +258,14 @@ def find_manifest(
 
 
 def _resident_version(node: NodeStore, reference: Reference) -> Reference:
-    if reference.digest is not None:
-        return reference
-    record = node.resident(str(reference))
-    digest = record.get("digest") if record is not None and record.get("complete") else None
+    digest = _resident_fact(node, reference, "digest")
     return reference if digest is None else reference.with_version(digest=digest)
+
+
+def _resident_fact(node: NodeStore, reference: Reference, name: str) -> str | None:
+    """What is known of a resident image that a tag means; None for a reference by digest."""
+    record = None if reference.digest is not None else node.resident(str(reference))
+    return record.get(name) if record is not None and record.get("complete") else None
 
 
 def _config(get: GetBlob, descriptor: Descriptor) -> ImageConfig:

@@ -212,7 +212,10 @@ def make_resident(
         raise UsageError("only an image that was opened by a reference can be made resident")
     before = store.resident(name)
     stems = [blob.cache.path.stem for blob in image.blobs]
+    accepted = image.origin.accepted if image.origin is not None else None
     facts: dict[str, object] = {"digest": reference.digest, "complete": False}
+    if accepted is not None:
+        facts["accepted"] = accepted.digest
     # First of all, or a budget would evict the beginning while the end arrives.
     store.keep_resident(name, facts, stems)
     try:
@@ -221,7 +224,7 @@ def make_resident(
     except BaseException:
         store.release_resident(name)
         if before is not None:
-            kept = {"digest": before.get("digest"), "complete": before.get("complete")}
+            kept = {key: value for key, value in before.items() if key not in ("name", "blobs")}
             store.keep_resident(name, kept, before["blobs"])
         raise
     store.keep_resident(name, facts | {"complete": True}, stems)

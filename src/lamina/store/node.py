@@ -170,8 +170,8 @@ class NodeStore:
                 if content is not None:
                     yield digest, content
 
-    def remove_metadata(self, kind: str, keep: Collection[str]) -> tuple[int, int]:
-        """Remove metadata files, and records of *kind*, whose digests are not in *keep*; returns
+    def remove_metadata(self, kinds: Sequence[str], keep: Collection[str]) -> tuple[int, int]:
+        """Remove metadata files, and records of *kinds*, whose digests are not in *keep*; returns
         (number of files, bytes on disk).  Young ones stay: somebody may be opening their image.
         """
         files = [
@@ -179,9 +179,9 @@ class NodeStore:
             for folder in (self._metadata / "sha256", self._metadata / "sha512")
             for path in folder.iterdir()
         ]
-        folder = self.root / "records" / kind
-        if folder.is_dir():
-            files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
+        for folder in (self.root / "records" / kind for kind in kinds):
+            if folder.is_dir():
+                files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
         return remove_old(path for digest, path in files if digest not in keep)
 
     def local_chunks(self) -> LocalChunks:
