@@ -7,6 +7,7 @@ import json
 from lamina.blob.leaf_table import LeafTable, encode_leaf_table
 from lamina.blob.merkle import leaf_hash, root_of
 from lamina.blob.seal import BlobKey
+from lamina.blob.seal_class import PieceKeys
 from lamina.blob.sealed_description import SealedBlob, decode_description, encode_description
 from lamina.errors import Error
 from lamina.image.sealed import leaf_tables
@@ -38,6 +39,7 @@ def _description(data: bytes) -> None:
     found = decode_description(data)
     again = decode_description(encode_description(found))
     assert [blob.root for blob in again] == [blob.root for blob in found]
+    assert [blob.seal_class for blob in again] == [blob.seal_class for blob in found]
 
 
 def _manifest(data: bytes) -> None:
@@ -52,8 +54,17 @@ def seeds() -> list[bytes]:
     blob = SealedBlob(
         blob_id=bytes(16), key=BlobKey(bytes(32)), piece_count=3, size_bytes=_SIZE, root=bytes(32)
     )
+    tenant = SealedBlob(
+        blob_id=bytes(15) + b"\1",
+        piece_keys=PieceKeys(bytes(96)),
+        piece_count=3,
+        size_bytes=_SIZE,
+        root=bytes(32),
+    )
+    public = SealedBlob(blob_id=bytes(15) + b"\2", piece_count=3, size_bytes=_SIZE, root=bytes(32))
     digest = "sha256:" + "ab" * 32
     notes = {m.SEALED_PIECES: "3", m.SEALED_ROOT: root_of(_LEAVES).hex()}
+    notes[m.SEALED_CLASS] = "tenant"
     layers = [
         {"mediaType": m.SEALED_BLOB, "digest": digest, "size": _SIZE, "annotations": notes},
         {"mediaType": m.SEALED_LEAVES, "digest": digest, "size": len(_TABLE)},
@@ -66,4 +77,4 @@ def seeds() -> list[bytes]:
     ]
     config = {"mediaType": m.OCI_CONFIG, "digest": digest, "size": 2}
     manifest = {"schemaVersion": 2, "config": config, "layers": layers}
-    return [_TABLE, encode_description([blob]), json.dumps(manifest).encode()]
+    return [_TABLE, encode_description([blob, tenant, public]), json.dumps(manifest).encode()]
