@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from lamina.build.index_table import MAX_ZRAN_OUTPUT
+from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
 from lamina.build.source_image import open_source_image
 from lamina.cli.verifying import verify_blob
 from lamina.erofs.check import check_bootstrap
@@ -19,9 +19,10 @@ from lamina.image.native import NativeImage
 from lamina.image.open import open_image
 from lamina.image.residency import make_resident
 from lamina.store.node import NodeStore
-from tests.integration.test_index import index
+from tests.integration.test_index import index, ordinary_image
 from tests.support.index_layers import content
 from tests.support.layers import Item, folder, oci_layout, tar_bytes
+from tests.support.lazy_layers import skippable_frame
 
 BIG_BYTES = MAX_ZRAN_OUTPUT + 5_000_001
 
@@ -92,6 +93,24 @@ def test_it_can_be_made_resident(layout: Path, tmp_path: Path) -> None:
     with open_image(f"oci:{layout}:index", store=store) as image:
         make_resident(image, store, f"oci:{layout}:index")
         assert image.blobs[0].complete
+
+
+def test_frames_that_lie_far_apart_are_read_whole(tmp_path: Path) -> None:
+    gap = skippable_frame(bytes(MAX_ZRAN_INPUT))
+    whole = tar_bytes([Item("a", content(90_000, 1)), Item("b", content(90_000, 2))])
+    cut = whole.index(content(90_000, 1)) + 90_000
+
+    def pack(data: bytes) -> bytes:
+        return zstandard.compress(data[:cut]) + gap + zstandard.compress(data[cut:])
+
+    reference = ordinary_image(tmp_path / "layout", pack, [whole])
+    index(reference)
+    with (
+        open_image(reference, store=tmp_path / "store") as image,
+        open_source_image(reference) as wanted,
+    ):
+        assert image.blobs[0].is_read_whole
+        assert [str(one) for one in compare(image, wanted)] == []
 
 
 @pytest.mark.parametrize("share", [0.3, 0.999])

@@ -28,16 +28,19 @@ class _Source(io.RawIOBase):
 
 
 class _Frames(_ZstdDecoder):
-    """A decoder that reports every frame before it is decoded, and after it ended."""
+    """A decoder that reports the end of every frame, and the begin of the next one if there is
+    one.
+    """
 
-    def __init__(self, source: _Input, boundary: Callable[[], None]) -> None:
+    def __init__(self, source: _Input, boundary: Callable[[bool], None]) -> None:
         super().__init__(source)
         self._boundary = boundary
 
     def _next_frame(self) -> bool:
+        self._boundary(False)
         found = super()._next_frame()
         if found:
-            self._boundary()
+            self._boundary(True)
         return found
 
 
@@ -64,10 +67,12 @@ class ZstdPoints:
         self._out += len(data)
         return data
 
-    def _note(self) -> None:
-        # The decoder opens a frame only when it has given out all of the one before.
+    def _note(self, is_begin: bool) -> None:
+        # The decoder opens a frame only when it has given out all of the one before.  Frames that
+        # are skipped, such as a table of contents, may lie between.
         self.map.add(self.in_offset, self._out)
-        self.map.points.append(AccessPoint(self.in_offset, self._out))
+        if is_begin:
+            self.map.points.append(AccessPoint(self.in_offset, self._out))
 
     def close(self) -> None:
         """Nothing stays open."""

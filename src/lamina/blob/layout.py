@@ -47,6 +47,7 @@ BATCH_CONTEXT = Struct("<II32x")
 ZRAN_CONTEXT = Struct("<QQQIIIBB2x")
 CONTEXT_SIZE = 40
 MAX_ZRAN_OUTPUT = 16 << 20
+MAX_ZRAN_INPUT = 2 * MAX_ZRAN_OUTPUT
 MAX_ZRAN_DICTIONARY = 32 << 10
 
 # 0 magic, 4 features, 8 ci_compressor, 12 entries, 16 ci_offset, 24 stored size, 32 uncompressed

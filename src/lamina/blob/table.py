@@ -31,6 +31,7 @@ from lamina.blob.layout import (
     COMPRESSED_OFFSET_MASK,
     CONTEXT_SIZE,
     MAX_ZRAN_DICTIONARY,
+    MAX_ZRAN_INPUT,
     MAX_ZRAN_OUTPUT,
     V1_OFFSET_MASK,
     ZRAN_CONTEXT,
@@ -297,7 +298,7 @@ class ChunkTable:
             context = self.zran_contexts[self.zran_context_of(first)]
             offset, size, raw_size = context.in_offset, context.in_size, context.out_size
             # Stored blocks may make a span longer than what it yields, but not by much.
-            if not 0 < raw_size <= MAX_ZRAN_OUTPUT or size > 2 * MAX_ZRAN_OUTPUT:
+            if not 0 < raw_size <= MAX_ZRAN_OUTPUT or size > MAX_ZRAN_INPUT:
                 raise self._bad(f"the context of chunk {first} claims {raw_size} bytes in {size}")
             compressed = True
             if self.cuts_contexts:

@@ -13,6 +13,7 @@ from lamina.blob.layout import (
     CHUNK_COMPRESSED,
     CHUNK_ZRAN,
     MAX_STORED_SIZE_V2,
+    MAX_ZRAN_INPUT,
     MAX_ZRAN_OUTPUT,
     ZRAN_CONTEXT,
     CiHeader,
@@ -47,6 +48,10 @@ class _Context(NamedTuple):
     in_size: int
     out_size: int
 
+    @property
+    def is_readable(self) -> bool:
+        return self.out_size <= MAX_ZRAN_OUTPUT and self.in_size <= MAX_ZRAN_INPUT
+
 
 def index_blob(
     layer_id: str, layer: IndexedLayer, plan: LayerPlan, chunk_size: int, digester: Digester
@@ -63,7 +68,7 @@ def index_blob(
     owners = array("I")
     if compression != "none":
         contexts, owners = _contexts(layer, plan, offsets)
-        if any(context.out_size > MAX_ZRAN_OUTPUT for context in contexts):
+        if not all(context.is_readable for context in contexts):
             features |= BlobFeature.WHOLE_STREAM
             contexts = []
         else:

@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lamina.archive import estargz, zstd_chunked
-from lamina.archive.access_points import AccessPoint, PointMap
+from lamina.archive.access_points import FOLLOWING_BYTES, AccessPoint, PointMap
 from lamina.archive.layer_toc import LayerToc, TocChunk, TocFile, TocMember
 from lamina.archive.stream import check_media_type
-from lamina.blob.layout import MAX_ZRAN_OUTPUT
+from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.options import DEFAULT_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lamina.build.scan import MAX_CHUNKS, LayerScan, entry_row
@@ -63,9 +63,10 @@ def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> Toc
         if not _pinned(layer):
             raise UnsupportedError(f"the layer {layer.digest} has no table of contents")
     tables = [_fetch(repository, layer) for layer in layers]
-    chunk_size = _common_chunk_size(file for table in tables for file in table.files)
+    chunk_size = common_chunk_size(file for table in tables for file in table.files)
     found = [
-        _indexed(table, chunk_size, layer.size) for table, layer in zip(tables, layers, strict=True)
+        indexed_by_table(table, chunk_size, layer.size)
+        for table, layer in zip(tables, layers, strict=True)
     ]
     return TocLayers(chunk_size, found)
 
@@ -112,7 +113,7 @@ def _check_members(repository: Repository, layer: Descriptor, toc: LayerToc) -> 
         raise UnsupportedError("the files of the layer do not begin with plain gzip headers")
 
 
-def _common_chunk_size(files: Iterable[TocFile]) -> int:
+def common_chunk_size(files: Iterable[TocFile]) -> int:
     """Return the chunk size of an image with these files; raises UnsupportedError without one."""
     largest = 1
     even: set[int] = set()
@@ -127,7 +128,12 @@ def _common_chunk_size(files: Iterable[TocFile]) -> int:
     return size
 
 
-def _indexed(table: LayerToc, chunk_size: int, layer_bytes: int) -> IndexedLayer:
+def indexed_by_table(table: LayerToc, chunk_size: int, layer_bytes: int) -> IndexedLayer:
+    """Return what a table says of a layer of ``layer_bytes``, with chunks of a size from
+    :func:`common_chunk_size`.
+
+    Raises UnsupportedError or FormatError if it does not make sense.
+    """
     stream = _Stream(table.compression, chunk_size, layer_bytes)
     for file in table.files:
         stream.add(file)
@@ -178,15 +184,24 @@ class _Stream:
     def _open(self, offset: int) -> None:
         if not self._member < offset < self._layer_bytes:
             raise FormatError("The parts of files are not in the order of the table of contents.")
+        if self._map.points:
+            self._close(offset)
         self._member, self._begin = offset, self._end
         in_offset = offset + self._header_bytes
         self._map.add(in_offset, self._begin)
         self._map.points.append(AccessPoint(in_offset, self._begin))
 
+    def _close(self, end: int) -> None:
+        """End the member that was begun last."""
+        if end - self._member + FOLLOWING_BYTES + self._header_bytes > MAX_ZRAN_INPUT:
+            raise UnsupportedError("it has parts that lie far apart")
+
     def finish(self, end: int) -> IndexedLayer:
         """Return the layer, whose data ends at ``end``."""
         if len(self._digests) >= MAX_CHUNKS:
             raise UnsupportedError("it has too many parts")
+        if self._map.points:
+            self._close(end)
         self._map.add(end, self._end)
         scan, found = self._scan, self._map
         scan.paths = b"\0".join([entry.path for entry in self._entries])

@@ -200,6 +200,8 @@ def test_zstd_frames(sizes: list[int], piece: int) -> None:
     plain = b"".join(iter(lambda: stream.read(), b""))
     assert plain == b"".join(parts)
     assert len(stream.map.points) == len(parts)
+    # What is skipped behind the last frame is not read with it.
+    assert stream.map.ins[-1] == len(data) - len(skippable)
     for point, part in zip(stream.map.points, parts, strict=True):
         assert decode_frames(data[point.in_offset :], len(part)) == part
 
