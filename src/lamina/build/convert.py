@@ -11,7 +11,6 @@ import io
 import time
 from typing import TYPE_CHECKING
 
-from lamina.blob.seal import SUITE
 from lamina.build.image_build import Phases, built_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
 from lamina.build.platforms import is_wanted, ordinary_manifests
@@ -137,11 +136,16 @@ class _Conversion:
                     artifact_type=NYDUS_MANIFEST_ARTIFACT if plain else SEALED_ARTIFACT,
                 )
             )
+        annotations = source.annotations
+        if not plain:
+            from lamina.blob.seal import SUITE
+
+            annotations = {SEALED_SUITE: SUITE}
         index = Index(
             schema_version=2,
             media_type=OCI_INDEX,
             manifests=tuple(entries),
-            annotations=source.annotations if plain else {SEALED_SUITE: SUITE},
+            annotations=annotations,
         )
         with self.phases("push manifest"):
             pushed = self._destination.push_manifest(tag, OCI_INDEX, encode(index))

@@ -6,7 +6,6 @@ import contextlib
 import io
 import mmap
 import os
-import tempfile
 import time
 from array import array
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from lamina.archive.stream import open_layer
 from lamina.build.options import ConvertOptions
 from lamina.build.pack import Segment, pack_segment
 from lamina.build.scan import LayerScan, scan_layer
-from lamina.build.sealing import BlobSeal, SegmentSeal
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest
 from lamina.errors import StoreError
 from lamina.linux.heap import keep_freed_memory
+from lamina.linux.unnamed_file import open_unnamed_file
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from lamina.blob.seal import PieceSeal
     from lamina.blob.seal_class import PublicPieces, TenantSeal
+    from lamina.build.sealing import BlobSeal
 
 COUNTER_BYTES = 8
 
@@ -40,8 +40,8 @@ class LayerFiles:
 
     def __init__(self, work_dir: str) -> None:
         try:
-            self.spool = tempfile.TemporaryFile(buffering=0, dir=work_dir)
-            self.packed = tempfile.TemporaryFile(buffering=0, dir=work_dir)
+            self.spool = open_unnamed_file(work_dir)
+            self.packed = open_unnamed_file(work_dir)
         except OSError as error:
             raise StoreError(
                 f"No temporary files can be made in {work_dir}: {error.strerror}.",
@@ -126,10 +126,9 @@ class _Counted(io.RawIOBase):
         return data
 
     def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
+        size: int = self._source.readinto(buffer)  # type: ignore[attr-defined]
+        self._counters.add(self._counter, size)
+        return size
 
 
 _job: Job
@@ -138,7 +137,7 @@ _job: Job
 def preload(options: ConvertOptions) -> None:
     """Load what the workers will need, once, before they are forked."""
     with contextlib.suppress(ImportError):
-        import isal.isal_zlib  # noqa: F401 - absent on some machines
+        import isal.igzip  # noqa: F401 - absent on some machines
     digest(options.digester, b"")
     for compressor in {options.compressor, Compressor.ZSTD}:
         compress(compressor, b"")
@@ -191,6 +190,8 @@ def pack(layer: int, segment: Segment) -> Packed:
     if options.seal is None:
         sizes = pack_segment(segment, spool, packed, options.compressor, options.level)
         return Packed(sizes, sizes, time.process_time() - start)
+    from lamina.build.sealing import SegmentSeal
+
     seal = SegmentSeal(_piece_seal(layer), segment.first_piece)
     sizes = pack_segment(segment, spool, packed, options.compressor, options.level, seal)
     proof = bytes(seal.leaves), bytes(seal.messages)

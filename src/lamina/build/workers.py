@@ -1,24 +1,25 @@
-"""Processes that scan and pack layers: a pool forked from the converter, which inherits what they
-work on.
+"""Processes that scan and pack layers: forked from the converter, they inherit what they work on.
 
 Fork keeps start-up to milliseconds and hands over open files and the repository without pickling;
-so the pool must be made before the converter starts threads of its own.  A worker never outlives
-the converter: the kernel kills it when the thread that forked it ends.
+so the pool must be made before the converter starts threads of its own.  Each worker has a pipe
+for tasks and one for answers, and a thread of the converter that waits for it.  A worker never
+outlives the converter: the kernel kills it when the thread that forked it ends.
 """
 
 from __future__ import annotations
 
 import gc
-import multiprocessing.context
-import multiprocessing.process
 import os
 import pickle
 import signal
+import sys
+import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, BinaryIO, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
 from lamina.errors import Error, StoreError
 from lamina.linux.process import set_parent_death_signal
@@ -26,18 +27,26 @@ from lamina.linux.process import set_parent_death_signal
 P = ParamSpec("P")
 T = TypeVar("T")
 
+AHEAD_BYTES = 16 << 10
+"""Largest task that is sent to a worker before it is free: two of them fit in its pipe."""
 
-class _ForkContext(multiprocessing.context.ForkContext):
-    """The fork context, remembering the processes it made so that they can be ended early."""
+FAILED = 70
+"""Exit status of a worker that could not go on (sysexits.h, EX_SOFTWARE)."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[multiprocessing.process.BaseProcess] = []
 
-    def Process(self, *args: Any, **kwargs: Any) -> multiprocessing.process.BaseProcess:  # type: ignore[override]  # noqa: N802
-        process = super().Process(*args, **kwargs)
-        self.started.append(process)
-        return process
+class _Worker(NamedTuple):
+    """A forked process, and the converter's ends of its pipes."""
+
+    pid: int
+    tasks: BinaryIO
+    answers: BinaryIO
+
+
+class _Task(NamedTuple):
+    """A call as it is sent, and where its answer goes."""
+
+    future: Future[Any]
+    data: bytes
 
 
 class Workers:
@@ -48,18 +57,35 @@ class Workers:
     """
 
     def __init__(self, jobs: int, setup: Callable[[T], None], state: T) -> None:
-        self._context = _ForkContext()
-        self._pool = ProcessPoolExecutor(
-            jobs, mp_context=self._context, initializer=_start, initargs=(os.getpid(), setup, state)
-        )
+        self._tasks: deque[_Task] = deque()
+        self._changed = threading.Condition()
+        self._no_more = False
+        self._workers: list[_Worker] = []
+        self._threads: list[threading.Thread] = []
+        for stream in (sys.stdout, sys.stderr):
+            # What waits in a buffer must not be written by every worker as well.
+            with suppress(AttributeError, ValueError):
+                stream.flush()
+        for _ in range(jobs):
+            self._workers.append(self._fork(setup, state))
+        for worker in self._workers:
+            thread = threading.Thread(target=self._serve, args=(worker,), name="lamina-worker")
+            thread.start()
+            self._threads.append(thread)
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a task; tasks start in the order in which they come."""
-        return self._pool.submit(_Guarded(task), *args, **kwargs)
+        queued = _Task(Future(), pickle.dumps((task, args, kwargs)))
+        with self._changed:
+            self._tasks.append(queued)
+            self._changed.notify()
+        return queued.future
 
     def no_more(self) -> None:
         """Say that no task will follow: workers end as soon as they run out of them."""
-        self._pool.shutdown(wait=False)
+        with self._changed:
+            self._no_more = True
+            self._changed.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -71,46 +97,138 @@ class Workers:
         traceback: TracebackType | None,
     ) -> None:
         if kind is not None:
-            for process in self._context.started:
-                process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        if kind is not None and issubclass(kind, BrokenProcessPool):
-            raise Error(
-                "A worker process of the conversion died.",
-                hint="The machine may be out of memory; use fewer jobs.",
-            ) from value
+            self._kill()
+        self.no_more()
+        for thread in self._threads:
+            thread.join()
+        for worker in self._workers:
+            os.waitpid(worker.pid, 0)
+
+    def _kill(self) -> None:
+        with self._changed:
+            while self._tasks:
+                self._tasks.pop().future.cancel()
+        for worker in self._workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def _fork(self, setup: Callable[[T], None], state: T) -> _Worker:
+        task_read, task_write = os.pipe()
+        answer_read, answer_write = os.pipe()
+        parent = os.getpid()
+        pid = os.fork()
+        if not pid:
+            for worker in self._workers:
+                # An end that another worker holds open would keep this one from ending.
+                worker.tasks.close()
+                worker.answers.close()
+            os.close(task_write)
+            os.close(answer_read)
+            _run_worker(parent, (setup, state), task_read, answer_write)
+        os.close(task_read)
+        os.close(answer_write)
+        return _Worker(pid, os.fdopen(task_write, "wb"), os.fdopen(answer_read, "rb"))
+
+    def _serve(self, worker: _Worker) -> None:
+        """Hand one worker tasks and pass on what it answers, until there are no more."""
+        sent: deque[Future[Any]] = deque()
+        with worker.answers, suppress(BrokenPipeError), worker.tasks:
+            while True:
+                while len(sent) < 2 and (task := self._next(has_work=bool(sent))):
+                    if task.future.set_running_or_notify_cancel():
+                        sent.append(task.future)
+                        _send(worker, task.data)
+                if not sent:
+                    return
+                _receive(worker, sent.popleft())
+
+    def _next(self, *, has_work: bool) -> _Task | None:
+        """Return the next task for a worker, None if there are no more.
+
+        One that has work gets another to go on with at once, unless it is one of the last, which
+        the others may come to first; or so large that it would wait in the pipe.
+        """
+        with self._changed:
+            while not (self._tasks or has_work or self._no_more):
+                self._changed.wait()
+            if not self._tasks:
+                return None
+            if has_work and (
+                len(self._tasks) <= len(self._workers) or len(self._tasks[0].data) > AHEAD_BYTES
+            ):
+                return None
+            return self._tasks.popleft()
 
 
-def _start(parent: int, setup: Callable[[T], None], state: T) -> None:
-    # Tasks make no reference cycles, and what was inherited shall stay shared.
-    gc.disable()
-    set_parent_death_signal(signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    # The converter decides what an interrupt means; it ends its workers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    setup(state)
+def _send(worker: _Worker, data: bytes) -> None:
+    # A worker that died is noticed where its answer is missing.
+    with suppress(BrokenPipeError):
+        worker.tasks.write(data)
+        worker.tasks.flush()
 
 
-class _Guarded(Generic[P, T]):
-    """A task whose errors reach the converter: as errors of ours that can be pickled."""
-
-    def __init__(self, task: Callable[P, T]) -> None:
-        self._task = task
-
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _run(self._task, *args, **kwargs)
-
-
-def _run(task: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def _receive(worker: _Worker, future: Future[Any]) -> None:
     try:
-        return task(*args, **kwargs)
-    except OSError as error:
-        raise StoreError(f"A temporary file cannot be written or read: {error.strerror}.") from None
-    except Error as error:
+        answer, error = pickle.load(worker.answers)  # noqa: S301 - from our own process
+    except (OSError, EOFError, pickle.UnpicklingError):
+        answer = None
+        error = Error(
+            "A worker process of the conversion died.",
+            hint="The machine may be out of memory; use fewer jobs.",
+        )
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)
+
+
+def _run_worker(
+    parent: int, start: tuple[Callable[[T], None], T], task_fd: int, answer_fd: int
+) -> NoReturn:
+    """Live as a worker.  Nothing of the converter that was forked may run or be cleaned up here."""
+    status = FAILED
+    try:
+        # Tasks make no reference cycles, and what was inherited shall stay shared.
+        gc.disable()
+        set_parent_death_signal(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(FAILED)
+        # The converter decides what an interrupt means; it ends its workers itself.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with os.fdopen(task_fd, "rb") as tasks, os.fdopen(answer_fd, "wb") as answers:
+            _answer(tasks, answers, *start)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def _answer(tasks: BinaryIO, answers: BinaryIO, setup: Callable[[T], None], state: T) -> None:
+    setup_answer, usable = _run(setup, state)
+    while True:
         try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
-        except Exception:  # noqa: BLE001 - any failure means that it cannot travel
-            raise Error(str(error), hint=error.hint) from None
-        raise
+            task, args, kwargs = pickle.load(tasks)  # noqa: S301 - from the process that forked us
+        except EOFError:
+            return
+        answers.write(_run(task, *args, **kwargs)[0] if usable else setup_answer)
+        answers.flush()
+
+
+def _run(task: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bytes, bool]:
+    """Return (pickled answer: a result and None, or None and an error; whether it is a result)."""
+    error: Exception
+    try:
+        return pickle.dumps((task(*args, **kwargs), None)), True
+    except OSError as failure:
+        error = StoreError(f"A temporary file cannot be written or read: {failure.strerror}.")
+    except Exception as failure:  # noqa: BLE001 - the converter gets it
+        error = failure
+        if not isinstance(failure, Error):
+            import traceback
+
+            error.add_note("".join(traceback.format_exception(failure)))
+    try:
+        data = pickle.dumps((None, error))
+        pickle.loads(data)  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - any failure means that it cannot travel
+        data = pickle.dumps((None, Error(str(error), hint=getattr(error, "hint", None))))
+    return data, False

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NoReturn
 
 from lamina.cli.page import (
@@ -26,7 +27,9 @@ class Parser(argparse.ArgumentParser):
     """A parser that raises UsageError and shows a Page as its help."""
 
     def __init__(self, prog: str, summary: str, page: Page) -> None:
-        super().__init__(prog=prog, allow_abbrev=False, add_help=False)
+        # Pages have a form of their own; argparse's would ask for the terminal at every argument.
+        form = partial(argparse.HelpFormatter, width=96)
+        super().__init__(prog=prog, allow_abbrev=False, add_help=False, formatter_class=form)
         self.summary = summary
         self.page = page
         self._synopsis: str | None = None
@@ -62,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         arguments mix freely.
         """
         # argparse hides the arguments while it looks for options among them.
-        self._synopsis = synopsis(self)
+        self._synopsis = self.usage = synopsis(self)
         tail = next((item for item in positionals(self) if item.nargs == argparse.REMAINDER), None)
         if tail is None:
             return self.parse_intermixed_args(list(arguments))

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import io
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
@@ -130,7 +129,7 @@ class LayoutFolder:
 
     def start_blob(self) -> LayoutBlobWriter:
         """Begin a blob whose digest is not known yet."""
-        temporary = self.file(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        temporary = self.file(f"{_TEMPORARY}{os.urandom(8).hex()}")
         return LayoutBlobWriter(temporary, self._blob_path)
 
     def replace_index(self, document: dict[str, Any]) -> None:
@@ -150,7 +149,7 @@ class LayoutFolder:
 
     @contextlib.contextmanager
     def _new_file(self, path: str) -> Iterator[BinaryIO]:
-        temporary = self.file(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        temporary = self.file(f"{_TEMPORARY}{os.urandom(8).hex()}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             with os.fdopen(fd, "wb") as file:

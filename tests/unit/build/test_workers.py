@@ -72,3 +72,33 @@ def test_an_exception_ends_the_workers_at_once() -> None:
         workers.submit(sleep)
         raise KeyboardInterrupt
     assert time.monotonic() - start < 20
+
+
+def echo(data: bytes) -> bytes:
+    return data
+
+
+def test_tasks_and_answers_larger_than_a_pipe_come_through() -> None:
+    sent = [bytes([number]) * size for number, size in enumerate((10, 300_000) * 8)]
+    with Workers(2, adopt, {}) as workers:
+        futures = [workers.submit(echo, data) for data in sent]
+        workers.no_more()
+        assert [future.result() for future in futures] == sent
+
+
+def make_unpicklable() -> object:
+    return lambda: None
+
+
+def divide() -> float:
+    return 1 / 0
+
+
+def test_a_defect_tells_where_it_is() -> None:
+    with Workers(1, adopt, {}) as workers:
+        with pytest.raises(ZeroDivisionError) as caught:
+            workers.submit(divide).result()
+        assert "in divide" in caught.value.__notes__[0]
+        with pytest.raises(Exception, match="pickle"):
+            workers.submit(make_unpicklable).result()
+        assert workers.submit(echo, b"still here").result() == b"still here"
