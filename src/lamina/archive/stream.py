@@ -9,10 +9,9 @@ Sources: RFC 1952 (gzip), RFC 8878 (zstd).
 
 from __future__ import annotations
 
-import contextlib
+import gzip
 import io
 import zlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from lamina.archive import zstd_frames
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 INPUT_BYTES = 128 << 10
 READ_BYTES = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_WINDOW_BITS = 31
 MAX_ZSTD_WINDOW_BYTES = 1 << 27
 """What ``zstd --long`` uses; larger windows would let one layer take gigabytes of memory."""
 DEFAULT_MAX_BYTES = 1 << 40
@@ -63,6 +61,24 @@ class _Input:
         self.pending = self.pending + more if self.pending else bytes(more)
         return True
 
+    def read(self, size: int = -1, /) -> bytes:
+        """Return up to ``size`` bytes."""
+        if not self.pending:
+            return self._raw.read(size)
+        data, self.pending = self.pending, b""
+        if 0 <= size < len(data):
+            data, self.pending = data[:size], data[size:]
+        return data
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        """Fill a buffer as far as one read goes."""
+        view = memoryview(buffer).cast("B")
+        if not self.pending:
+            return int(self._raw.readinto(view))  # type: ignore[attr-defined]
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
     def take_all(self) -> bytes:
         """Return what is pending or, if nothing is, the next piece; b"" at the end."""
         if not self.pending and not self.refill():
@@ -88,54 +104,42 @@ class _GzipDecoder:
     """Members one after the other; zeros after the last one are padding, all else is an error."""
 
     def __init__(self, source: _Input) -> None:
-        self._source = source
-        self._new_engine, self._error = _gzip_engine()
-        self._engine: Any = self._new_engine()
-        self._members = 0
-        self._left = b""
+        open_file, self._error = _gzip_reader()
+        self._file: BinaryIO = open_file(fileobj=source, mode="rb")
+        self._is_begun = False
 
     def read(self, size_bytes: int) -> bytes:
-        while True:
-            if self._engine.eof and not self._next_member():
-                return b""
-            data = self._left or self._source.take_all()
-            self._left = b""
-            if not data:
-                raise _truncated("gzip")
-            try:
-                plain: bytes = self._engine.decompress(data, size_bytes)
-            except self._error as error:
+        try:
+            plain = self._file.read(size_bytes)
+        except EOFError:
+            raise _truncated("gzip") from None
+        except gzip.BadGzipFile as error:
+            if self._is_begun and str(error).startswith("Not a gzipped file"):
                 raise FormatError(
-                    f"The layer is not valid gzip: {error}.",
-                    hint="The layer is damaged; fetch it again.",
-                ) from error
-            self._left = self._engine.unconsumed_tail
-            if plain:
-                return plain
-
-    def _next_member(self) -> bool:
-        source = self._source
-        source.pending = self._engine.unused_data + source.pending
-        source.pending = source.pending.lstrip(b"\0")
-        while not source.pending and source.refill():
-            source.pending = source.pending.lstrip(b"\0")
-        if not source.pending:
-            return False
-        if source.peek(2) != GZIP_MAGIC:
-            raise FormatError("The layer has bytes after its last gzip member that are not gzip.")
-        self._engine = self._new_engine()
-        self._left = b""
-        return True
+                    "The layer has bytes after its last gzip member that are not gzip."
+                ) from None
+            raise _not_gzip(error) from error
+        except self._error as error:
+            raise _not_gzip(error) from error
+        self._is_begun = True
+        return plain
 
 
-def _gzip_engine() -> tuple[Callable[[], Any], type[Exception]]:
-    """Return (maker of decompressors for one member, its error); isal is twice as fast as zlib."""
-    engine: Any = zlib
-    with contextlib.suppress(ImportError):
-        from isal import isal_zlib
+def _not_gzip(error: Exception) -> FormatError:
+    return FormatError(
+        f"The layer is not valid gzip: {error}.", hint="The layer is damaged; fetch it again."
+    )
 
-        engine = isal_zlib
-    return lambda: engine.decompressobj(GZIP_WINDOW_BITS), engine.error
+
+def _gzip_reader() -> tuple[Any, Any]:
+    """Return (the file class of gzip members, the error of its inflate); isal is twice as fast as
+    zlib.
+    """
+    try:
+        from isal import igzip, isal_zlib
+    except ImportError:
+        return gzip.GzipFile, zlib.error
+    return igzip.IGzipFile, isal_zlib.error
 
 
 class _ZstdDecoder:

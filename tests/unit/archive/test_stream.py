@@ -35,8 +35,7 @@ def skippable(data: bytes) -> bytes:
 @pytest.fixture(params=["isal", "zlib"])
 def gzip_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "zlib":
-        engine = lambda: (lambda: zlib.decompressobj(31), zlib.error)  # noqa: E731
-        monkeypatch.setattr(stream, "_gzip_engine", engine)
+        monkeypatch.setattr(stream, "_gzip_reader", lambda: (gzip.GzipFile, zlib.error))
 
 
 @pytest.mark.usefixtures("gzip_library")
@@ -55,7 +54,9 @@ def test_damaged_gzip() -> None:
         with pytest.raises(FormatError, match="middle of its gzip"):
             read(broken)
     with pytest.raises(FormatError, match="after its last gzip member"):
-        read(data + b"garbage")
+        read(data + b"garbage" * 9)
+    with pytest.raises(FormatError):
+        read(data + b"g")
     with pytest.raises(FormatError, match="not valid gzip"):
         read(data[:-5] + b"xxxxx")
 
