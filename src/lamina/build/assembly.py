@@ -139,13 +139,16 @@ class Assembly:
                 applied.set_indexes(encode_references(references, self._plans, merged))
 
     def _finish(self, layer: LayerBuild) -> LayerBuild:
-        return finish_and_push(
+        finished = finish_and_push(
             layer,
             self._finished,
             self._options,
             self._destination,
             lambda size: self._count(pushed=size),
         )
+        # Nobody waits for that: it takes long for a large layer.
+        self._finishers.submit(layer.files.drop_spool)
+        return finished
 
     def _conclude(self) -> BuiltImage:
         used = self._used_layers()

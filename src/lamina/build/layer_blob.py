@@ -176,7 +176,6 @@ def finish_and_push(
     else:
         _finish(layer, lower, options, lambda _: None)
         _push(layer, destination, progress)
-    layer.files.drop_spool()
     return layer
 
 
@@ -208,6 +207,7 @@ def _finish(
     piece_sizes, stored_sizes = array("I"), array("I")
     leaves: list[bytes] = []
     messages: list[bytes] = []
+    buffer = memoryview(bytearray(COPY_BYTES))
     for segment, future in layer.packed:
         packed = future.result()
         layer.pack_cpu_s += packed.cpu_s
@@ -217,9 +217,9 @@ def _finish(
         messages.append(packed.messages)
         layer.regions.append((segment.packed_offset, sum(packed.stored_sizes)))
         with RegionFile(layer.files.packed.fileno(), layer.regions[-1:], b"") as region:
-            while data := region.read(COPY_BYTES):
-                sha256.update(data)
-                write(data)
+            while size := region.readinto(buffer):
+                sha256.update(buffer[:size])
+                write(buffer[:size])
     plan = layer.plan
     columns = BlobColumns(plan.chunk_sizes, plan.piece_counts, piece_sizes)
     blob_options = BlobOptions(options.chunk_size, options.compressor, options.digester)
