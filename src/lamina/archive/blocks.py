@@ -21,11 +21,11 @@ in the cache.
 class BlockReader:
     """Cursor over the blocks that ``read_block`` returns; an empty block is the end.
 
-    ``offset`` is the position in the stream.  Views from :meth:`pieces` stay valid: blocks are
-    immutable.
+    ``offset`` is the position in the stream.  Views from :meth:`pieces` stay valid: nobody writes
+    to a block that was read.
     """
 
-    def __init__(self, read_block: Callable[[], bytes | memoryview]) -> None:
+    def __init__(self, read_block: Callable[[], bytes | bytearray | memoryview]) -> None:
         self._read_block = read_block
         self._block = memoryview(b"")
         self._position = 0

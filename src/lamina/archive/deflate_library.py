@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from lamina.errors import UnsupportedError
 
+Z_NO_FLUSH = 0
 Z_BLOCK = 5
 Z_OK = 0
 Z_STREAM_END = 1
@@ -25,6 +26,7 @@ AT_BLOCK_END = 128
 IN_LAST_BLOCK = 64
 UNUSED_BITS = 7
 GZIP_WINDOW_BITS = 31
+RAW_WINDOW_BITS = -15
 
 
 class ZStream(ctypes.Structure):
@@ -51,13 +53,16 @@ class ZStream(ctypes.Structure):
 class Library(NamedTuple):
     """The functions of one library; each gets a pointer to a :class:`ZStream`, and returns a code.
 
-    ``start`` also gets the window bits, and ``inflate`` the kind of flush.
+    ``start`` also gets the window bits, ``inflate`` the kind of flush, ``prime`` a number of bits
+    and their value, and ``set_window`` the address and length of a window.
     """
 
     start: Callable[[Any, int], int]
     inflate: Callable[[Any, int], int]
     reset: Callable[[Any], int]
     end: Callable[[Any], int]
+    prime: Callable[[Any, int, int], int]
+    set_window: Callable[[Any, int, int], int]
 
 
 @cache
@@ -88,10 +93,7 @@ def _packaged() -> list[str]:
 def _zlib_ng(library: ctypes.CDLL) -> Library:
     # zng_stream has the layout of z_stream up to its last two fields, and is shorter.
     start = _function(library.zng_inflateInit2, ctypes.c_int)
-    inflate = _function(library.zng_inflate, ctypes.c_int)
-    return Library(
-        start, inflate, _function(library.zng_inflateReset), _function(library.zng_inflateEnd)
-    )
+    return Library(start, *_functions(library, "zng_inflate"))
 
 
 def _zlib(library: ctypes.CDLL) -> Library:
@@ -101,8 +103,18 @@ def _zlib(library: ctypes.CDLL) -> Library:
     def start(stream: Any, window_bits: int) -> int:
         return int(init(stream, window_bits, library.zlibVersion(), ctypes.sizeof(ZStream)))
 
-    inflate = _function(library.inflate, ctypes.c_int)
-    return Library(start, inflate, _function(library.inflateReset), _function(library.inflateEnd))
+    return Library(start, *_functions(library, "inflate"))
+
+
+def _functions(library: ctypes.CDLL, prefix: str) -> tuple[Any, ...]:
+    """Return the functions that both libraries have, in the order of :class:`Library`."""
+    return (
+        _function(getattr(library, prefix), ctypes.c_int),
+        _function(getattr(library, f"{prefix}Reset")),
+        _function(getattr(library, f"{prefix}End")),
+        _function(getattr(library, f"{prefix}Prime"), ctypes.c_int, ctypes.c_int),
+        _function(getattr(library, f"{prefix}SetDictionary"), ctypes.c_void_p, ctypes.c_uint),
+    )
 
 
 def _function(function: Any, *arguments: type) -> Any:
@@ -111,10 +123,12 @@ def _function(function: Any, *arguments: type) -> Any:
     return function
 
 
-def new_inflate() -> ZStream:
-    """Return the state of an inflate of gzip members; :func:`end_inflate` frees it."""
+def new_inflate(window_bits: int = GZIP_WINDOW_BITS) -> ZStream:
+    """Return the state of an inflate of gzip members, or of deflate data without anything around
+    it; :func:`end_inflate` frees it.
+    """
     stream = ZStream()
-    code = load_library().start(ctypes.byref(stream), GZIP_WINDOW_BITS)
+    code = load_library().start(ctypes.byref(stream), window_bits)
     if code != Z_OK:
         raise UnsupportedError(f"zlib refuses to start (code {code}).")
     return stream

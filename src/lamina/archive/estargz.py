@@ -29,7 +29,7 @@ from lamina.archive.layer_toc import (
     sha256_of,
     tar_entry,
 )
-from lamina.archive.stream import GZIP_WINDOW_BITS
+from lamina.codec.deflate_span import GZIP_WINDOW_BITS
 from lamina.errors import FormatError, IntegrityError
 
 FOOTER_BYTES: Final = 51

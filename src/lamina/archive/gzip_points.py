@@ -1,7 +1,8 @@
 """Inflate a gzip stream and note the points from which it can be inflated again.
 
-One pass of zlib that stops at every deflate block; so it costs no more than inflating does, plus a
-call per block.  Any number of members, any flags.  Sources: RFC 1951, RFC 1952; RAFS v6 §7.1.
+One pass of zlib that stops every 32 KiB of output, and at the ends of deflate blocks where a point
+may be; so it costs no more than inflating does, plus a call per stop.  Any number of members, any
+flags.  Sources: RFC 1951, RFC 1952; RAFS v6 §7.1.
 """
 
 from __future__ import annotations
@@ -12,12 +13,19 @@ from typing import Self
 
 from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import WINDOW_BYTES, AccessPoint, PointMap
-from lamina.archive.sparse_window import LOOKAHEAD_BYTES, sparse_window
+from lamina.archive.sparse_window import LOOKAHEAD_BYTES, WindowThinner
 from lamina.errors import FormatError
 
-OUTPUT_BYTES = 1 << 20
+OUTPUT_BYTES = 256 << 10
+"""What is handed out at a time: it stays in the processor's cache while it is digested."""
+
 STOP_BYTES = 32 << 10
 """Plain bytes after which it is noted how much input they took, so that reads need little more."""
+
+MAX_STOP_INPUT_BYTES = STOP_BYTES + 64
+"""Most input that these take: stored blocks are the worst, with 5 bytes each 64 KiB at most, and
+what zlib holds back.
+"""
 
 DEFAULT_SPACING_BYTES = 128 << 10
 """Compressed bytes from one point to the next, at least: what a read of one small file costs."""
@@ -43,12 +51,13 @@ class GzipPoints:
         self.map = PointMap()
         self._read_input = read_input
         self._spacing = spacing_bytes
+        self._thinner = WindowThinner()
         self._stream = libz.new_inflate()
         self._inflate = libz.load_library().inflate
         self._reference = ctypes.byref(self._stream)
-        self._buffer = (ctypes.c_char * (WINDOW_BYTES + OUTPUT_BYTES))()
-        self._view = memoryview(self._buffer).cast("B")
-        self._address = ctypes.addressof(self._buffer)
+        self._buffer = bytearray(OUTPUT_BYTES)
+        self._address = 0
+        self._before = b""
         self._input = b""
         self._input_start = 0
         self._last_byte = 0
@@ -64,22 +73,24 @@ class GzipPoints:
         """Compressed bytes consumed."""
         return self._input_start + len(self._input) - int(self._stream.avail_in)
 
-    def read(self, _size: int = OUTPUT_BYTES, /) -> bytes:
-        """Return the next decompressed bytes, at most 1 MiB; b"" only at the end.
+    def read(self, _size: int = OUTPUT_BYTES, /) -> bytearray:
+        """Return the next decompressed bytes, at most 256 KiB; b"" only at the end.
 
         Raises FormatError for damaged or truncated data.
         """
         stream = self._stream
-        self._view[:WINDOW_BYTES] = bytes(self._view[-WINDOW_BYTES:])
-        stream.next_out = self._address + WINDOW_BYTES
-        end = self._address + WINDOW_BYTES + OUTPUT_BYTES
+        self._before = bytes(self._buffer[-WINDOW_BYTES:])
+        # A new one each time: what was handed out is not written to again.
+        self._buffer = bytearray(OUTPUT_BYTES)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
+        stream.next_out = self._address
+        end = self._address + OUTPUT_BYTES
         while stream.next_out < end:
             stream.avail_out = min(STOP_BYTES, end - stream.next_out)
             if not self._inflate_to_stop():
-                break
-        # Less than a full buffer is the end, after which no window is needed.
-        filled = stream.next_out - self._address
-        return bytes(self._view[WINDOW_BYTES:filled])
+                # Less than a full buffer is the end, after which no window is needed.
+                return self._buffer[: stream.next_out - self._address]
+        return self._buffer
 
     def _inflate_to_stop(self) -> bool:
         """Fill the output that is available; False at the end of the stream."""
@@ -100,7 +111,9 @@ class GzipPoints:
     def _step(self) -> None:
         stream = self._stream
         before, had = stream.avail_out, stream.avail_in
-        code = self._inflate(self._reference, libz.Z_BLOCK)
+        # The begin of a member is a boundary as well.
+        at_blocks = self._out == self._member_out or self._is_point_near()
+        code = self._inflate(self._reference, libz.Z_BLOCK if at_blocks else libz.Z_NO_FLUSH)
         self._out += before - stream.avail_out
         if code == libz.Z_STREAM_END:
             self.map.add(self.in_offset, self._out)
@@ -111,8 +124,19 @@ class GzipPoints:
                 f"The layer is not valid gzip: {message or code}.",
                 hint="The layer is damaged; fetch it again.",
             )
-        elif stream.data_type & libz.AT_BLOCK_END:
+        elif at_blocks and stream.data_type & libz.AT_BLOCK_END:
             self._boundary(stream.data_type)
+
+    def _is_point_near(self) -> bool:
+        """Whether the next point may be in what one call inflates."""
+        points = self.map.points
+        if not points:
+            return True
+        last = points[-1]
+        return (
+            self.in_offset + MAX_STOP_INPUT_BYTES - last.in_offset >= self._spacing
+            or self._out + STOP_BYTES - last.out_offset >= MAX_OUTPUT_SPACING_BYTES
+        )
 
     def _boundary(self, state: int) -> None:
         here = self.in_offset
@@ -133,7 +157,8 @@ class GzipPoints:
             byte = self._input[offset] if offset >= 0 else self._last_byte
         end = self._stream.next_out - self._address
         size = min(WINDOW_BYTES, self._out - self._member_out)
-        window = bytes(self._view[end - size : end])
+        window = self._before + self._buffer[max(end - WINDOW_BYTES, 0) : end]
+        window = window[len(window) - size :]
         points.append(AccessPoint(here, self._out, bits, byte, window))
         if window:
             start = here - self._input_start
@@ -173,7 +198,7 @@ class GzipPoints:
         if self._following is None or (len(self._following) < LOOKAHEAD_BYTES and not at_end):
             return
         point = self.map.points[-1]
-        window = sparse_window(point.window, self._following, point.bits, point.byte)
+        window = self._thinner.sparse_window(point.window, self._following, point.bits, point.byte)
         self.map.points[-1] = point._replace(window=window)
         self._following = None
 
@@ -198,6 +223,7 @@ class GzipPoints:
         """Free the state of zlib; may be called again."""
         if not self._closed:
             self._closed = True
+            self._thinner.close()
             libz.end_inflate(self._stream)
 
     def __enter__(self) -> Self:

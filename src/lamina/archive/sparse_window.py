@@ -12,14 +12,12 @@ is parsed here, and nothing can go wrong but that bytes are kept in vain.
 
 from __future__ import annotations
 
+import ctypes
 from array import array
-from functools import cache
 from itertools import compress
-from typing import Any
 
+from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import WINDOW_BYTES
-from lamina.codec.deflate_span import engine, inflate_begin
-from lamina.errors import FormatError
 
 LOOKAHEAD_BYTES = 40 << 10
 """Compressed bytes after a point that surely yield 32 KiB, unless the stream ends."""
@@ -37,37 +35,65 @@ _HIGH = b"".join(
 _FROM_WINDOW = b"\0" + bytes([1]) * 255
 
 
-@cache
-def _engine() -> Any:
-    """Return zlib-ng if it is here: it starts in half of the time of the others."""
-    try:
-        from zlib_ng import zlib_ng
-    except ImportError:
-        return engine()
-    return zlib_ng
-
-
-def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> bytes:
-    """Return the window with zeros where the stream after it does not refer to it.
-
-    ``following`` are the compressed bytes after the point, :data:`LOOKAHEAD_BYTES` or all there
-    are.  What cannot be told keeps the window whole.
+class WindowThinner:
+    """Tells the bytes of windows that are needed; one inflate serves all of them.  ``close`` frees
+    it.
     """
-    size = len(window)
-    outputs = []
-    for pattern in (_LOW, _HIGH):
-        try:
-            begin = pattern[:size]
-            plain = inflate_begin(following, bits, byte, begin, WINDOW_BYTES, module=_engine())
-        except FormatError:
+
+    def __init__(self) -> None:
+        self._stream = libz.new_inflate(libz.RAW_WINDOW_BITS)
+        self._reference = ctypes.byref(self._stream)
+        self._output = bytearray(WINDOW_BYTES)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._output))
+
+    def close(self) -> None:
+        """Free the state of the inflate; may be called again."""
+        libz.end_inflate(self._stream)
+
+    def sparse_window(self, window: bytes, following: bytes, bits: int, byte: int) -> bytes:
+        """Return the window with zeros where the stream after it does not refer to it.
+
+        ``following`` are the compressed bytes after the point, :data:`LOOKAHEAD_BYTES` or all there
+        are.  What cannot be told keeps the window whole.
+        """
+        samples = []
+        for pattern in (_LOW, _HIGH):
+            length = self._inflate(pattern, len(window), following, (bits, byte))
+            samples.append(self._output[:length:MIN_MATCH_BYTES])
+        low, high = samples
+        if not low or len(low) != len(high):
             return window
-        outputs.append(plain)
-    if len(outputs[0]) < WINDOW_BYTES and len(following) >= LOOKAHEAD_BYTES:
-        return window
-    low, high = (plain[::MIN_MATCH_BYTES] for plain in outputs)
+        return _keep(window, _places(low, high))
+
+    def _inflate(
+        self, pattern: bytes, size_bytes: int, following: bytes, prime: tuple[int, int]
+    ) -> int:
+        """Return how much of the output is there with another window: all or, if it cannot be
+        told, nothing.
+        """
+        library, stream = libz.load_library(), self._stream
+        bits, byte = prime
+        library.reset(self._reference)
+        library.prime(self._reference, bits, byte >> (8 - bits))
+        library.set_window(self._reference, _address(pattern), size_bytes)
+        stream.next_in, stream.avail_in = _address(following), len(following)
+        stream.next_out, stream.avail_out = self._address, WINDOW_BYTES
+        code = library.inflate(self._reference, libz.Z_NO_FLUSH)
+        length = WINDOW_BYTES - int(stream.avail_out)
+        # What follows the end of a member has a window of its own.
+        is_whole = length == WINDOW_BYTES or code == libz.Z_STREAM_END
+        if is_whole or (code in (libz.Z_OK, libz.Z_BUF_ERROR) and len(following) < LOOKAHEAD_BYTES):
+            return length
+        return 0
+
+
+def _address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+def _places(low: bytearray, high: bytearray) -> bytearray:
+    """Return a byte for each byte of a window, 255 if one of the samples came from it."""
     length = len(low)
-    if not length or len(high) != length:
-        return window
     differ = int.from_bytes(low, "little") ^ int.from_bytes(high, "little")
     chosen = differ.to_bytes(length, "little").translate(_FROM_WINDOW)
     places = bytearray(2 * length)
@@ -77,6 +103,12 @@ def sparse_window(window: bytes, following: bytes, bits: int, byte: int) -> byte
         seen[place] = 255
     for place in _SWAPPED:
         seen[place] |= seen[place + WINDOW_BYTES]
+    return seen
+
+
+def _keep(window: bytes, seen: bytearray) -> bytes:
+    """Return the window with what was seen of it, and what may have been seen in part only."""
+    size = len(window)
     seen[max(size - MIN_MATCH_BYTES, 0) : size] = b"\xff" * min(MIN_MATCH_BYTES, size)
     used = int.from_bytes(seen[:size], "little")
     used |= used << 8

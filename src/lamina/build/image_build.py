@@ -72,7 +72,7 @@ def built_image(
             files += [tasks.LayerFiles(work_folder(options.work_dir)) for _ in layers]
         # Workers must be forked before the first thread starts, and end before the threads.
         with (
-            _no_garbage_collection(),
+            no_garbage_collection(),
             ThreadPoolExecutor(FINISHERS, "lamina-finish") as finishers,
             Workers(jobs, tasks.set_up, job) as workers,
         ):
@@ -85,7 +85,7 @@ def built_image(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Keep the collector from walking trees of a hundred thousand nodes, which have no cycles."""
     enabled = gc.isenabled()
     gc.disable()

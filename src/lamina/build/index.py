@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from lamina.build.index_build import BuiltIndex, IndexOptions, build_from_layers
+from lamina.build.index_build import IndexOptions, build_from_layers
 from lamina.build.index_table import IndexBlob
-from lamina.build.package import FS_VERSION, blob_descriptor, converted_config
 from lamina.build.platforms import is_wanted, ordinary_manifests
 from lamina.errors import FormatError, NotFoundError, UsageError
 from lamina.registry.manifest import (
@@ -37,13 +37,16 @@ from lamina.registry.reference import Reference
 from lamina.registry.referrers import push_referrer
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 
+if TYPE_CHECKING:
+    from lamina.build.index_merge import BuiltIndex
+
 __all__ = ["IndexOptions", "IndexReport", "build_index", "index_image", "index_manifest"]
 
 
 @dataclass(frozen=True, slots=True)
 class IndexReport:
     """The result: the digest of the index, what it indexes, and sizes in bytes; ``by_table`` and
-    ``table_problem`` as in :class:`lamina.build.index_build.BuiltIndex`.
+    ``table_problem`` as in :class:`lamina.build.index_merge.BuiltIndex`.
     """
 
     platform: str
@@ -150,6 +153,8 @@ def index_manifest(
     source: Descriptor, config: bytes, built: BuiltIndex
 ) -> tuple[Manifest, bytes, list[Descriptor]]:
     """Return (manifest, configuration, descriptors of the tables) of an index."""
+    from lamina.build.package import FS_VERSION, blob_descriptor, converted_config
+
     tables = []
     for blob in built.blobs:
         plain = blob_descriptor(blob.entry.meta_digest.hex(), len(blob.data))

@@ -1,6 +1,7 @@
 """From the layers of an ordinary image to its index: tables of the layers, and the merged tree.
 
-Every layer is read once, by a process of its own, while this one merges what is finished.
+Every layer is read once, by a process of its own, while this one merges what is finished.  The
+processes start before the modules for that are loaded.
 """
 
 from __future__ import annotations
@@ -11,28 +12,26 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.archive.gzip_points import DEFAULT_SPACING_BYTES
+from lamina.build.image_build import no_garbage_collection
 from lamina.build.index_layer import IndexedLayer, index_layer
 from lamina.build.index_table import IndexBlob, index_blob
-from lamina.build.layer_blob import with_blob_index
 from lamina.build.layer_tocs import have_tables, layers_by_table
-from lamina.build.layer_tree import apply_layer
-from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
-from lamina.build.package import BootstrapLayer, bootstrap_layer
-from lamina.build.plan import KnownChunks, LayerPlan, encode_references, plan_layer
+from lamina.build.plan import KnownChunks, LayerPlan, plan_layer
 from lamina.build.scan import LayerScan
 from lamina.build.tasks import SharedCounters
 from lamina.build.workers import Workers
-from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
-from lamina.erofs.writer import BootstrapOptions, write_bootstrap
 from lamina.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from lamina.linux.heap import keep_freed_memory
 from lamina.registry.manifest import Descriptor
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+
+if TYPE_CHECKING:
+    from lamina.build.index_merge import BuiltIndex
 
 DEFAULT_CHUNK_SIZE = 128 << 10
 PROGRESS_INTERVAL_S = 0.1
@@ -67,19 +66,6 @@ class IndexOptions:
             raise UsageError(f"Access points cannot be {self.spacing_bytes} bytes apart.")
         if self.jobs < 0:
             raise UsageError(f"The number of jobs {self.jobs} is negative.")
-
-
-class BuiltIndex(NamedTuple):
-    """The index of one image before it is pushed; ``blobs`` are its layers with data, in order.
-
-    ``by_table`` says that the layers were not read; ``table_problem`` why they were although some
-    have tables of contents.
-    """
-
-    blobs: list[IndexBlob]
-    last: BootstrapLayer
-    by_table: bool
-    table_problem: str
 
 
 @dataclass(slots=True)
@@ -118,7 +104,7 @@ def _set_up(job: _Job) -> None:
         job.repository = open_repository(job.repository.reference, options=job.client)
 
 
-class _Layer(NamedTuple):
+class LayerIndex(NamedTuple):
     """What a worker makes of a layer; ``blob`` is None if it has no data."""
 
     scan: LayerScan
@@ -126,7 +112,7 @@ class _Layer(NamedTuple):
     blob: IndexBlob | None
 
 
-def _index(number: int) -> _Layer:
+def _index(number: int) -> LayerIndex:
     """Index a layer.  Windows are large, so they stay here and only the finished table is sent."""
     options, descriptor = _job.options, _job.layers[number]
     if _job.known:
@@ -143,7 +129,7 @@ def _index(number: int) -> _Layer:
     if plan.chunk_count:
         blob = index_blob(descriptor.hex, layer, plan, options.chunk_size, options.digester)
     layer.scan.digests = b""
-    return _Layer(layer.scan, plan, blob)
+    return LayerIndex(layer.scan, plan, blob)
 
 
 def build_from_layers(
@@ -166,40 +152,20 @@ def build_from_layers(
         except (FormatError, IntegrityError, UnsupportedError) as error:
             problem = str(error)
     with closing(_Job(repository, client, layers, options, known)) as job:
-        tree, blobs = _read_layers(job)
-    table = b"".join(with_blob_index(blob.chunk_entries, i) for i, blob in enumerate(blobs))
-    bootstrap = write_bootstrap(
-        tree.root,
-        [blob.entry for blob in blobs],
-        table,
-        BootstrapOptions(options.chunk_size, Compressor.GZIP, options.digester),
-    )
-    return BuiltIndex(blobs, bootstrap_layer(bootstrap, ()), bool(known), problem)
+        jobs = options.jobs or len(os.sched_getaffinity(0))
+        with no_garbage_collection(), Workers(jobs, _set_up, job) as workers:
+            futures = [workers.submit(_index, number) for number in range(len(layers))]
+            workers.no_more()
+            # Loaded this late, it does not keep the workers from starting.
+            from lamina.build.index_merge import IndexMerge
+
+            merge = IndexMerge(options.chunk_size, options.digester)
+            for layer, future in zip(layers, futures, strict=True):
+                merge.add(layer.hex, *_wait(future, job))
+            return merge.finish(by_table=bool(known), table_problem=problem)
 
 
-def _read_layers(job: _Job) -> tuple[MergedTree, list[IndexBlob]]:
-    """Read all layers at once, and merge their trees in order."""
-    tree = MergedTree()
-    blobs: list[IndexBlob] = []
-    plans: list[LayerPlan] = []
-    numbers: dict[str, int] = {}
-    jobs = job.options.jobs or len(os.sched_getaffinity(0))
-    with Workers(jobs, _set_up, job) as workers:
-        futures = [workers.submit(_index, number) for number in range(len(job.layers))]
-        workers.no_more()
-        for number, future in enumerate(futures):
-            scan, plan, blob = _wait(future, job)
-            plans.append(plan)
-            # An image may have one layer twice, but only one blob of it.
-            own = numbers.setdefault(job.layers[number].hex, len(blobs))
-            indexes = encode_references(plan.references, plans, {number: own})
-            apply_layer(tree, scan, indexes, lambda node: node)
-            if blob is not None and own == len(blobs):
-                blobs.append(blob)
-    return tree, blobs
-
-
-def _wait(future: Future[_Layer], job: _Job) -> _Layer:
+def _wait(future: Future[LayerIndex], job: _Job) -> LayerIndex:
     interval_s = None if job.options.progress is None else PROGRESS_INTERVAL_S
     while True:
         try:

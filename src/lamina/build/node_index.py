@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from lamina.blob.table import ChunkTable
 from lamina.build.index import index_manifest, read_config, refuse_native
-from lamina.build.index_build import BuiltIndex, IndexOptions, build_from_layers
+from lamina.build.index_build import IndexOptions, build_from_layers
+from lamina.build.index_merge import BuiltIndex
 from lamina.fetch.source import RepositorySource
 from lamina.image.errors import NoIndexError, UntrustedIndexError
 from lamina.image.indexed import BUILT_INDEX

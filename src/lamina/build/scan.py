@@ -41,7 +41,7 @@ class TarStream(Protocol):
     def compression(self) -> str:
         """``none``, ``gzip`` or ``zstd``."""
 
-    def read(self, size: int, /) -> bytes:
+    def read(self, size: int, /) -> bytes | bytearray:
         """Return the next bytes, b"" at the end."""
 
 
@@ -152,12 +152,12 @@ def entry_row(entry: tar.Entry) -> tuple[int, ...]:
     )
 
 
-def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], bytes]:
+def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], bytes | bytearray]:
     if spool is None:
         return lambda: stream.read(BLOCK_BYTES)
     write = spool.write
 
-    def read_block() -> bytes:
+    def read_block() -> bytes | bytearray:
         block = stream.read(BLOCK_BYTES)
         written = write(block)
         while written < len(block):
