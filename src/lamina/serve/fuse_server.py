@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import mmap
@@ -134,14 +135,25 @@ class FuseServer:
         me = threading.get_ident()
         self._busy.add(me)
         try:
-            self._answer(fuse.parse_request(request_buffer[:count]), scratch)
-        except OSError as error:
-            # The caller was killed meanwhile, or the connection is gone.
-            return error.errno == errno.ENOENT
+            return self._answer_or_fail(fuse.parse_request(request_buffer[:count]), scratch)
         except Error:
             LOG.exception("the kernel sent a FUSE request that makes no sense")
         finally:
             self._busy.discard(me)
+        return True
+
+    def _answer_or_fail(self, request: fuse.Request, scratch: memoryview) -> bool:
+        """Answer; False once the connection is gone."""
+        try:
+            self._answer(request, scratch)
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            # ENOENT: the caller was killed meanwhile.
+            if error.errno != errno.ENOENT:
+                LOG.exception("answering a FUSE request of kind %d failed", request.opcode)
+                with contextlib.suppress(OSError):
+                    os.writev(self._device, [fuse_reply.encode_error(request.unique, errno.EIO)])
         return True
 
     def _answer(self, request: fuse.Request, scratch: memoryview) -> None:
