@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -293,3 +294,27 @@ def test_auto_is_the_device_that_fails_closed(sample: Sample) -> None:
     with mount_image(sample.image, sample.mountpoint) as mounted:
         assert mounted.device == "fuse-blob"
         assert sample.file(b"sizes/1").read_bytes() == sample.built.contents[b"sizes/1"]
+
+
+def test_a_shortage_of_descriptors_is_an_error_and_passes(sample: Sample) -> None:
+    """The kernel makes one for each event: where it cannot, one reader hears of it."""
+    require_device("fanotify")
+    name = max(sample.built.contents, key=lambda name: len(sample.built.contents[name]))
+    code = "import sys; sys.stdin.read(1); open(sys.argv[1], 'rb').read()"
+    command = [sys.executable, "-c", code, os.fspath(sample.file(name))]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        mount_image(sample.image, sample.mountpoint, "fanotify"),
+        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as reader,
+        contextlib.ExitStack() as taken,
+    ):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        taken.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        with contextlib.suppress(OSError):
+            while True:
+                taken.callback(os.close, os.dup(0))
+        assert reader.stdin is not None
+        os.write(reader.stdin.fileno(), b".")
+        assert reader.wait(20) != 0
+        taken.close()
+        assert sample.file(name).read_bytes() == sample.built.contents[name]

@@ -7,11 +7,11 @@ keeps the fanotify group, see :mod:`lamina.serve.holder`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,6 +28,7 @@ LOG: Final = logging.getLogger("lamina")
 THREADS: Final = 16
 """How many readers can wait for the network at a time; also bounds the events' descriptors."""
 
+PAUSE_S: Final = 0.05
 _EIO: Final = 5
 
 
@@ -120,10 +121,19 @@ class FanotifyDevice:
             while True:
                 if any(fd == self._stop for fd, _ in poll.poll()):
                     return
-                with contextlib.suppress(BlockingIOError):
-                    data = os.read(self._group, fanotify.EVENT_BYTES)
-                    for event in fanotify.parse_events(data):
-                        self._answer(event)
+                for event in self._read_events():
+                    self._answer(event)
+
+    def _read_events(self) -> Sequence[fanotify.Event]:
+        try:
+            return list(fanotify.parse_events(os.read(self._group, fanotify.EVENT_BYTES)))
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The kernel had no descriptor for it, and told its reader so.
+            LOG.exception("an event of a fanotify group cannot be read")
+            time.sleep(PAUSE_S)
+        return ()
 
     def _next_early(self) -> fanotify.Event | None:
         try:
@@ -141,7 +151,10 @@ class FanotifyDevice:
             # An event without an answer would hang its reader, so even a defect is one.
             LOG.exception("filling a range of a cache file failed")
         finally:
-            fanotify.respond(self._group, event.fd, code)
+            try:
+                fanotify.respond(self._group, event.fd, code)
+            except OSError:
+                LOG.exception("the answer to a reader of a cache file failed")
             os.close(event.fd)
 
     def _fill(self, event: fanotify.Event) -> int:

@@ -12,6 +12,7 @@ import os
 import queue
 import select
 import threading
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
@@ -28,6 +29,7 @@ from lamina.serve.service.late_image import LateImage
 LOG: Final = logging.getLogger("lamina")
 
 THREADS: Final = 16
+PAUSE_S: Final = 0.05
 _EIO: Final = 5
 _BLOB: Final = "blob."
 
@@ -99,12 +101,21 @@ class FanotifyMount:
             while not any(fd == self._stop for fd, _ in poll.poll()):
                 if self._draining:
                     return
-                try:
-                    os.readv(self._group, [self._slots.target(slot)])
-                except BlockingIOError:
-                    continue
-                self._take(slot)
-                slot = self._free.get()
+                if self._read_event(slot):
+                    self._take(slot)
+                    slot = self._free.get()
+
+    def _read_event(self, slot: int) -> bool:
+        try:
+            os.readv(self._group, [self._slots.target(slot)])
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The kernel had no descriptor for it, and told its reader so.  Others wait behind it.
+            LOG.exception("an event of a fanotify group cannot be read")
+            time.sleep(PAUSE_S)
+            return False
+        return True
 
     def _take(self, slot: int) -> None:
         event = self._slots.event(slot)
