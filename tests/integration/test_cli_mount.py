@@ -109,6 +109,17 @@ def test_mount_look_unmount(lamina: Shell, files: dict[str, bytes], device: str)
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("device", ["auto", "fuse"])
+def test_the_rest_arrives_while_nobody_reads(lamina: Shell, device: str) -> None:
+    lamina("mount", "--complete", "--device", device, "--store", f"other-{device}", IMAGE, "mnt")
+    deadline = time.monotonic() + 20
+    # It may have arrived even before the mount was made.
+    while not (line := lamina.mine()[0])["resident"] and line["ready_bytes"] != line["total_bytes"]:
+        assert time.monotonic() < deadline, line
+        time.sleep(0.05)
+    lamina("umount", "mnt")
+
+
 def test_it_tells_people_on_standard_error(lamina: Shell) -> None:
     done = lamina("mount", IMAGE, "mnt")
     assert done.stdout == ""

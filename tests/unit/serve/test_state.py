@@ -10,8 +10,9 @@ import pytest
 from lamina.errors import FetchError, IntegrityError, KernelError, StoreError
 from lamina.linux.process import start_time_ticks
 from lamina.linux.syscalls import SyscallError
+from lamina.serve import state
 from lamina.serve.reported_error import decode_error, encode_error
-from lamina.serve.state import MountRecord, MountRecords, state_directory
+from lamina.serve.state import MountRecord, MountRecords, mounting_lock, state_directory
 
 
 def record(mountpoint: str = "/mnt/ä\udcff", **changes: object) -> MountRecord:
@@ -96,3 +97,32 @@ def test_subclasses_travel_as_their_family() -> None:
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"family": "errno", "message": 1}'])
 def test_what_is_no_error_report(data: bytes) -> None:
     assert type(decode_error(data)) is KernelError
+
+
+def test_a_mount_that_never_ends_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LAMINA_RUNTIME", str(tmp_path))
+    monkeypatch.setattr(state, "_AFTER_ABORT_S", 0.05)
+    aborted: list[int] = []
+    monkeypatch.setattr(state, "abort_connection", aborted.append)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with mounting_lock() as first:
+        first.note_connection(77)
+        with (
+            pytest.raises(KernelError, match=rf"\(process {os.getpid()}\) has not come to an end"),
+            mounting_lock(deadline_s=0.05),
+        ):
+            pass
+    assert aborted == [77]
+
+
+def test_a_mount_that_ends_when_its_connection_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LAMINA_RUNTIME", str(tmp_path))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    first = mounting_lock()
+    first.__enter__().note_connection(77)
+    monkeypatch.setattr(state, "abort_connection", lambda _: first.__exit__(None, None, None))
+    with mounting_lock(deadline_s=0.05):
+        pass
+    assert (tmp_path / "mounting.lock").read_bytes() == b"", "nothing is left to abort"
