@@ -61,7 +61,7 @@ def estargz(
         entries.append(entry)
         for start in range(0, len(payload), chunk_bytes):
             if len(pending) >= share_bytes:
-                out += gzip.compress(pending, mtime=0)
+                out += gzip.compress(pending, 6, mtime=0)
                 pending = b""
             part = payload[start : start + chunk_bytes]
             if start:
@@ -73,7 +73,7 @@ def estargz(
                 entry["chunkSize"] = chunk_bytes
             pending += part
         pending += bytes(-len(payload) % tarfile.BLOCKSIZE)
-    out += gzip.compress(pending, mtime=0)
+    out += gzip.compress(pending, 6, mtime=0)
     change(entries)
     table = json.dumps({"version": 1, "entries": entries}, indent="\t").encode()
     contents = io.BytesIO()
@@ -161,7 +161,8 @@ def members(data: bytes) -> Iterator[tuple[bytes, tarfile.TarInfo, bytes]]:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for info in tar:
             size = info.size if info.isreg() else 0
-            yield data[end : info.offset_data], info, data[info.offset_data :][:size]
+            begin = info.offset_data
+            yield data[end:begin], info, data[begin : begin + size]
             end = info.offset_data + size + (-size % tarfile.BLOCKSIZE)
 
 

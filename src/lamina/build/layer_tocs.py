@@ -122,9 +122,9 @@ def common_chunk_size(files: Iterable[TocFile]) -> int:
         even.update(chunk.size for chunk in chunks[:-1])
     size = max(even) if even else max(1 << (largest - 1).bit_length(), DEFAULT_CHUNK_SIZE)
     if len(even) > 1 or size < largest or size & (size - 1) or size < MIN_CHUNK_SIZE:
-        raise UnsupportedError("its files are cut unevenly")
+        raise UnsupportedError("files are cut unevenly")
     if size > MAX_CHUNK_SIZE:
-        raise UnsupportedError(f"it has parts of files of {largest} bytes, which is too much")
+        raise UnsupportedError(f"a part of a file has {largest} bytes, which is too much")
     return size
 
 
@@ -175,7 +175,7 @@ class _Stream:
                 self._open(chunk.offset)
             end = chunk.inner_offset + chunk.size
             if end > MAX_ZRAN_OUTPUT:
-                raise UnsupportedError("it has parts that begin far inside of what they lie in")
+                raise UnsupportedError("parts of files begin far inside of what they lie in")
             self._scan.chunk_offsets.append(self._begin + chunk.inner_offset)
             self._scan.chunk_sizes.append(chunk.size)
             self._digests.append(chunk.sha256)
@@ -194,12 +194,12 @@ class _Stream:
     def _close(self, end: int) -> None:
         """End the member that was begun last."""
         if end - self._member + FOLLOWING_BYTES + self._header_bytes > MAX_ZRAN_INPUT:
-            raise UnsupportedError("it has parts that lie far apart")
+            raise UnsupportedError("parts of files lie far apart")
 
     def finish(self, end: int) -> IndexedLayer:
         """Return the layer, whose data ends at ``end``."""
         if len(self._digests) >= MAX_CHUNKS:
-            raise UnsupportedError("it has too many parts")
+            raise UnsupportedError("a layer has too many parts of files")
         if self._map.points:
             self._close(end)
         self._map.add(end, self._end)
