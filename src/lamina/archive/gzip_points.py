@@ -63,6 +63,8 @@ class GzipPoints:
         self._last_byte = 0
         self._following: bytes | None = None
         self._out = 0
+        # From there on one call may reach the next point.
+        self._near_in = self._near_out = 0
         self._member_out = 0
         self._members = 0
         self._in_member = False
@@ -111,8 +113,13 @@ class GzipPoints:
     def _step(self) -> None:
         stream = self._stream
         before, had = stream.avail_out, stream.avail_in
-        # The begin of a member is a boundary as well.
-        at_blocks = self._out == self._member_out or self._is_point_near()
+        out = self._out
+        at_blocks = (
+            out >= self._near_out
+            or self._input_start + len(self._input) - had >= self._near_in
+            # The begin of a member is a boundary as well.
+            or out == self._member_out
+        )
         code = self._inflate(self._reference, libz.Z_BLOCK if at_blocks else libz.Z_NO_FLUSH)
         self._out += before - stream.avail_out
         if code == libz.Z_STREAM_END:
@@ -126,17 +133,6 @@ class GzipPoints:
             )
         elif at_blocks and stream.data_type & libz.AT_BLOCK_END:
             self._boundary(stream.data_type)
-
-    def _is_point_near(self) -> bool:
-        """Whether the next point may be in what one call inflates."""
-        points = self.map.points
-        if not points:
-            return True
-        last = points[-1]
-        return (
-            self.in_offset + MAX_STOP_INPUT_BYTES - last.in_offset >= self._spacing
-            or self._out + STOP_BYTES - last.out_offset >= MAX_OUTPUT_SPACING_BYTES
-        )
 
     def _boundary(self, state: int) -> None:
         here = self.in_offset
@@ -160,6 +156,8 @@ class GzipPoints:
         window = self._before + self._buffer[max(end - WINDOW_BYTES, 0) : end]
         window = window[len(window) - size :]
         points.append(AccessPoint(here, self._out, bits, byte, window))
+        self._near_in = here + self._spacing - MAX_STOP_INPUT_BYTES
+        self._near_out = self._out + MAX_OUTPUT_SPACING_BYTES - STOP_BYTES
         if window:
             start = here - self._input_start
             self._following = self._input[start : start + LOOKAHEAD_BYTES]
