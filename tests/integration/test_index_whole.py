@@ -18,6 +18,7 @@ from lamina.image.compare import compare
 from lamina.image.native import NativeImage
 from lamina.image.open import open_image
 from lamina.image.residency import make_resident
+from lamina.image.whole_layer import decode_whole
 from lamina.store.node import NodeStore
 from tests.integration.test_index import index, ordinary_image
 from tests.support.index_layers import content
@@ -137,3 +138,26 @@ def test_a_layer_with_other_bytes_behind_the_last_chunk_is_found_out(
         path.write_bytes(data[:size].ljust(size, b"\0"))
         with pytest.raises(IntegrityError, match=r"another digest|zstd"):
             image.blobs[0].ensure(0, image.blobs[0].size_bytes)
+
+
+def test_any_damage_is_found_out(layout: Path, tmp_path: Path) -> None:
+    with opened(layout, tmp_path / "store") as image:
+        blob = image.blobs[0]
+        data = (layout / "blobs" / "sha256" / blob.blob_id).read_bytes()
+        dice = random.Random(5)
+        for _ in range(40):
+            damaged = bytearray(data)
+            damaged[dice.randrange(len(data))] ^= dice.randint(1, 255)
+            with pytest.raises(IntegrityError):
+                for _ in decode_whole(blob.table, blob.digests, Fake(damaged), lambda _: None):
+                    pass
+
+
+class Fake:
+    """A source of one blob."""
+
+    def __init__(self, data: bytes | bytearray) -> None:
+        self._data = data
+
+    def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+        return bytes(self._data[offset : offset + size_bytes])
