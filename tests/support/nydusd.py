@@ -7,7 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support import tools
@@ -43,3 +43,6 @@ def nydusd_mount(program: Path, bootstrap: Path, blobs: Path, work: Path) -> Ite
         finally:
             subprocess.run(["umount", "-l", str(mountpoint)], check=False)
             daemon.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                daemon.wait(10)
+            daemon.kill()
