@@ -15,6 +15,7 @@ from lamina.registry.repository import open_repository
 from tests.integration.test_cli_chain import Shell
 from tests.integration.test_index import ordinary_image
 from tests.support.index_layers import content, lower_layer
+from tests.support.lazy_layers import estargz
 from tests.support.registry_server import RegistryServer
 from tests.support.tools import require_root, require_tool
 
@@ -133,3 +134,15 @@ def test_what_cannot_be_indexed(lamina: Shell) -> None:
     lamina("index", "--chunk-size", "5000", IMAGE, code=2)
     lamina("index", "--platform", "linux/riscv64", IMAGE, code=7)
     lamina("index", "oci:images:absent", code=7)
+
+
+def test_it_says_whether_the_layers_were_read(lamina: Shell, tmp_path: Path) -> None:
+    ordinary_image(tmp_path / "even", estargz)
+    ordinary_image(tmp_path / "uneven", lambda data: estargz(data, 100_000))
+    text = lamina("index", "oci:even:latest").stdout
+    assert b"tables of contents of the layers, which were not read" in text
+    assert lamina("cat", "oci:even:latest", "/d/007").stdout == b"seven"
+    (facts,) = lamina.json("index", "--scan", "oci:even:latest")
+    assert (facts["by_table"], facts["table_problem"]) == (False, "")
+    text = lamina("index", "oci:uneven:latest").stdout
+    assert b"the layers were read: files are cut unevenly" in text
