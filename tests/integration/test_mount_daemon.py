@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from lamina.errors import NotFoundError
@@ -21,9 +22,10 @@ from lamina.image.native import NativeImage
 from lamina.image.open import open_bootstrap
 from lamina.linux.process import start_time_ticks
 from lamina.linux.syscalls import SyscallError
+from lamina.serve import mounts
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status
-from lamina.serve.state import state_directory
+from lamina.serve.state import MountRecords, state_directory
 from lamina.store.holds import held_blobs
 from tests.support.native_images import BuiltImage
 from tests.support.serving import (
@@ -323,3 +325,24 @@ def test_mount_without_root(served: Served) -> None:
         assert json.loads(done.stdout) == expected
     finally:
         shutil.rmtree(base)
+
+
+def test_a_mount_that_becomes_resident_while_it_is_unmounted(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is replaced by another one at any moment."""
+    served.start("fuse")
+    real = mounts.list_mounts
+
+    def replaced() -> list[mounts.MountStatus]:
+        records = MountRecords()
+        record = records.read(str(served.mountpoint))
+        assert record is not None
+        records.write(msgspec.structs.replace(record, resident=True, service=False))
+        return real()
+
+    monkeypatch.setattr(mounts, "list_mounts", replaced)
+    unmount(served.mountpoint)
+    assert not is_mounted(served.mountpoint)
+    assert real() == []
+    wait_until(lambda: service_status() is None)

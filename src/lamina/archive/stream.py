@@ -18,6 +18,8 @@ from lamina.archive import zstd_frames
 from lamina.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 INPUT_BYTES = 128 << 10
@@ -41,6 +43,7 @@ class _Input:
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
+        self._raw_readinto: Callable[[memoryview], int] | None = getattr(raw, "readinto", None)
         self.pending: bytes = b""
         self.ended = False
 
@@ -73,8 +76,8 @@ class _Input:
     def readinto(self, buffer: Buffer, /) -> int:
         """Fill a buffer as far as one read goes."""
         view = memoryview(buffer).cast("B")
-        if not self.pending:
-            return int(self._raw.readinto(view))  # type: ignore[attr-defined]
+        if not self.pending and self._raw_readinto is not None:
+            return self._raw_readinto(view)
         data = self.read(len(view))
         view[: len(data)] = data
         return len(data)

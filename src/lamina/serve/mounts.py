@@ -121,10 +121,9 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
     """
     records = MountRecords()
     path = os.path.realpath(mountpoint)
-    record = records.read(path)
-    if record is None or not _exists(record):
-        if record is not None:
-            records.remove(record)
+    # Looked up once: a mount that becomes resident gets another record.
+    record = next((each.record for each in list_mounts() if each.record.mountpoint == path), None)
+    if record is None:
         raise NotFoundError(f"no image is mounted at {path}", hint="lamina mounts lists them")
     detach(path, record.device_number, lazy=lazy)
     if not record.service and not record.served:
@@ -132,10 +131,6 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
     elif not lazy:
         _wait_for_end(record)
     return record
-
-
-def _exists(record: MountRecord) -> bool:
-    return any(status.record == record for status in list_mounts())
 
 
 def _wait_for_end(record: MountRecord) -> None:
