@@ -151,6 +151,36 @@ def test_the_holder_is_killed_while_it_replaces_the_supervisor(taken: Taken, dev
     unmount(taken.mountpoint)
 
 
+def test_the_others_are_killed_in_one_stroke(taken: Taken, device: str) -> None:
+    """The supervisor hears of both at once, and must not take the new holder for the old one: that
+    would begin a second service, and two workers would take each other's requests.
+    """
+    taken.start(device)
+    for _ in range(5):
+        pids = all_there()
+        os.kill(pids["supervisor"], signal.SIGSTOP)
+        for role in ("holder", "worker"):
+            os.kill(pids[role], signal.SIGKILL)
+        time.sleep(0.05)
+        os.kill(pids["supervisor"], signal.SIGCONT)
+        assert all_there()["supervisor"] == pids["supervisor"]
+        assert supervisors() == [pids["supervisor"]]
+    assert taken.read_all() < STALL_S
+    unmount(taken.mountpoint)
+
+
+def supervisors() -> list[int]:
+    """The processes of this test's service that take themselves for its supervisor."""
+    runtime = f"LAMINA_RUNTIME={os.environ['LAMINA_RUNTIME']}".encode()
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            environment = (comm.parent / "environ").read_bytes().split(b"\0")
+            if comm.read_text() == "lamina-super\n" and runtime in environment:
+                found.append(int(comm.parent.name))
+    return found
+
+
 def all_there() -> dict[str, int]:
     """Wait until each role has a living process."""
     deadline = time.monotonic() + 20

@@ -149,7 +149,8 @@ def open_log() -> int:
 
 def main(arguments: Sequence[str]) -> None:
     """``--background FD`` forks and tells FD when clients can come; ``--successor FD`` takes over;
-    without arguments it is a service in the foreground, which stays without mounts.
+    ``--restored FD`` goes on with what a worker has left; without arguments it is a service in the
+    foreground, which stays without mounts.
     """
     from lamina.serve.service.holder import hold
     from lamina.serve.service.state import live
@@ -167,6 +168,11 @@ def main(arguments: Sequence[str]) -> None:
         state = begin(int(arguments[1]), lingering=False)
     elif arguments[0] == "--successor":
         state = succeed(int(arguments[1]))
+    elif arguments[0] == "--restored":
+        from lamina.serve.service.last import read_state
+
+        state = read_state(int(arguments[1]))
+        import_all()
     else:
         raise UsageError(f"the mount service does not know {arguments[0]!r}")
     if state is not None:

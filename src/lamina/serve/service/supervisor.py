@@ -111,7 +111,9 @@ class Supervisor:
         self.state.end_worker()
         self._start_worker()
         while not self._stop and not self._idle:
-            for fd, _ in self._poll.poll(self._ends.wait_s):
+            # One at a time: what a callback closes may be another descriptor of the same number
+            # by the next event, and a living holder taken for one that is gone.
+            for fd, _ in self._poll.poll(self._ends.wait_s, 1):
                 callback = self._callbacks.get(fd)
                 if callback is not None:
                     callback()
