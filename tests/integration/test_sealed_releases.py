@@ -247,35 +247,34 @@ def test_an_opened_image_is_proven_again_without_a_registry(
         open_reference(mount.spec)
 
 
+@pytest.fixture
+def published(
+    registry: RegistryServer, source: str, keys: Keys, policy: str, tmp_path: Path
+) -> Callable[[str, int], Reopening]:
+    """``published("name:tag", 3)`` pushes that release, and gives a mount of it on this node."""
+
+    def publish(name: str, number: int) -> Reopening:
+        reference = registry.reference(f"releases/{name}")
+        release(reference, source, number)
+        return Reopening(reference, keys, policy, tmp_path / "store")
+
+    return publish
+
+
 def test_an_opened_image_stays_when_a_newer_was_used(
-    registry: RegistryServer,
-    source: str,
-    keys: Keys,
-    policy: str,
-    told: list[int | None],
-    tmp_path: Path,
+    published: Callable[[str, int], Reopening], told: list[int | None]
 ) -> None:
-    reference = registry.reference("releases/stays:1")
-    release(reference, source, 1)
-    mount = Reopening(reference, keys, policy, tmp_path / "store")
+    mount = published("stays:1", 1)
     mount.pin().close()
-    release(reference, source, 2)
-    Reopening(reference, keys, policy, tmp_path / "store").pin().close()
+    published("stays:1", 2).pin().close()
     open_reference(mount.spec).close()
     assert told == [1, 2, 1]
 
 
 def test_signatures_that_the_store_has_lost_are_fetched_again(
-    registry: RegistryServer,
-    source: str,
-    keys: Keys,
-    policy: str,
-    told: list[int | None],
-    tmp_path: Path,
+    published: Callable[[str, int], Reopening], told: list[int | None], tmp_path: Path
 ) -> None:
-    reference = registry.reference("releases/lost:1")
-    release(reference, source, 5)
-    mount = Reopening(reference, keys, policy, tmp_path / "store")
+    mount = published("lost:1", 5)
     mount.pin().close()
     (record,) = (tmp_path / "store/records/signatures").iterdir()
     record.unlink()
@@ -284,9 +283,7 @@ def test_signatures_that_the_store_has_lost_are_fetched_again(
     record.write_bytes(b"damaged")
     open_reference(mount.spec).close()
     # A signature that is kept must be good for the manifest that is kept.
-    other = registry.reference("releases/lost:2")
-    release(other, source, 5)
-    Reopening(other, keys, policy, tmp_path / "store").pin().close()
+    published("lost:2", 5).pin().close()
     (foreign,) = {*(tmp_path / "store/records/signatures").iterdir()} - {record}
     record.write_bytes(foreign.read_bytes())
     with pytest.raises(Error, match="another digest"):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail
 from lamina.blob.layout import CHUNK_COMPRESSED, CHUNK_ZRAN, ZRAN_CONTEXT, CiHeader, pack_v2
-from lamina.blob.split_table import EncodedTable, encode_split
+from lamina.blob.split_table import StoredTable, encode_split
 from lamina.blob.toc import ReadAt
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import Digester, digest
@@ -151,7 +151,7 @@ WINDOW_OWNERS = (0, None, 1, 2, 2)
 """Which of them each context of :func:`split_table` has."""
 
 
-def split_table() -> tuple[EncodedTable, BlobEntry, bytes]:
+def split_table() -> tuple[StoredTable, BlobEntry, bytes]:
     """A table of five chunks of a page, its entry, and its header."""
     features = BlobFeature.CHUNK_INFO_V2 | BlobFeature.ZRAN | BlobFeature.SEPARATE
     places = list(accumulate(map(len, WINDOWS), initial=0))

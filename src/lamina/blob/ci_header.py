@@ -33,6 +33,38 @@ def read_ci_header(buffer: Buffer, blob_id: str) -> CiHeader:
     return CiHeader._make(fields)
 
 
+def entry_of(
+    header: CiHeader,
+    *,
+    blob_id: str,
+    chunk_size: int,
+    compressor: int,
+    digester: int,
+    compressed_size: int,
+    uncompressed_size: int,
+) -> BlobEntry:
+    """Return the blob table entry that says what the header of a blob's table says.
+
+    ``compressed_size`` is that of the blob, ``uncompressed_size`` that of its address space.
+    """
+    return BlobEntry(
+        blob_id=blob_id,
+        index=0,
+        chunk_size=chunk_size,
+        chunk_count=header.entries,
+        compressor=compressor,
+        digester=digester,
+        features=header.features,
+        compressed_size=compressed_size,
+        uncompressed_size=uncompressed_size,
+        toc_size=0,
+        ci_compressor=header.compressor,
+        ci_offset=header.offset,
+        ci_compressed_size=header.compressed_size,
+        ci_uncompressed_size=header.uncompressed_size,
+    )
+
+
 def check_ci_header(header: CiHeader, entry: BlobEntry) -> None:
     """Raise FormatError if the header and the bootstrap say different things of a table."""
     pairs = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lamina.blob.builder import BlobColumns, EncodedTable, encode_table
+from lamina.blob.ci_header import entry_of
 from lamina.blob.layout import (
     CI_HEADER_SIZE,
     SECTION_BOOTSTRAP,
@@ -180,21 +181,14 @@ class BlobTail:
     def _layer_entry(
         self, columns: BlobColumns, options: BlobOptions, header: CiHeader
     ) -> BlobEntry:
-        return BlobEntry(
+        return entry_of(
+            header,
             blob_id=PLACEHOLDER_BLOB_ID,
-            index=0,
             chunk_size=options.chunk_size,
-            chunk_count=header.entries,
             compressor=options.compressor,
             digester=options.digester,
-            features=header.features,
             compressed_size=self._position,
             uncompressed_size=columns.uncompressed_size,
-            toc_size=0,
-            ci_compressor=header.compressor,
-            ci_offset=header.offset,
-            ci_compressed_size=header.compressed_size,
-            ci_uncompressed_size=header.uncompressed_size,
         )
 
     def _list(self, name: str, plain: bytes, place: tuple[int, int], flags: int) -> None:

@@ -76,18 +76,27 @@ class TenantKey(HiddenKey):
         return cls(data)
 
 
-class TenantSeal:
-    """Seals pieces so that equal ones of the same tenant look the same; thread-safe."""
+class _TenantClass:
+    """What building and reading have in common."""
 
-    __slots__ = ("_key", "_padding")
+    __slots__ = ("_padding",)
 
-    def __init__(self, key: TenantKey, padding: Padding = Padding.NONE) -> None:
-        self._key = key
+    def __init__(self, padding: Padding) -> None:
         self._padding = padding
 
     def stored_size(self, size: int) -> int:
         """The length that a piece of ``size`` bytes is stored with."""
         return self._padding.padded(size) + TAG_BYTES
+
+
+class TenantSeal(_TenantClass):
+    """Seals pieces so that equal ones of the same tenant look the same; thread-safe."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: TenantKey, padding: Padding = Padding.NONE) -> None:
+        super().__init__(padding)
+        self._key = key
 
     def message(self, data: bytes, raw_size: int, flags: int = 0) -> bytes:
         """What decides the key of a piece, :data:`MESSAGE_BYTES` long; no secret of the tenant."""
@@ -138,18 +147,14 @@ class PieceKeys:
         raise TypeError("keys are not pickled")
 
 
-class TenantPieces:
+class TenantPieces(_TenantClass):
     """Opens the pieces of a blob of the tenant class; thread-safe."""
 
-    __slots__ = ("_keys", "_padding")
+    __slots__ = ("_keys",)
 
     def __init__(self, keys: PieceKeys, padding: Padding = Padding.NONE) -> None:
+        super().__init__(padding)
         self._keys = keys
-        self._padding = padding
-
-    def stored_size(self, size: int) -> int:
-        """The length that a piece of ``size`` bytes is stored with."""
-        return self._padding.padded(size) + TAG_BYTES
 
     def open(
         self,

@@ -51,10 +51,9 @@ WINDOW_LEVEL: Final = 3
 """Level 7 makes windows 4 % smaller in thrice the time."""
 
 
-class EncodedTable(NamedTuple):
-    """The stored form of a table; its first ``head_size`` bytes are what opening needs.
-
-    0 if it has no windows and is not split.
+class StoredTable(NamedTuple):
+    """The stored form of a table, of which opening needs the first ``head_size`` bytes; 0 if it has
+    no windows, and so is not split.
     """
 
     stored: bytes
@@ -85,10 +84,10 @@ class OpenWindows(Protocol):
         ...
 
 
-def encode_split(head: bytes, windows: Sequence[bytes], context_count: int) -> EncodedTable:
+def encode_split(head: bytes, windows: Sequence[bytes], context_count: int) -> StoredTable:
     """Return the stored form of a table; ``head`` are its records and its contexts."""
     if not windows:
-        return EncodedTable(compress(Compressor.ZSTD, head, TABLE_LEVEL), 0)
+        return StoredTable(compress(Compressor.ZSTD, head, TABLE_LEVEL), 0)
     frames = [compress(Compressor.ZSTD, window, WINDOW_LEVEL) for window in windows]
     first = compress(Compressor.ZSTD, head, TABLE_LEVEL)
     sizes = Struct(f"<{len(frames)}I").pack(*map(len, frames))
@@ -103,7 +102,7 @@ def encode_split(head: bytes, windows: Sequence[bytes], context_count: int) -> E
         len(frames),
     )
     start = directory + sizes + first
-    return EncodedTable(b"".join([start, *frames]), len(start))
+    return StoredTable(b"".join([start, *frames]), len(start))
 
 
 class SplitTable(ChunkTable):

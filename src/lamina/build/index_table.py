@@ -9,6 +9,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from lamina.archive.access_points import AccessPoint
+from lamina.blob.ci_header import entry_of
 from lamina.blob.layout import (
     CHUNK_COMPRESSED,
     CHUNK_ZRAN,
@@ -61,60 +62,49 @@ def index_blob(
     A stream that can be entered at too few points becomes one that is read whole.
     """
     offsets = array("Q", [layer.scan.chunk_offsets[number] for number in plan.chunks])
-    compression = layer.scan.compression
-    features = int(_FEATURES)
-    compressor = Compressor.GZIP
     contexts: list[_Context] = []
     owners = array("I")
-    if compression != "none":
+    if layer.scan.compression != "none":
         contexts, owners = _contexts(layer, plan, offsets)
         if not all(context.is_readable for context in contexts):
-            features |= BlobFeature.WHOLE_STREAM
             contexts = []
-        else:
-            features |= BlobFeature.ZRAN
-    if compression == "zstd":
-        compressor = Compressor.ZSTD
-        features |= BlobFeature.ZSTD_FRAMES if contexts else 0
     places = _places(layer, plan, offsets, compressed=bool(contexts))
     records = _records(plan, offsets, places, contexts, owners)
     packed, windows = _encode_contexts(contexts)
     encoded = encode_split(records + packed, windows, len(contexts))
-    stored = encoded.stored
     extra_size = len(packed) + sum(map(len, windows))
-    plain_size = len(records) + extra_size
     header = CiHeader(
-        features=features,
+        features=_features(layer.scan.compression, has_contexts=bool(contexts)),
         compressor=Compressor.ZSTD,
         entries=plan.chunk_count,
         offset=0,
-        compressed_size=len(stored),
-        uncompressed_size=plain_size,
+        compressed_size=len(encoded.stored),
+        uncompressed_size=len(records) + extra_size,
         context_offset=len(records) if contexts else 0,
         context_size=extra_size,
         context_count=len(contexts),
     )
-    data = stored + header.pack()
-    entry = BlobEntry(
+    data = encoded.stored + header.pack()
+    entry = entry_of(
+        header,
         blob_id=layer_id,
-        index=0,
         chunk_size=chunk_size,
-        chunk_count=plan.chunk_count,
-        compressor=compressor,
+        compressor=Compressor.ZSTD if layer.scan.compression == "zstd" else Compressor.GZIP,
         digester=digester,
-        features=features,
         compressed_size=layer.size,
         uncompressed_size=plan.uncompressed_size,
-        toc_size=0,
-        ci_compressor=Compressor.ZSTD,
-        ci_offset=0,
-        ci_compressed_size=len(stored),
-        ci_uncompressed_size=plain_size,
-        meta_digest=hashlib.sha256(data).digest(),
-        meta_size=len(data),
-    )
+    )._replace(meta_digest=hashlib.sha256(data).digest(), meta_size=len(data))
     entries = _chunk_entries(plan, layer, places, compressed=bool(contexts))
     return IndexBlob(data, entry, entries, encoded.head_size)
+
+
+def _features(compression: str, *, has_contexts: bool) -> int:
+    if compression == "none":
+        return int(_FEATURES)
+    if not has_contexts:
+        return int(_FEATURES | BlobFeature.WHOLE_STREAM)
+    own = BlobFeature.ZSTD_FRAMES if compression == "zstd" else 0
+    return int(_FEATURES | BlobFeature.ZRAN | own)
 
 
 def _contexts(

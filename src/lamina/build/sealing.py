@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.blob.builder import BlobColumns, encode_table
+from lamina.blob.ci_header import entry_of
 from lamina.blob.framing import BlobOptions, FinishedBlob, Sha256
 from lamina.blob.leaf_table import encode_leaf_table
 from lamina.blob.merkle import HASH_BYTES, leaf_hash, root_of
 from lamina.blob.seal import COMPRESSED, BlobKey, Padding, PieceSeal, new_blob_id
 from lamina.blob.seal_class import PublicPieces, SealClass, TenantKey, TenantSeal
 from lamina.blob.sealed_description import SealedBlob
-from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
+from lamina.erofs.layout import BlobFeature, round_up
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,25 +125,17 @@ def finish_sealed(
     if not columns.chunk_sizes:
         return FinishedBlob(b"", blob_id, size_bytes, None, b"")
     table = encode_table(columns, BlobFeature.ALIGNED, 0)
-    header = table.header
-    entry = BlobEntry(
+    entry = entry_of(
+        table.header,
         blob_id=blob_id,
-        index=0,
         chunk_size=options.chunk_size,
-        chunk_count=header.entries,
         compressor=options.compressor,
         digester=options.digester,
-        features=header.features,
         compressed_size=size_bytes,
         uncompressed_size=columns.uncompressed_size,
-        toc_size=0,
-        ci_compressor=header.compressor,
-        ci_offset=0,
-        ci_compressed_size=header.compressed_size,
-        ci_uncompressed_size=header.uncompressed_size,
     )
     padded = table.payload.ljust(round_up(len(table.payload), 4096), b"\0")
-    return FinishedBlob(b"", blob_id, size_bytes, entry, padded + header.pack())
+    return FinishedBlob(b"", blob_id, size_bytes, entry, padded + table.header.pack())
 
 
 def describe_sealed(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.rafs import WINDOW_OWNERS, WINDOWS, split_table
 
-from lamina.blob.split_table import EncodedTable, SplitTable, encode_split
+from lamina.blob.split_table import SplitTable, StoredTable, encode_split
 from lamina.blob.table import ChunkTable
 from lamina.erofs.layout import BlobEntry
 from lamina.errors import Error, FormatError, IntegrityError
@@ -38,7 +38,7 @@ class Stored:
         self.asked.clear()
 
 
-def opened(encoded: EncodedTable, entry: BlobEntry) -> tuple[SplitTable, Stored]:
+def opened(encoded: StoredTable, entry: BlobEntry) -> tuple[SplitTable, Stored]:
     stored: list[Stored] = []
 
     def windows(start: int, sizes: Sequence[int]) -> Stored:
