@@ -42,36 +42,17 @@ def check_leaf(index: int, stored: Buffer, leaf: bytes, blob_id: str) -> None:
         )
 
 
-class Accumulator:
-    """Makes a root from leaves as they come, in memory of their count's logarithm."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._stack: list[bytes] = []
-
-    def add(self, leaf: bytes) -> None:
-        """Append the next leaf."""
-        self.count += 1
-        node, count = leaf, self.count
-        while not count & 1:
-            node = _node(self._stack.pop(), node)
-            count >>= 1
-        self._stack.append(node)
-
-    def root(self) -> bytes:
-        """The root of the leaves so far."""
-        top = self._stack[-1] if self._stack else _EMPTY
-        for node in reversed(self._stack[:-1]):
-            top = _node(node, top)
-        return hashlib.sha256(_ROOT.pack(2, self.count) + top).digest()
-
-
 def root_of(leaves: Iterable[bytes]) -> bytes:
     """The root of all leaves of a blob."""
-    tree = Accumulator()
-    for leaf in leaves:
-        tree.add(leaf)
-    return tree.root()
+    level = list(leaves)
+    count, sha256 = len(level), hashlib.sha256
+    while len(level) > 1:
+        pairs = zip(level[::2], level[1::2], strict=False)
+        above = [sha256(b"\x01" + left + right).digest() for left, right in pairs]
+        # The last of an odd number is a tree of its own, until it finds a neighbour.
+        level = above + level[len(above) * 2 :]
+    top = level[0] if level else _EMPTY
+    return sha256(_ROOT.pack(2, count) + top).digest()
 
 
 def check_leaf_table(table: Buffer, count: int, root: bytes, blob_id: str) -> memoryview:
@@ -91,7 +72,3 @@ def check_leaf_table(table: Buffer, count: int, root: bytes, blob_id: str) -> me
             f"the leaf table of the sealed blob {blob_id} does not have the signed root"
         )
     return view
-
-
-def _node(left: bytes, right: bytes) -> bytes:
-    return hashlib.sha256(b"\x01" + left + right).digest()

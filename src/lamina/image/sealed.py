@@ -138,7 +138,7 @@ def open_sealed(
 
     Raises TrustError if no key fits, IntegrityError for what was changed, FormatError.
     """
-    from lamina.trust.image_encryption import SUFFIX, proven_plaintext
+    from lamina.trust.encrypted_layer import SUFFIX, proven_plaintext
 
     leaves = leaf_tables(manifest, get)
     layer = manifest.layers[-1]

@@ -10,22 +10,20 @@ temporary file.  Encryption does not authenticate who made the image: a signatur
 from __future__ import annotations
 
 import hashlib
-import io
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, Final, cast
 
 import msgspec
 
-from lamina.archive.stream import READ_BYTES, LayerStream
-from lamina.errors import FormatError, IntegrityError, UnsupportedError, UsageError
+from lamina.archive.stream import READ_BYTES
+from lamina.errors import FormatError, UnsupportedError, UsageError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
 from lamina.registry.platform import host_platform, select_platform
 from lamina.registry.repository import Repository
 from lamina.trust.ctr_hmac import DecryptingStream, Encryptor, check_hmac, new_hmac
+from lamina.trust.encrypted_layer import SUFFIX, check_plaintext, read_options
 from lamina.trust.layer_options import PrivateOptions, PublicOptions
 from lamina.trust.recipients import (
     PREFIX,
@@ -36,9 +34,7 @@ from lamina.trust.recipients import (
     unwrap,
     wrap,
 )
-from lamina.trust.strict_json import decode_base64
 
-SUFFIX: Final = "+encrypted"
 _OF_DOCKER: Final = {
     m.DOCKER_LAYER: m.OCI_LAYER,
     m.DOCKER_LAYER_GZIP: m.OCI_LAYER_GZIP,
@@ -52,9 +48,6 @@ PLAIN_TYPES: Final = frozenset(
         "application/vnd.wasm.content.layer.v1+wasm",
     )
 )
-MAX_LAYER_BYTES: Final = 1 << 38
-"""Most that one encrypted layer may decompress to."""
-
 Advance = Callable[[int], None]
 
 
@@ -225,7 +218,7 @@ def _encrypt_layer(work: _Work, layer: Descriptor, recipients: Recipients) -> De
             hint="a native image is encrypted when it is made: lamina convert --seal",
         )
     layer = msgspec.structs.replace(layer, media_type=media_type)
-    with tempfile.TemporaryFile(prefix="lamina-") as sealed:
+    with _temporary_file() as sealed:
         with work.source.open_blob(layer) as plain:
             result = encrypt_layer(layer, plain, sealed, recipients)
         sealed.seek(0)
@@ -266,19 +259,6 @@ def _add_recipients(layer: Descriptor, keys: DecryptionKeys, recipients: Recipie
     return msgspec.structs.replace(layer, annotations=annotations)
 
 
-def read_options(layer: Descriptor, keys: DecryptionKeys) -> tuple[PublicOptions, PrivateOptions]:
-    """The options of an encrypted layer, its key among them.
-
-    Raises TrustError if no key opens it, FormatError for malformed annotations.
-    """
-    what = f"layer {layer.digest}"
-    public_text = layer.annotations.get(PUBLIC_OPTIONS)
-    if public_text is None:
-        raise FormatError(f"the encrypted {what} has no public options")
-    public = PublicOptions.decode(decode_base64(public_text, f"public options of {what}"))
-    return public, unwrap(layer.annotations, keys, what)
-
-
 def _decrypt_layer(
     work: _Work, layer: Descriptor, keys: DecryptionKeys, diff_id: str
 ) -> Descriptor:
@@ -286,7 +266,7 @@ def _decrypt_layer(
     if media_type not in PLAIN_TYPES:
         raise UnsupportedError(f"a layer is of the encrypted type {layer.media_type!r}")
     public, private = read_options(layer, keys)
-    with tempfile.TemporaryFile(prefix="lamina-") as sealed, private.key:
+    with _temporary_file() as sealed, private.key:
         _store_authenticated(work.source, layer, public, private, sealed)
         digest = check_plaintext(sealed, layer, private, diff_id)
         kept = {k: v for k, v in layer.annotations.items() if not k.startswith(PREFIX)}
@@ -299,23 +279,10 @@ def _decrypt_layer(
     return result
 
 
-@contextmanager
-def proven_plaintext(
-    layer: Descriptor, data: bytes, keys: DecryptionKeys, diff_id: str
-) -> Iterator[BinaryIO]:
-    """The plaintext of an encrypted layer in memory, whose descriptor digest was right.
+def _temporary_file() -> IO[bytes]:
+    import tempfile
 
-    It begins after HMAC and diff_id proved right, in this order.  Raises what
-    :func:`decrypt_image` does.
-    """
-    public, private = read_options(layer, keys)
-    with private.key, io.BytesIO(data) as sealed:
-        authenticator = new_hmac(private.key)
-        authenticator.update(data)
-        check_hmac(authenticator, public.hmac, f"layer {layer.digest}")
-        check_plaintext(sealed, layer, private, diff_id)
-        sealed.seek(0)
-        yield cast("BinaryIO", DecryptingStream(sealed, private.key, private.nonce))
+    return tempfile.TemporaryFile(prefix="lamina-")
 
 
 def _store_authenticated(
@@ -332,53 +299,6 @@ def _store_authenticated(
             authenticator.update(data)
             sealed.write(data)
     check_hmac(authenticator, public.hmac, f"layer {layer.digest}")
-
-
-def check_plaintext(
-    sealed: IO[bytes], layer: Descriptor, private: PrivateOptions, diff_id: str
-) -> str:
-    """The digest of the plaintext of an authenticated layer, after its diff_id proved right.
-
-    Raises IntegrityError if somebody made another layer for the same key.
-    """
-    sealed.seek(0)
-    plain = _HashingStream(DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce))
-    content = hashlib.new(diff_id.partition(":")[0])
-    stream = LayerStream(cast("BinaryIO", plain), MAX_LAYER_BYTES)
-    try:
-        while data := stream.read(READ_BYTES):
-            content.update(data)
-    except FormatError as error:
-        raise IntegrityError(f"the plaintext of layer {layer.digest} is damaged: {error}") from None
-    while plain.read(READ_BYTES):
-        pass
-    if f"{diff_id.partition(':')[0]}:{content.hexdigest()}" != diff_id:
-        raise IntegrityError(
-            f"the plaintext of layer {layer.digest} is not the one that the configuration names "
-            f"({diff_id})",
-            hint="somebody replaced the layer by another one, encrypted to the same key",
-        )
-    digest = f"sha256:{plain.digest.hexdigest()}"
-    if private.digest not in (digest, diff_id):
-        raise IntegrityError(
-            f"the digest that was encrypted with the key of layer {layer.digest} is of another "
-            "plaintext",
-            hint="the wrapped key belongs to another layer",
-        )
-    return digest
-
-
-class _HashingStream:
-    """Hashes what is read through it."""
-
-    def __init__(self, source: DecryptingStream) -> None:
-        self._source = source
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._source.read(size)
-        self.digest.update(data)
-        return data
 
 
 def _encoded(data: bytes) -> str:

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from lamina.errors import FormatError, NotFoundError, TrustError, UnsupportedError, UsageError
-from lamina.trust import strict_json
+from lamina.trust import PROVIDERS_VARIABLE, strict_json
 
-CONFIG_VARIABLE: Final = "OCICRYPT_KEYPROVIDER_CONFIG"
 MAX_ANSWER_BYTES: Final = 1 << 20
 _DEADLINE_S: Final = 60.0
 _SERVICE: Final = "/keyprovider.KeyProviderService"
@@ -105,6 +103,8 @@ class CommandProvider(_Exchange):
 
     def call(self, method: str, request: bytes) -> bytes:
         """Run the program; its stderr is not passed on, for it may quote what it got."""
+        import subprocess
+
         from lamina.trust.secret import PASSWORD_VARIABLES
 
         environment = {k: v for k, v in os.environ.items() if k not in PASSWORD_VARIABLES}
@@ -218,7 +218,7 @@ def load_providers(path: str | None = None) -> dict[str, KeyProvider]:
 
     No variable or no file means no providers.  Raises FormatError.
     """
-    path = path or os.environ.get(CONFIG_VARIABLE)
+    path = path or os.environ.get(PROVIDERS_VARIABLE)
     if not path:
         return {}
     from lamina.trust.keys import read_key_file

@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from lamina.errors import Error, FormatError, TrustError, UnsupportedError, UsageError
 from lamina.registry.manifest import Annotations
-from lamina.trust import jwe, pkcs7, strict_json
-from lamina.trust.key_provider import KeyProvider, load_providers
+from lamina.trust import PROVIDERS_VARIABLE, jwe, strict_json
 from lamina.trust.keys import (
     PrivateKey,
     PublicKey,
@@ -20,8 +20,13 @@ from lamina.trust.keys import (
     read_key_file,
 )
 from lamina.trust.layer_options import PrivateOptions
-from lamina.trust.pkcs7 import Certificate
 from lamina.trust.secret import Secret, read_passphrase
+
+# Opening an image by a key in a file needs neither providers nor certificates, and is not to wait
+# for their modules.
+if TYPE_CHECKING:
+    from lamina.trust.key_provider import KeyProvider
+    from lamina.trust.pkcs7 import Certificate
 
 PREFIX: Final = "org.opencontainers.image.enc."
 PUBLIC_OPTIONS: Final = PREFIX + "pubopts"
@@ -83,7 +88,7 @@ def parse_recipients(
 
     Raises UsageError for other texts, and what reading keys raises.
     """
-    known = {**load_providers(), **(brokers or {})}
+    known = _all_providers(brokers)
     keys: list[PublicKey] = []
     certificates: list[Certificate] = []
     providers: list[tuple[str, KeyProvider, str]] = []
@@ -96,9 +101,7 @@ def parse_recipients(
                 keys.append(load_public_key(read_key_file(rest, private=False), rest))
                 jwe.algorithm_for(keys[-1])
             case "pkcs7":
-                certificates.append(
-                    pkcs7.load_certificate(read_key_file(rest, private=False), rest)
-                )
+                certificates.append(_certificate(read_key_file(rest, private=False), rest))
             case "provider":
                 name, _, parameter = rest.partition(":")
                 provider = _configured(name, known)
@@ -109,6 +112,21 @@ def parse_recipients(
                     hint="write jwe:PUBLIC_KEY_FILE, pkcs7:CERTIFICATE_FILE or provider:NAME:PARAM",
                 )
     return Recipients(tuple(keys), tuple(certificates), tuple(providers))
+
+
+def _all_providers(brokers: Mapping[str, KeyProvider] | None) -> dict[str, KeyProvider]:
+    found: dict[str, KeyProvider] = {}
+    if os.environ.get(PROVIDERS_VARIABLE):
+        from lamina.trust.key_provider import load_providers
+
+        found |= load_providers()
+    return {**found, **(brokers or {})}
+
+
+def _certificate(data: bytes, source: str) -> Certificate:
+    from lamina.trust.pkcs7 import load_certificate
+
+    return load_certificate(data, source)
 
 
 def _configured(name: str, known: Mapping[str, KeyProvider]) -> KeyProvider:
@@ -129,7 +147,7 @@ def parse_decryption_keys(
     ``provider:NAME[:PARAMETER]``; all configured providers and ``brokers`` are asked as well, as
     ocicrypt does.
     """
-    known = {**load_providers(), **(brokers or {})}
+    known = _all_providers(brokers)
     keys: list[PrivateKey] = []
     certificates: list[Certificate] = []
     parameters: dict[str, str] = {}
@@ -145,7 +163,7 @@ def parse_decryption_keys(
             path = path.removeprefix(prefix)
         data = read_key_file(path, private=True)
         if b"-----BEGIN CERTIFICATE" in data:
-            certificates.append(pkcs7.load_certificate(data, path))
+            certificates.append(_certificate(data, path))
         else:
             keys.append(load_private_key(data, path, passphrase))
     return DecryptionKeys(tuple(keys), tuple(certificates), known, parameters)
@@ -167,6 +185,8 @@ def wrap(options: PrivateOptions, recipients: Recipients) -> Annotations:
             jwe.encrypt(plain, recipients.public_keys)
         )
     if recipients.certificates:
+        from lamina.trust import pkcs7
+
         annotations[PKCS7_KEYS] = strict_json.encode_base64(
             pkcs7.encrypt(plain, recipients.certificates)
         )
@@ -225,6 +245,8 @@ def _opener(name: str, keys: DecryptionKeys) -> Callable[[bytes], bytes]:
     if name == JWE_KEYS:
         return lambda packet: jwe.decrypt(packet, keys.private_keys)
     if name == PKCS7_KEYS:
+        from lamina.trust import pkcs7
+
         return lambda packet: pkcs7.decrypt(packet, keys.certificates, keys.private_keys)
     provider_name = name.removeprefix(PROVIDER_PREFIX)
     provider = keys.providers.get(provider_name) if name.startswith(PROVIDER_PREFIX) else None
