@@ -2,8 +2,8 @@
 layouts.
 
 ``minbase`` has one layer.  ``node`` (nodejs and npm) and ``python`` (python3, numpy, pandas) have
-two: minbase, and what apt added to it.  Every layout is tagged ``latest``.  Building takes one to
-three minutes an image, once.
+two: minbase, and what the packages add to it.  Every layout is tagged ``latest``.  Building takes
+one to three minutes an image, once.
 
 As a program: ``python -m tests.support.images minbase node`` builds them and prints their paths.
 """
@@ -26,6 +26,12 @@ PACKAGES = {
     "node": ("nodejs", "npm"),
     "python": ("python3", "python3-numpy", "python3-pandas"),
 }
+PROBES = {
+    "minbase": "dpkg --audit && command -v apt-get",
+    "node": "node -v && test -d /usr/share/nodejs/npm",
+    "python": "python3 -c 'import pandas'",
+}
+"""Commands that work in a tree that was built."""
 PROGRAMS = ("debootstrap", "rsync", "umoci", "chroot")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -63,11 +69,7 @@ def _build_root(name: str, root: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=root.parent))
     staging.chmod(0o755)
     try:
-        if name == "minbase":
-            _debootstrap(staging)
-        else:
-            _run("cp", "-a", f"{root_folder('minbase')}/.", str(staging))
-            _apt_install(staging, PACKAGES[name])
+        _debootstrap(staging, name)
         _tidy(staging)
         staging.rename(root)
     except BaseException:
@@ -75,43 +77,19 @@ def _build_root(name: str, root: Path) -> None:
         raise
 
 
-def _debootstrap(root: Path) -> None:
-    """Some sandboxes forbid the mounts and device nodes that its last step wants; the tree serves
-    all the same.
+def _debootstrap(root: Path, name: str) -> None:
+    """Some sandboxes forbid the mounts and device nodes that its last step wants, and npm cannot be
+    configured by it; the tree serves all the same.
     """
-    arguments = ["debootstrap", "--variant=minbase", "--merged-usr", SUITE, str(root), MIRROR]
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    arguments = ["debootstrap", "--variant=minbase", "--merged-usr"]
+    if PACKAGES[name]:
+        arguments.append(f"--include={','.join(PACKAGES[name])}")
+    done = subprocess.run([*arguments, SUITE, str(root), MIRROR], capture_output=True, text=True)
     probe = subprocess.run(
-        ["chroot", str(root), "/bin/sh", "-c", "dpkg --audit && command -v apt-get"],
-        capture_output=True,
-        text=True,
+        ["chroot", str(root), "/bin/sh", "-c", PROBES[name]], capture_output=True
     )
     if done.returncode and probe.returncode:
         raise RuntimeError(f"debootstrap failed: {done.stdout[-1500:]}{done.stderr[-1500:]}")
-
-
-def _apt_install(root: Path, packages: tuple[str, ...]) -> None:
-    (root / "etc/apt/sources.list").write_text(f"deb {MIRROR} {SUITE} main\n")
-    resolver = root / "etc/resolv.conf"
-    shutil.copy("/etc/resolv.conf", resolver)
-    policy = root / "usr/sbin/policy-rc.d"
-    policy.write_text("#!/bin/sh\nexit 101\n")
-    policy.chmod(0o755)
-    try:
-        _run("chroot", str(root), "apt-get", "-q", "update")
-        _run(
-            "chroot",
-            str(root),
-            "apt-get",
-            "-q",
-            "-y",
-            "--no-install-recommends",
-            "install",
-            *packages,
-        )
-    finally:
-        policy.unlink()
-        resolver.unlink()
 
 
 def _tidy(root: Path) -> None:

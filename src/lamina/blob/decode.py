@@ -46,8 +46,12 @@ def decode_piece(
     kind = Digester(table.entry.digester)
     chunks = []
     for chunk in range(piece.first, piece.first + piece.count):
-        data = _member(table, piece, chunk, view, blob_id)
-        if _verify(kind, table, chunk, data, digests, _where(blob_id, piece, chunk)):
+        start, extent = table.offset_in_piece(chunk), table.chunk_extent(chunk)
+        data = view[start : start + extent[1]]
+        known, problem = _verify(kind, chunk, extent, data, digests)
+        if problem:
+            raise IntegrityError(f"{_where(blob_id, piece, chunk)}: {problem}", hint=_HINT)
+        if known:
             chunks.append((chunk, data))
     return chunks
 
@@ -66,43 +70,25 @@ def _decompress(table: ChunkTable, piece: Piece, view: memoryview) -> bytes:
 _HINT = "The source delivered damaged or forged data; nothing of it was used."
 
 
-def _member(
-    table: ChunkTable, piece: Piece, chunk: int, view: memoryview, blob_id: str
-) -> memoryview:
-    start = table.offset_in_piece(chunk)
-    size = table.chunk_extent(chunk)[1]
-    data = view[start : start + size]
-    if len(data) != size:
-        raise IntegrityError(f"{_where(blob_id, piece, chunk)}: it reaches out of its batch.")
-    return data
-
-
 def _verify(
-    kind: Digester,
-    table: ChunkTable,
-    chunk: int,
-    data: memoryview,
-    digests: DigestSource,
-    where: str,
-) -> bool:
-    """Return whether the bootstrap knows the chunk; raise if it says something else of it."""
-    offset, size = table.chunk_extent(chunk)
+    kind: Digester, chunk: int, extent: tuple[int, int], data: memoryview, digests: DigestSource
+) -> tuple[bool, str]:
+    """Return whether the bootstrap knows the chunk, and in what it contradicts the chunk table or
+    the data.
+    """
+    offset, size = extent
     expected = digests.find(chunk)
+    if len(data) != size:
+        return False, "it reaches out of its batch."
     if expected is None:
-        if digests.overlaps(offset, size):
-            raise IntegrityError(
-                f"{where}: the chunk table puts it over another chunk.", hint=_HINT
-            )
-        return False
-    if (expected.uncompressed_offset, expected.uncompressed_size) != (offset, size):
-        raise IntegrityError(
-            f"{where}: the chunk table has {size} bytes at {offset}, the bootstrap "
-            f"{expected.uncompressed_size} at {expected.uncompressed_offset}.",
-            hint=_HINT,
+        overlaps = digests.overlaps(offset, size)
+        return False, "the chunk table puts it over another chunk." if overlaps else ""
+    there = expected.uncompressed_offset, expected.uncompressed_size
+    if there != extent:
+        return True, (
+            f"the chunk table has {size} bytes at {offset}, the bootstrap {there[1]} at {there[0]}."
         )
-    if digest(kind, data) != expected.digest:
-        raise IntegrityError(f"{where}: wrong digest.", hint=_HINT)
-    return True
+    return True, "" if digest(kind, data) == expected.digest else "wrong digest."
 
 
 def _where(blob_id: str, piece: Piece, chunk: int) -> str:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typing_extensions import Buffer
 
 DIGEST_SIZE = 32
@@ -23,7 +26,12 @@ def digest(kind: Digester, data: Buffer) -> bytes:
     """Return the 32-byte digest of ``data``; releases the GIL for large buffers."""
     if kind == Digester.SHA256:
         return hashlib.sha256(data).digest()
+    value: bytes = _blake3()(data).digest()
+    return value
+
+
+@cache
+def _blake3() -> Callable[[Buffer], Any]:
     from blake3 import blake3
 
-    value: bytes = blake3(data).digest()
-    return value
+    return blake3

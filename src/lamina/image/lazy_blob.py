@@ -192,6 +192,9 @@ class LazyBlob:
         the far end of a big range.
         """
         limit = self.cache.space.window_bytes
+        if sum(map(self._plain_bytes, wanted)) <= limit:
+            yield list(wanted)
+            return
         window: list[range] = []
         size = 0
         for chunks in wanted:
@@ -205,6 +208,11 @@ class LazyBlob:
             window.append(range(start, chunks.stop))
         if window:
             yield window
+
+    def _plain_bytes(self, chunks: range) -> int:
+        """What chunks take of the address space; most reads are small, and are seen to be so."""
+        extent = self.table.chunk_extent
+        return sum(extent(chunks.stop - 1)) - extent(chunks.start)[0] if chunks else 0
 
     def _missing(self, window: Sequence[range]) -> dict[int, tuple[Piece, list[int]]]:
         """The pieces that have missing chunks in the window, by first chunk, and these chunks."""

@@ -6,11 +6,11 @@ directories on its way, a read the chunks it covers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from lamina.erofs.layout import Inode
 from lamina.erofs.reader import Bootstrap
@@ -24,6 +24,8 @@ from lamina.image.lazy_blob import LazyBlob, Statistics
 if TYPE_CHECKING:
     from lamina.registry.manifest import ImageConfig, Manifest
     from lamina.registry.reference import Reference
+
+T = TypeVar("T")
 
 
 class Closable(Protocol):
@@ -207,11 +209,15 @@ class NativeImage(ImageBase):
         def work(index: int) -> None:
             self.blobs[index].ensure_ranges(by_blob[index], background=background)
 
-        if len(by_blob) > 1 and isinstance(self.blobs, BlobSet):
-            self.blobs.parallel.run(work, by_blob)
+        self.run_parallel(work, by_blob)
+
+    def run_parallel(self, work: Callable[[T], None], items: Iterable[T]) -> None:
+        """Call *work* for every item with the threads that fetch; raises what the first raises."""
+        if isinstance(self.blobs, BlobSet):
+            self.blobs.parallel.run(work, items)
         else:
-            for index in by_blob:
-                work(index)
+            for item in items:
+                work(item)
 
     def _runs(self, stat: Stat, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (offset in file, size, blob, offset in blob); neighbours in a blob are joined."""

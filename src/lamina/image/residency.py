@@ -21,7 +21,7 @@ from lamina.store.node import NodeStore
 LOG: Final = logging.getLogger("lamina")
 
 STEP_BYTES: Final = 4 << 20
-"""What a foreground transfer asks for at a time: enough for all connections."""
+"""What each connection of a foreground transfer asks for at a time."""
 
 RETRY_S: Final = 30.0
 """How long the background rests after a failure."""
@@ -121,13 +121,23 @@ def file_coverage(image: NativeImage) -> Iterator[FileCoverage]:
 
 def fetch(image: NativeImage, extents: Iterable[Extent], progress: Progress | None = None) -> None:
     """Make *extents* ready as fast as possible.  Raises what reading them would."""
+    telling = threading.Lock()
+
+    def step(extent: Extent) -> None:
+        image.blobs[extent.blob_index].ensure(extent.offset, extent.size_bytes)
+        if progress is not None:
+            with telling:
+                progress(extent.size_bytes)
+
+    # Whoever is done takes the next step, so the connections never wait for each other.
+    image.run_parallel(step, _steps(extents))
+
+
+def _steps(extents: Iterable[Extent]) -> Iterator[Extent]:
     for extent in extents:
-        blob = image.blobs[extent.blob_index]
         for start in range(0, extent.size_bytes, STEP_BYTES):
             size = min(STEP_BYTES, extent.size_bytes - start)
-            blob.ensure(extent.offset + start, size)
-            if progress is not None:
-                progress(size)
+            yield Extent(extent.blob_index, extent.offset + start, size)
 
 
 def fetch_gently(
