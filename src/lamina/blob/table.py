@@ -73,6 +73,8 @@ class ChunkTable:
         self._words_per_record = 3 if self._is_v2 else 2
         self._limit = entry.compressed_data_size
         is_zran = bool(entry.features & BlobFeature.ZRAN)
+        # Asked for every chunk of every read, where the enum would take longest.
+        self._sharing_flag = int(CHUNK_ZRAN if is_zran else CHUNK_BATCH)
         # Pieces then share stored bytes, so that it pays to keep what was fetched.
         self.cuts_contexts = is_zran and entry.compressor == Compressor.GZIP
         view = memoryview(payload).cast("B")
@@ -271,8 +273,7 @@ class ChunkTable:
         """Return the number of the batch, or of the part of a context, that a chunk shares with its
         neighbours.
         """
-        shared = CHUNK_ZRAN if self.entry.features & BlobFeature.ZRAN else CHUNK_BATCH
-        if not self.chunk_flags(chunk) & shared:
+        if not self.chunk_flags(chunk) & self._sharing_flag:
             return None
         group: int = self._words[chunk * 3 + 2] >> 32
         if self.cuts_contexts:

@@ -124,7 +124,9 @@ def fetch(image: NativeImage, extents: Iterable[Extent], progress: Progress | No
     telling = threading.Lock()
 
     def step(extent: Extent) -> None:
-        image.blobs[extent.blob_index].ensure(extent.offset, extent.size_bytes)
+        blob = image.blobs[extent.blob_index]
+        blob.ensure(extent.offset, extent.size_bytes)
+        blob.cache.start_flush(extent.offset, extent.size_bytes)
         if progress is not None:
             with telling:
                 progress(extent.size_bytes)

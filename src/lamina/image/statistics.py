@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -23,5 +23,10 @@ class Statistics:
 
     def add(self, other: Statistics) -> None:
         """Add what something else cost."""
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        self.requests += other.requests
+        self.fetched_bytes += other.fetched_bytes
+        self.decoded_pieces += other.decoded_pieces
+        self.decoded_bytes += other.decoded_bytes
+        self.ahead_bytes += other.ahead_bytes
+        self.copied_bytes += other.copied_bytes
+        self.salvaged_bytes += other.salvaged_bytes

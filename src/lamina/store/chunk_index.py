@@ -76,8 +76,10 @@ class ChunkIndex:
         key = KEY.unpack_from(digest)[0] or 1
         start = self._start(key)
         bucket = BUCKET.unpack_from(self._map, start)
-        slot = next((n for n in range(WAYS) if bucket[3 * n] in (key, 0)), None)
-        if slot is None:
+        for slot in range(WAYS):
+            if bucket[3 * slot] in (key, 0):
+                break
+        else:
             replaced = REPLACED.unpack_from(self._map, REPLACED_OFFSET)[0]
             REPLACED.pack_into(self._map, REPLACED_OFFSET, replaced + 1)
             slot = replaced % WAYS
