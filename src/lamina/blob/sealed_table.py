@@ -24,6 +24,7 @@ class SealedTable(ChunkTable):
 
     _leaves: LeafTable
     _seal: PieceOpener
+    _packed_sizes: dict[int, int]
 
     @classmethod
     def open_sealed(
@@ -38,25 +39,30 @@ class SealedTable(ChunkTable):
             )
         table._leaves = leaves
         table._seal = seal
+        table._packed_sizes = {}
         return table
 
     def opened(self, piece: Piece, stored: memoryview) -> memoryview:
         """Return the compressed bytes of a stored piece, after its leaf and its tag proved right.
 
-        Raises IntegrityError.
+        The piece must be one of this table.  Raises IntegrityError.
         """
         self._leaves.check(piece.index, stored)
-        plain = super()._piece(piece.index, piece.first, piece.count)
-        flags = COMPRESSED if plain.compressed else 0
-        return memoryview(self._seal.open(piece.index, stored, plain.size, plain.raw_size, flags))
+        flags = COMPRESSED if piece.compressed else 0
+        size = self._packed_sizes[piece.index]
+        return memoryview(self._seal.open(piece.index, stored, size, piece.raw_size, flags))
 
-    def _piece(self, index: int, first: int, count: int) -> Piece:
-        plain = super()._piece(index, first, count)
-        number = self.piece_of(first) if index < 0 else index
+    def piece_holding(self, chunk: int) -> Piece:
+        """Return the piece that holds a chunk; all are counted for that, as their leaves are."""
+        return self.piece(self.piece_of(chunk))
+
+    def _piece(self, number: int, first: int, count: int) -> Piece:
+        plain = super()._piece(number, first, count)
+        self._packed_sizes[number] = plain.size
         offset, size = self._leaves.extent(number)
         if size != self._seal.stored_size(plain.size):
             raise FormatError(
                 f"piece {number} of the sealed blob {self.blob_id} has {size} bytes, not "
                 f"{self._seal.stored_size(plain.size)}"
             )
-        return plain._replace(index=number, offset=offset, size=size)
+        return Piece(number, offset, size, *plain[3:])
