@@ -42,6 +42,7 @@ def open(  # noqa: A001
     platform: str | Platform | None = None,
     decryption_keys: Sequence[str] = (),
     policy: str | os.PathLike[str] | None = None,
+    allow_older: bool = False,
     index: IndexUse | IndexRule | Literal["always"] = "auto",
 ) -> NativeImage:
     """Open a native image, or an ordinary one that has an index, to walk, stat and read it.
@@ -59,13 +60,14 @@ def open(  # noqa: A001
 
     *decryption_keys* open a sealed image: each is ``FILE``, ``FILE:file=PATH`` with a passphrase in
     another file, or ``provider:NAME``.  *policy* is a ``policy.json`` whose demands are proven
-    before anything of the image is read.
+    before anything of the image is read.  An older release than one that was used on this node
+    before is refused then, unless *allow_older* is set.
 
     Raises :class:`lamina.Error`; see :func:`lamina.image.open.open_image` for its kinds.
     """
     from lamina.image.access import read_access
 
-    access = read_access(decryption_keys, policy)
+    access = read_access(decryption_keys, policy, allow_older=allow_older)
     if index == "always":
         from lamina.build.node_index import open_always
 

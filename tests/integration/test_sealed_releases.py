@@ -162,6 +162,12 @@ def test_an_older_release_that_is_asked_for(
     put_back(reference, older)
     with pytest.raises(TrustError):
         opened(reference)
+    store = str(tmp_path / "store")
+    key = [keys.private]
+    with lamina.open(
+        reference, store=store, policy=policy, decryption_keys=key, allow_older=True
+    ) as image:
+        assert image.root.is_dir
 
 
 def test_an_image_that_was_signed_twice(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lamina.errors import FormatError, NotFoundError
 from lamina.fetch.fetcher import Fetcher
@@ -53,6 +53,8 @@ from lamina.registry.repository import ClientOptions, Repository, open_repositor
 from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
+    from lamina.erofs.reader import Bootstrap
+    from lamina.image.blob_set import SealedParts
     from lamina.registry.manifest import Platform
 
 RECORD: Final = "image"
@@ -100,49 +102,101 @@ def open_image(
     with ExitStack() as stack:
         repository = stack.enter_context(open_repository(where, options=options))
         rule = IndexRule(index) if isinstance(index, str) else index
-        accepted = None
-        if access is not None and access.policy is not None:
-            kept = None if refresh else _resident_fact(node, where, "accepted")
-            wanted, release = accepted_version(access, repository, node, where, kept)
-            accepted, access = wanted, access.for_release(release)
-            rule = IndexRule(rule.use, rule.policy or refuse_index)
-        else:
-            wanted = where if refresh else _resident_version(node, where)
-        manifest, digest, indexed = _find(repository, node, wanted, platform, rule)
+        choice = _choose(repository, node, where, rule, access, refresh=refresh)
+        found = _find(repository, node, choice.wanted, platform, choice.rule)
         estimator = LinkEstimator(known_link(node, where))
-        described = manifest.config if indexed is None else indexed.image.config
-        get = partial(_blob, repository, node, estimator)
-        config, parts = _config(get, described), None
-        if manifest.is_sealed:
-            found = (manifest, digest)
-            files, config, parts = _sealed(found, where, config, get, node, access)
-        else:
-            files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
-        path = node.metadata_path(files.bootstrap)
+        content = _content(found, repository, node, where, estimator, choice.access)
+        path = node.metadata_path(content.files.bootstrap)
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
         bootstrap = stack.enter_context(mapped_bootstrap(path))
-        if indexed is not None:
-            check_blobs(indexed, bootstrap)
+        if found.indexed is not None:
+            check_blobs(found.indexed, bootstrap)
         own = RepositorySource(repository)
         policy = RetryPolicy.from_environment()
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
-        keep_table = partial(_keep_table, node, digest, files, dict(files.tables))
-        heads = table_heads(manifest) if indexed is not None else None
-        blobs = BlobSet(
-            bootstrap,
-            files,
-            fetcher,
-            node,
-            on_table=keep_table,
-            sealed=parts,
-            table_heads=heads,
-        )
+        blobs = _blob_set(bootstrap, found, content, fetcher, node)
         stack.callback(blobs.close)
-        named = where.with_version(tag=where.tag, digest=digest)
-        origin = Origin(path, named, manifest, config, accepted)
+        named = where.with_version(tag=where.tag, digest=found.digest)
+        origin = Origin(path, named, found.manifest, content.config, choice.accepted)
         return NativeImage(bootstrap, blobs, origin=origin, resources=stack.pop_all())
+
+
+class _Choice(NamedTuple):
+    """Which version is opened; ``accepted`` is the one that a policy proved, if there is one."""
+
+    wanted: Reference
+    accepted: Reference | None
+    rule: IndexRule
+    access: Access | None
+
+
+def _choose(
+    repository: Repository,
+    node: NodeStore,
+    where: Reference,
+    rule: IndexRule,
+    access: Access | None,
+    *,
+    refresh: bool,
+) -> _Choice:
+    if access is None or access.policy is None:
+        wanted = where if refresh else _resident_version(node, where)
+        return _Choice(wanted, None, rule, access)
+    kept = None if refresh else _resident_fact(node, where, "accepted")
+    wanted, release = accepted_version(access, repository, node, where, kept)
+    rule = IndexRule(rule.use, rule.policy or refuse_index)
+    return _Choice(wanted, wanted, rule, access.for_release(release))
+
+
+class _Found(NamedTuple):
+    """The manifest that can be opened and its digest; of an ordinary image those of its index."""
+
+    manifest: Manifest
+    digest: str
+    indexed: Indexed | None
+
+
+class _Content(NamedTuple):
+    """What of an image is known before any of its blobs is read."""
+
+    files: MetadataFiles
+    config: ImageConfig
+    parts: dict[str, SealedParts] | None
+
+
+def _content(
+    found: _Found,
+    repository: Repository,
+    node: NodeStore,
+    where: Reference,
+    estimator: LinkEstimator,
+    access: Access | None,
+) -> _Content:
+    manifest, digest, indexed = found
+    described = manifest.config if indexed is None else indexed.image.config
+    get = partial(_blob, repository, node, estimator)
+    config = _config(get, described)
+    if manifest.is_sealed:
+        return _Content(*_sealed((manifest, digest), where, config, get, node, access))
+    files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
+    return _Content(files, config, None)
+
+
+def _blob_set(
+    bootstrap: Bootstrap, found: _Found, content: _Content, fetcher: Fetcher, node: NodeStore
+) -> BlobSet:
+    files = content.files
+    return BlobSet(
+        bootstrap,
+        files,
+        fetcher,
+        node,
+        on_table=partial(_keep_table, node, found.digest, files, dict(files.tables)),
+        sealed=content.parts,
+        table_heads=table_heads(found.manifest) if found.indexed is not None else None,
+    )
 
 
 def _find(
@@ -151,8 +205,7 @@ def _find(
     wanted: Reference,
     platform: str | Platform | None,
     rule: IndexRule,
-) -> tuple[Manifest, str, Indexed | None]:
-    """The manifest that can be opened and its digest; of an ordinary image those of its index."""
+) -> _Found:
     manifest, digest = _preferred(repository, node, wanted, platform, rule)
     indexed = _indexed(repository, node, (manifest, digest), rule)
     if indexed is not None:
@@ -163,7 +216,7 @@ def _find(
             f"{where} is an ordinary OCI image, and no index of it is attached",
             hint=f"Index it: lamina index {where}, or convert it: lamina convert",
         )
-    return manifest, digest, indexed
+    return _Found(manifest, digest, indexed)
 
 
 def _preferred(
