@@ -201,16 +201,21 @@ class BlobFiller:
         for data, tag, source_offset in local.candidates(entry.digest, size):
             if digest(self._kind, data) != entry.digest:
                 continue
-            if write is None and local.share(tag, source_offset, size, cache.fd, offset):
-                again = bytearray(size)
-                if cache.read_into(offset, memoryview(again)) == size and again == data:
-                    cache.put((), only)
-                    self._count(Statistics(copied_bytes=size))
-                    return True
-            cache.put([(offset, data)], only, write)
+            share = partial(self._share, local, tag, source_offset, offset, data)
+            if write is not None or not cache.take(chunk, offset, size, share):
+                cache.put([(offset, data)], only, write)
             self._count(Statistics(copied_bytes=size))
             return True
         return False
+
+    def _share(
+        self, local: LocalChunks, tag: int, source_offset: int, offset: int, data: bytes
+    ) -> bool:
+        """Have the blocks in common with a neighbour, which may change until they are."""
+        cache, again = self._parts.cache, bytearray(len(data))
+        if not local.share(tag, source_offset, len(data), cache.fd, offset):
+            return False
+        return cache.read_into(offset, memoryview(again)) == len(data) and again == data
 
     def _fetch_span(self, order: _Order, span: Span[Piece]) -> None:
         if order.failures:

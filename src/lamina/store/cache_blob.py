@@ -54,8 +54,7 @@ class CacheBlob:
         self.lock_fd = lock_fd
         """Carries the locks: a process that is to keep a hold must keep this open."""
         self._readiness = readiness
-        self._first_missing = 0
-        self._seen_generation = readiness.generation
+        self._progress = readiness.generation, 0
         self._writing = threading.Lock()
         self._holding = threading.Lock()
         self._holds = 0
@@ -90,13 +89,15 @@ class CacheBlob:
         """True if every chunk is ready; it stays so while the blob is held."""
         readiness = self._readiness
         generation = readiness.generation
-        if generation != self._seen_generation:
-            self._first_missing, self._seen_generation = 0, generation
+        # One tuple, or a thread that is overtaken by an eviction notes what it saw before as new.
+        seen, first = self._progress
+        if seen != generation:
+            first = 0
         # Between evictions marks are only added, so what was ready need not be looked at again.
-        first = self._first_missing
         if first < self.chunk_count:
             found = readiness.first_missing(first, self.chunk_count)
-            self._first_missing = first = found if found >= 0 else self.chunk_count
+            first = found if found >= 0 else self.chunk_count
+            self._progress = generation, first
         return first >= self.chunk_count
 
     @property
@@ -144,6 +145,18 @@ class CacheBlob:
             if todo:
                 start, (last, data) = todo[0][0], todo[-1]
                 self._readiness.touch(start, last + len(data) - start, use_time())
+
+    def take(self, chunk: int, offset: int, size_bytes: int, place: Callable[[], bool]) -> bool:
+        """Mark *chunk* if *place* says that it put it at *offset*, by other means than writing.
+
+        Nothing is evicted between the two.  Makes room as :meth:`put` does; raises StoreError.
+        """
+        with self.space.room(size_bytes), self.writing():
+            if not place():
+                return False
+            self._readiness.mark(chunk, 1)
+            self._readiness.touch(offset, size_bytes, use_time())
+            return True
 
     @contextmanager
     def writing(self) -> Iterator[None]:

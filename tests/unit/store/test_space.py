@@ -398,3 +398,53 @@ def test_punching_what_cannot_be_punched(tmp_path: Path) -> None:
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def test_complete_is_not_remembered_over_an_eviction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that found the last chunk ready is overtaken by an eviction, and by who saw it."""
+    store = NodeStore(tmp_path / "store")
+    looked, go_on = threading.Event(), threading.Event()
+    with open_blob(store) as blob:
+        fill(blob, range(COUNT))
+        first_missing = type(blob._readiness).first_missing
+
+        def slow(readiness: object, first: int, stop: int) -> int:
+            found: int = first_missing(readiness, first, stop)  # type: ignore[arg-type]
+            if threading.current_thread().name == "slow":
+                looked.set()
+                assert go_on.wait(10)
+            return found
+
+        monkeypatch.setattr(type(blob._readiness), "first_missing", slow)
+        thread = threading.Thread(target=lambda: blob.complete, name="slow")
+        thread.start()
+        assert looked.wait(10)
+        assert store.space.evict(ZONE) > 0
+        assert not blob.complete
+        go_on.set()
+        thread.join()
+        assert not blob.complete
+        assert not blob.hold_if_complete()
+        assert blob.read_complete(0, memoryview(bytearray(SIZE))) == -1
+
+
+def test_nothing_is_evicted_between_placing_and_marking(tmp_path: Path) -> None:
+    """Sharing blocks with another blob takes room as writing does, and before it is done."""
+    store = NodeStore(tmp_path / "store", budget=BASE + 4 * ZONE)
+    with open_blob(store) as blob, open_blob(store, "cd" * 32) as source:
+        fill(source, range(12))
+        source.hold()
+
+        def place() -> bool:
+            write_all(blob.fd, content(0), 0)
+            return True
+
+        for chunk in (20, 24, 28):
+            fill(blob, range(chunk, chunk + 4))
+        assert blob.take(0, 0, CHUNK, place)
+        assert read(blob, 0) == content(0)
+        assert blob.take(1, CHUNK, CHUNK, lambda: False) is False
+        assert not blob.is_ready(1)
+        source.let_go()
