@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from lamina.linux.process import start_time_ticks
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status, upgrade_service
 from tests.support.native_images import build_image, image_files, some_bytes
-from tests.support.serving import forget_pages, is_mounted, start
+from tests.support.serving import ROOT, forget_pages, is_mounted, start
 from tests.support.tools import require_erofs, require_kernel, require_root
 
 pytestmark = pytest.mark.kernel
@@ -85,7 +86,7 @@ def taken(tmp_path: Path) -> Iterator[Taken]:
     taken = Taken(tmp_path)
     yield taken
     if is_mounted(taken.mountpoint):
-        unmount(taken.mountpoint, lazy=True)
+        subprocess.run(["umount", "--lazy", taken.mountpoint], check=True)
 
 
 class Meanwhile:
@@ -249,3 +250,45 @@ def test_the_socket_is_private(taken: Taken) -> None:
     done = subprocess.run(command, capture_output=True, check=False)
     assert done.returncode != 0
     unmount(taken.mountpoint)
+
+
+def test_the_service_is_told_to_end(taken: Taken, device: str) -> None:
+    """Who has a file open reads what was read before, then gets errors; never zeros."""
+    taken.start(device)
+    name = sorted(FILES)[7]
+    fd = os.open(taken.mountpoint / os.fsdecode(name), os.O_RDONLY)
+    assert os.read(fd, 1000) == FILES[name][:1000]
+    status = service_status()
+    assert status is not None
+    end = os.pidfd_open(status["pids"]["supervisor"])
+    os.kill(status["pids"]["supervisor"], signal.SIGTERM)
+    assert select.select([end], [], [], 30)[0]
+    os.close(end)
+    assert not is_mounted(taken.mountpoint)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while part := os.pread(fd, 4096, len(seen)):
+            seen += part
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    assert seen == FILES[name][: len(seen)]
+    assert len(seen) < len(FILES[name])
+
+
+def test_the_client_is_killed_when_it_has_mounted(taken: Taken, device: str) -> None:
+    """The mount is there and nobody was told of it: it is served or gives errors."""
+    program = (
+        "import os, runpy\n"
+        "from lamina.serve.service import mounting\n"
+        "mounting._commit = lambda *_: os.kill(os.getpid(), 9)\n"
+        "runpy.run_module('tests.support.serving', run_name='__main__')\n"
+    )
+    places = (taken.folder / "image", taken.mountpoint, taken.folder / "store", device)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    killed = subprocess.run([sys.executable, "-c", program, *places], env=environment, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    for _ in range(2):
+        for name in sorted(FILES)[:40]:
+            with contextlib.suppress(OSError):
+                assert (taken.mountpoint / os.fsdecode(name)).read_bytes() == FILES[name]
+        time.sleep(1.5)

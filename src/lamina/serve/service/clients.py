@@ -11,6 +11,7 @@ import msgspec
 
 from lamina.errors import Error, KernelError
 from lamina.linux.memory import forbid_core_dumps
+from lamina.linux.mount import SuperblockWatch
 from lamina.serve.reported_error import encode_error
 from lamina.serve.service.channel import Channel, Message
 from lamina.serve.service.kept import KeptMount
@@ -123,7 +124,7 @@ class Client:
         names, connection = body["names"], body["connection"]
         mount = KeptMount(
             self.number, spec, body["device"], dict(zip(names, fds, strict=True)), None, [],
-            connection,
+            connection, sorted(SuperblockWatch("erofs").before),
         )  # fmt: skip
         self._mount = mount
         self._supervisor.keep(mount)
@@ -149,8 +150,7 @@ class Client:
     def _leave(self) -> None:
         mount, self._mount = self._mount, None
         if mount is not None and mount.record is None:
-            abandon(mount)
-            self._supervisor.drop(mount)
+            self._supervisor.part_with_half_made(mount)
         elif mount is None and self._spec is not None:
             self._supervisor.tell_worker("drop", number=self.number)
         self._supervisor.part_with(self)

@@ -11,8 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lamina.errors import Error
-from lamina.linux.mount import read_mount_table
+from lamina.linux.mount import SuperblockWatch, read_mount_table
 from lamina.serve.detach import detach
+from lamina.serve.holder import Holder
 from lamina.serve.service.clients import abandon
 from lamina.serve.service.kept import KeptMount
 from lamina.serve.state import MountRecord, MountRecords
@@ -26,6 +27,8 @@ ENDED_POLL_S: Final = 1.0
 SOON_POLL_S: Final = 0.02
 SOON_S: Final = 1.0
 """How long it is looked often, after the mount table has changed."""
+MOUNTING_S: Final = 1.0
+"""How long the mount of a client that was killed may take to appear."""
 
 
 class MountEnds:
@@ -39,6 +42,7 @@ class MountEnds:
         self._supervisor = supervisor
         self._mounts: dict[str, KeptMount] = {}
         self._looked: dict[str, KeptMount] = {}
+        self._half_made: dict[str, float] = {}
         self._soon_until = 0.0
         self._next_look = 0.0
         self._table = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -59,12 +63,15 @@ class MountEnds:
             self._supervisor.watch(mount.fds["device"], partial(self._gone, mount), 0)
         else:
             self._looked[mount.number] = mount
+            if mount.record is None and not mount.watch:
+                self._half_made[mount.number] = time.monotonic() + MOUNTING_S
             self._table_changed()
 
     def discard(self, mount: KeptMount) -> None:
         """Watch it no more; call before its descriptors are closed."""
         self._mounts.pop(mount.number, None)
         self._looked.pop(mount.number, None)
+        self._half_made.pop(mount.number, None)
         if "device" in mount.fds:
             self._supervisor.forget(mount.fds["device"])
 
@@ -84,9 +91,20 @@ class MountEnds:
         table = {(entry.mountpoint, entry.device) for entry in read_mount_table()}
         for mount in list(self._looked.values()):
             record = mount.record
+            if mount.number in self._half_made and not self._made(mount, now):
+                continue
             attached = record and (record["mountpoint"], record["device_number"]) in table
             if not attached and not any(map(os.path.exists, mount.watch)):
                 self._gone(mount)
+
+    def _made(self, mount: KeptMount, now: float) -> bool:
+        """Find out, once its client had the time to finish, which superblocks may be this one's."""
+        if now < self._half_made[mount.number]:
+            return False
+        del self._half_made[mount.number]
+        mount.watch = sorted(SuperblockWatch("erofs").before - set(mount.before))
+        self._supervisor.keep(mount)
+        return True
 
     def _table_changed(self) -> None:
         self._soon_until = time.monotonic() + SOON_S
@@ -112,10 +130,26 @@ class MountEnds:
 
     def unmount_all(self) -> None:
         """Unmount all; who still uses one gets errors from now on."""
-        for mount in list(self._supervisor.state.mounts.values()):
+        mounts = list(self._supervisor.state.mounts.values())
+        for mount in mounts:
             record = mount.record
             if record is not None:
                 with contextlib.suppress(Error):
                     detach(record["mountpoint"], record["device_number"], lazy=True)
+        # Of a group only one may read what waits in it.
+        self._supervisor.state.end_worker()
+        for mount in mounts:
             abandon(mount)
+            _deny_readers(mount)
             self._supervisor.drop(mount)
+
+
+def _deny_readers(mount: KeptMount) -> None:
+    """Leave the group of a mount that somebody may still use to a process that answers with
+    errors: without one, the kernel would let its readers through to what was never fetched.
+    """
+    paths = mount.watch or sorted(SuperblockWatch("erofs").before - set(mount.before))
+    if "group" in mount.fds and any(map(os.path.exists, paths)):
+        holder = Holder(mount.fds["group"], ())
+        holder.watch(paths)
+        holder.close(handed_over=True)

@@ -17,7 +17,8 @@ class KeptMount:
     ``fds`` by name: ``device`` of a FUSE connection; or ``group`` and ``slots`` of fanotify, and
     ``blob.N`` for every blob that is watched.  ``record`` is what ``lamina mounts`` tells, None
     while the mount is being made; ``watch`` are the files in sysfs that live as long as its
-    superblock; ``connection`` is ``st_dev`` of the FUSE mount, 0 if there is none.
+    superblock, and ``before`` those that were there when its client began to mount it;
+    ``connection`` is ``st_dev`` of the FUSE mount, 0 if there is none.
     """
 
     number: str
@@ -27,6 +28,7 @@ class KeptMount:
     record: dict[str, Any] | None = None
     watch: list[str] = field(default_factory=list)
     connection: int = 0
+    before: list[str] = field(default_factory=list)
 
     def encode(self) -> dict[str, Any]:
         """Return all but the descriptors as an object of JSON; their names are in its order."""
@@ -38,6 +40,7 @@ class KeptMount:
             "record": self.record,
             "watch": self.watch,
             "connection": self.connection,
+            "before": self.before,
         }
 
     @classmethod
@@ -51,6 +54,7 @@ class KeptMount:
             fields["record"],
             fields["watch"],
             fields["connection"],
+            fields.get("before", []),
         )
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from lamina.linux.process import set_name, set_oom_score
 from lamina.serve.service.channel import Channel
-from lamina.serve.service.clients import Client
+from lamina.serve.service.clients import Client, abandon
 from lamina.serve.service.ending import MountEnds
 from lamina.serve.service.kept import KeptMount
 from lamina.serve.service.state import ServiceState, fork_as
@@ -103,7 +103,7 @@ class Supervisor:
         for mount in list(self.state.mounts.values()):
             if mount.record is None:
                 # Its client saw the last supervisor end, and begins anew.
-                self.drop(mount)
+                self.part_with_half_made(mount)
             else:
                 self._ends.add(mount)
         # A worker of the last supervisor.  Not the holder ends it, before there was a successor:
@@ -271,6 +271,18 @@ class Supervisor:
         if mount.record is not None:
             MountRecords().write(MountRecord(**mount.record))
             self._ends.add(mount)
+
+    def part_with_half_made(self, mount: KeptMount) -> None:
+        """Let go of a mount whose client is gone before it told that it was made.
+
+        It may have been made nonetheless.  FUSE then gives errors; readers of a fanotify mount are
+        served for as long as there may be any, for without its group they would see zeros.
+        """
+        if "group" in mount.fds:
+            self._ends.add(mount)
+        else:
+            abandon(mount)
+            self.drop(mount)
 
     def drop(self, mount: KeptMount, *, forget_record: bool = True) -> None:
         """Let go of a mount everywhere."""
