@@ -116,7 +116,9 @@ class BlobSet(Sequence[LazyBlob]):
         """Close the blobs that were opened; may be called again."""
         with self._lock:
             self._closed = True
-            self.parallel.close()
+        # A helper that is still at work may want a blob, for which it takes the lock.
+        self.parallel.close()
+        with self._lock:
             for index, blob in enumerate(self._opened):
                 if blob is not None:
                     blob.close()

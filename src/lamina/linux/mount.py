@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from lamina.errors import UnsupportedError
 from lamina.linux.syscalls import LIBC, SyscallError, checked, from_os_error, syscall
 
 # asm-generic/unistd.h: the same numbers on every architecture that is not alpha
@@ -257,6 +258,14 @@ class SuperblockWatch:
         self._sysfs = sysfs
         self.before = frozenset(self._look())
         self.paths: tuple[str, ...] = ()
+
+    def require(self) -> None:
+        """Raise UnsupportedError where there is no sysfs to tell."""
+        if not os.path.isdir(self._sysfs):
+            raise UnsupportedError(
+                f"without {self._sysfs} nobody can tell when a mount has ended",
+                hint="mount sysfs, or choose the device fuse-blob",
+            )
 
     def _look(self) -> set[str]:
         try:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 from lamina.errors import Error, KernelError
-from lamina.linux.mount import SuperblockWatch, attach_mount, create_mount
+from lamina.linux.mount import (
+    MNT_DETACH,
+    UMOUNT_NOFOLLOW,
+    MountEntry,
+    SuperblockWatch,
+    attach_mount,
+    create_mount,
+    topmost_mount,
+    unmount,
+)
 from lamina.serve.device import BlobDevice
 from lamina.serve.readahead import shorten_readahead
 from lamina.serve.reported_error import decode_error, encode_error
@@ -37,6 +47,7 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
     Raises SyscallError or KernelError; the caller then closes the device.
     """
     with mounting_lock() as lock:
+        before = topmost_mount(target.mountpoint)
         watch = SuperblockWatch("erofs")
         paths = device.prepare()
         lock.note_connection(device.connection)
@@ -50,9 +61,12 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
         with open(read_end, "rb") as pipe:
             report = pipe.read()
         os.waitpid(pid, 0)
-        if report != _DONE:
-            raise decode_error(report) if report else _killed(target)
-        device.mounted()
+        if report and report != _DONE:
+            raise decode_error(report)
+        with _undone(target, device, before):
+            if not report:
+                raise _killed(target)
+            device.mounted()
         watch.mounted()
     if target.lazy:
         shorten_readahead(watch.paths)
@@ -68,6 +82,21 @@ def attach_erofs(bootstrap: str, paths: Sequence[str], attributes: int, mountpoi
         attach_mount(mount_fd, mountpoint)
     finally:
         os.close(mount_fd)
+
+
+@contextlib.contextmanager
+def _undone(target: ErofsMount, device: BlobDevice, before: MountEntry | None) -> Iterator[None]:
+    """Take a mount that was made away again if the block fails; who was quick enough to use it gets
+    errors.
+    """
+    try:
+        yield
+    except BaseException:
+        if topmost_mount(target.mountpoint) != before:
+            with contextlib.suppress(Error):
+                unmount(target.mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
+        device.abandon()
+        raise
 
 
 def _killed(target: ErofsMount) -> KernelError:

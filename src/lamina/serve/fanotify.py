@@ -67,6 +67,7 @@ class FanotifyDevice:
             blob.hold_through(self._watch)
         lazy = [blob for blob in self._blobs if not blob.complete]
         if lazy:
+            self._watch.require()
             self._group = fanotify.create_group()
             self._stop = os.eventfd(0, os.EFD_CLOEXEC)
             self._holder = Holder(self._group, sorted(self._watch.before))
@@ -101,10 +102,10 @@ class FanotifyDevice:
     def mounted(self) -> None:
         """Tell the holder, and the holds of the cache files, what to watch."""
         self._watch.mounted()
-        for blob in self._blobs:
-            blob.hold_through(self._watch)
         if self._holder is not None:
             self._holder.watch(self._watch.paths)
+        for blob in self._blobs:
+            blob.hold_through(self._watch)
 
     @property
     def in_use(self) -> bool:

@@ -129,6 +129,10 @@ def _deny_all(group: int) -> None:
         data = os.read(group, _EVENT_BYTES)
     except BlockingIOError:
         return
+    except OSError:
+        # The kernel had no descriptor for it, and told its reader so; there may be one soon.
+        time.sleep(_POLL_MS / 1000)
+        return
     position = 0
     while position < len(data):
         length, *_, fd, _ = _EVENT.unpack_from(data, position)

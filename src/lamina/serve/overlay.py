@@ -88,11 +88,18 @@ def _escaped(path: str) -> str:
 def prune_mount_points(upper: str, targets: list[str], lower: str) -> None:
     """Remove from the changes what the runtime made only to mount on: empty files and folders that
     the image lacks, and empty copies of the folders above them.
+
+    A container may have put symbolic links in their place, which lead anywhere: nothing behind one
+    is touched.
     """
+    upper = os.path.realpath(upper)
     for target in targets:
         parts = [part for part in target.split("/") if part]
         for count in range(len(parts), 0, -1):
             inner = "/".join(parts[:count])
+            parent = os.path.join(upper, *parts[: count - 1])
+            if ".." in parts or os.path.realpath(parent) != parent:
+                break
             if not _remove_if_made(os.path.join(upper, inner), os.path.join(lower, inner)):
                 break
 

@@ -78,3 +78,16 @@ def test_nothing_but_mount_points(tmp_path: Path) -> None:
     (tmp_path / "lower").mkdir()
     prune_mount_points(str(tmp_path / "upper"), ["/proc"], str(tmp_path / "lower"))
     assert not has_changes(str(tmp_path / "upper"))
+
+
+def test_mount_points_behind_links_are_not_touched(tmp_path: Path) -> None:
+    """A container that ran as root decides what its folder of changes looks like."""
+    upper, host = tmp_path / "upper", tmp_path / "host"
+    for folder in (upper / "real", host / "folder", tmp_path / "lower"):
+        folder.mkdir(parents=True)
+    (host / "file").write_text("")
+    (upper / "data").symlink_to(host)
+    (upper / "real/up").symlink_to("../../host")
+    targets = ["/data/file", "/data/folder", "/real/up/file", "/real/../../host/file", "/data"]
+    prune_mount_points(str(upper), targets, str(tmp_path / "lower"))
+    assert sorted(path.name for path in host.iterdir()) == ["file", "folder"]

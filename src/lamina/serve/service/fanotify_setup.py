@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from lamina.linux import fanotify
+from lamina.linux.mount import SuperblockWatch
 from lamina.serve.quiet import quiet_descriptor
 from lamina.serve.service.event_slots import EventSlots, create_slots
 
@@ -15,8 +16,9 @@ def set_up_group(paths: Mapping[int, str], stack: ExitStack) -> dict[str, int]:
     """Watch the cache files of some blobs; return the descriptors that serve them, by name.
 
     They are closed with ``stack``.  What others have read of the files meanwhile is noted in the
-    slots, to be answered by who serves.  Raises KernelError.
+    slots, to be answered by who serves.  Raises KernelError, UnsupportedError.
     """
+    SuperblockWatch("erofs").require()
     group = fanotify.create_group()
     stack.callback(os.close, group)
     slots_fd = create_slots()

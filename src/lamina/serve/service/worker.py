@@ -191,10 +191,16 @@ class Worker:
     def _hold(self, body: dict[str, Any]) -> None:
         """Keep an image that is complete, and needs nobody, until its superblock is gone."""
         image = self._opened.get(body["number"])
-        if image is not None:
+        if image is None:
+            return
+        try:
             for blob in image.blobs:
                 blob.hold_through(_known_superblock(body["watch"]))
-            self._channel.say("held", number=body["number"])
+        except Error as error:
+            failure = encode_error(error).decode()
+            self._channel.say("failed", number=body["number"], error=failure)
+            return
+        self._channel.say("held", number=body["number"])
 
     def _drop(self, body: dict[str, Any]) -> None:
         with self._lock:
@@ -212,7 +218,10 @@ class Worker:
     def _status(self, body: dict[str, Any]) -> None:
         mounts: dict[str, dict[str, Any]] = {}
         for number, served in list(self._served.items()):
-            mount = self.kept[number]
+            mount = self.kept.get(number)
+            if mount is None:
+                # Dropped meanwhile.
+                continue
             try:
                 coverage = blob_coverage(served.image.get())
             except Error as error:
