@@ -70,6 +70,18 @@ def rule(folder: Path, *words: str) -> None:
     lamina("kbs", "policy", "--dir", str(folder), RESOURCE, *words)
 
 
+def test_a_new_value_with_and_without_a_rule(folder: Path) -> None:
+    words = ("kbs", "put", "--dir", str(folder), "--replace", "--json", RESOURCE)
+
+    def rule_of(*more: str) -> object:
+        return json.loads(lamina(*words, *more, stdin=KEY).stdout)["rule"]
+
+    anybody = rule_of("--anybody")
+    assert anybody is not None
+    assert rule_of() == anybody
+    assert rule_of("--nobody") is None
+
+
 def test_an_image_for_attested_guests(folder: Path, tmp_path: Path) -> None:
     make_image(tmp_path / "plain", "v1")
     plain, sealed = f"oci:{tmp_path}/plain:v1", f"oci:{tmp_path}/sealed:v1"

@@ -189,10 +189,20 @@ def _read_extension(
     elif flag == b"g":
         records = pax.parse_records(data, offset + BLOCK)
         fresh = into.records is into.global_records
-        into.global_records = {**into.global_records, **records}
+        into.global_records = _bounded({**into.global_records, **records}, offset)
         into.records = into.global_records if fresh else {**records, **into.records}
     else:
-        into.records = {**into.records, **pax.parse_records(data, offset + BLOCK)}
+        into.records = _bounded({**into.records, **pax.parse_records(data, offset + BLOCK)}, offset)
+
+
+def _bounded(records: dict[bytes, bytes], offset: int) -> dict[bytes, bytes]:
+    """One header is not too large, but there may be any number of them before an entry."""
+    size = sum(map(len, records)) + sum(map(len, records.values()))
+    if size > MAX_EXTENSION_BYTES:
+        raise FormatError(
+            f"The extended tar headers before offset {offset} are too large together."
+        )
+    return records
 
 
 def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> Entry:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import stat
 from typing import NamedTuple
 
+from lamina.archive.tar import MAX_PATH_BYTES
 from lamina.build.scan import NO_XATTRS, ScannedEntry
 from lamina.erofs.tree import Node
 from lamina.errors import FormatError
@@ -26,8 +27,6 @@ IMPLIED_DIRECTORY_MODE = stat.S_IFDIR | 0o755
 MAX_LINK_HOPS = 255
 MAX_STEPS = 8192
 """Most components looked at for one path, those of link targets included."""
-MAX_DEPTH = 2048
-"""Deepest directory accepted: what fits in the 4096 bytes of a Linux path."""
 
 
 class Place(NamedTuple):
@@ -154,7 +153,8 @@ class MergedTree:
         With ``create`` missing directories are made, and all on the way count as touched by the
         layer.
         """
-        stack: list[tuple[bytes, Node]] = [(b"", self.root)]
+        # Name, directory, and length of its path, to which links add what no entry has.
+        stack: list[tuple[bytes, Node, int]] = [(b"", self.root, 0)]
         todo = path.split(b"/")[::-1] if path else []
         hops = steps = 0
         while todo:
@@ -177,10 +177,11 @@ class MergedTree:
                     del stack[1:]
                 todo += child.target.split(b"/")[::-1]
                 continue
-            if len(stack) > MAX_DEPTH:
+            path_bytes = stack[-1][2] + len(part) + 1
+            if path_bytes > MAX_PATH_BYTES:
                 raise FormatError(f"The path {_shown(path)} in a layer is deeper than any can be.")
-            stack.append((part, child))
-        return Place(stack[-1][1], b"/".join([name for name, _ in stack[1:]]))
+            stack.append((part, child, path_bytes))
+        return Place(stack[-1][1], b"/".join([name for name, _, _ in stack[1:]]))
 
     def _step(self, here: Node, part: bytes, path: bytes, *, create: bool) -> Node | None:
         """Return the directory or symbolic link of a name, None if there is none."""

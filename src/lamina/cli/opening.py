@@ -74,6 +74,26 @@ def image_access(args: argparse.Namespace) -> Access | None:
     return access
 
 
+def proven_reference(args: argparse.Namespace, text: str) -> Reference:
+    """What *text* names, by the digest that ``--policy`` accepts if there is one: whoever reads it
+    reads what was proven, whatever the registry answers next.
+
+    Raises TrustError, and what reading manifest and signatures raises.
+    """
+    from lamina.registry.reference import parse_reference
+
+    where = parse_reference(text)
+    if args.policy is None:
+        return where
+    from lamina.image.access import accepted_version
+    from lamina.registry.repository import open_repository
+
+    access = image_access(args)
+    assert access is not None
+    with open_repository(where, options=client_options(args)) as repository:
+        return accepted_version(access, repository, node_store(args), where)[0]
+
+
 def _open_always(
     args: argparse.Namespace,
     wanted: tuple[str | Reference, bool],
@@ -117,7 +137,8 @@ def open_any(args: argparse.Namespace, text: str) -> Image:
     except NoIndexError:
         from lamina.build.source_image import open_source_image
 
-        return open_source_image(text, options=client_options(args), platform=args.platform)
+        where = proven_reference(args, text)
+        return open_source_image(where, options=client_options(args), platform=args.platform)
 
 
 def open_folder(path: str) -> Image:

@@ -248,6 +248,8 @@ def encrypt_layer(
         digest=f"sha256:{digest.hexdigest()}",
         annotations=annotations,
         urls=(),
+        # What is embedded in the descriptor is the plaintext.
+        data="",
     )
 
 
@@ -271,7 +273,7 @@ def _decrypt_layer(
         digest = check_plaintext(sealed, layer, private, diff_id)
         kept = {k: v for k, v in layer.annotations.items() if not k.startswith(PREFIX)}
         result = msgspec.structs.replace(
-            layer, media_type=media_type, digest=digest, annotations=kept
+            layer, media_type=media_type, digest=digest, annotations=kept, data=""
         )
         sealed.seek(0)
         plain = DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce)

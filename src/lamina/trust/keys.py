@@ -9,6 +9,7 @@ P-384 and P-521, Ed25519 for signatures.  Sources: RFC 5958, RFC 8017, RFC 5915,
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,7 +129,8 @@ def read_key_file(path: str | Path, *, private: bool) -> bytes:
 
 def _looks_private(data: bytes) -> bool:
     """Public keys and certificates may be readable; all else is taken for a secret."""
-    return not (b"-----BEGIN CERTIFICATE" in data or b"-----BEGIN PUBLIC KEY" in data)
+    labels = re.findall(rb"-----BEGIN ([A-Z0-9 ]+)-----", data)
+    return not labels or any(label.endswith(b"PRIVATE KEY") for label in labels)
 
 
 def load_public_key(data: bytes, source: str) -> PublicKey:

@@ -146,6 +146,23 @@ def test_global_header_applies_to_all_and_is_overridden() -> None:
     assert [entry.gid for entry in found] == [4321, MAX_OLD_ID + 9]
 
 
+@pytest.mark.parametrize("flag", [b"g", b"x"])
+def test_extended_headers_do_not_pile_up(flag: bytes) -> None:
+    """None of them is too large, all before one entry are."""
+
+    def record(number: int) -> bytes:
+        text = b" k%d=%s\n" % (number, b"v" * 400_000)
+        return b"%d%s" % (len(text) + 6, text)
+
+    archive = b""
+    for number in range(4):
+        data = record(number)
+        header = raw_header(flag=flag, size=b"%011o\0" % len(data))
+        archive += bytes(header) + data.ljust(-(-len(data) // 512) * 512, b"\0")
+    with pytest.raises(FormatError, match="too large together"):
+        walk_all(archive + tar_bytes([Item("a")]))
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

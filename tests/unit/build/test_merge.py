@@ -19,7 +19,7 @@ from tests.support.layers import (
 
 from lamina.archive.stream import LayerStream
 from lamina.build.layer_tree import AppliedLayer, apply_layer
-from lamina.build.merge import MAX_DEPTH, MergedTree
+from lamina.build.merge import MergedTree
 from lamina.build.scan import scan_layer
 from lamina.codec.digest import Digester
 from lamina.erofs.tree import Node
@@ -271,7 +271,17 @@ def test_depth_is_bounded() -> None:
     items += [Item(f"s/{deep}/f"), symlink("t", f"s/{deep}"), Item(f"t/{deep}/f")]
     with pytest.raises(FormatError, match="deeper"), ExitStack():
         merged(items)
-    assert MAX_DEPTH == 2048
+
+
+def test_links_do_not_lengthen_paths_without_bound() -> None:
+    """Two hundred entries whose directory would have a path of half a megabyte."""
+    items = [folder("d" * 200)]
+    for number in range(100):
+        items += [symlink(f"l{number}", f"l{number - 1}/{'d' * 200}" if number else "d" * 200)]
+        items += [Item(f"l{number}/f")]
+        items += [folder(f"l{number}/{'d' * 200}")]
+    with pytest.raises(FormatError, match="deeper"):
+        merged(items)
 
 
 def test_xattrs_of_other_systems_are_left_out(caplog: pytest.LogCaptureFixture) -> None:

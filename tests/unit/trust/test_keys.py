@@ -108,6 +108,11 @@ def test_files(tmp_path: Path) -> None:
         read_key_file(file, private=True)
     file.chmod(0o600)
     assert read_key_file(file, private=True).startswith(b"-----BEGIN")
+    both = tmp_path / "both.pem"
+    both.write_bytes(pem(raw_key("P-256")) + make_key("P-256").public().pem())
+    both.chmod(0o644)
+    with pytest.raises(TrustError, match="every user"):
+        read_key_file(both, private=True)
     public = tmp_path / "key.pub"
     public.write_bytes(make_key("P-256").public().pem())
     public.chmod(0o644)

@@ -245,6 +245,21 @@ def test_layers_that_would_stay_readable(tmp_path: Path) -> None:
     run(encrypt_image, str(reference), f"oci:{tmp_path}/x:v1", _to_reader(), layers=[-1])
 
 
+def test_content_that_is_embedded_in_descriptors(tmp_path: Path) -> None:
+    """It would be the plaintext, beside the ciphertext."""
+    make_image(tmp_path / "plain", "v1")
+    reference = parse_reference(f"oci:{tmp_path}/plain:v1")
+    with LayoutRepository(reference, write=True) as repository:
+        document = json.loads(repository.manifest()[1])
+        for layer in document["layers"]:
+            layer["data"] = base64.b64encode(b"what is in the layer").decode()
+        repository.push_manifest("v1", m.OCI_MANIFEST, json.dumps(document).encode())
+    sealed = f"oci:{tmp_path}/sealed:v1"
+    run(encrypt_image, str(reference), sealed, _to_reader())
+    assert [layer.data for layer in layers_of(sealed)] == ["", ""]
+    run(decrypt_image, sealed, f"oci:{tmp_path}/back:v1", KEYS)
+
+
 # ---- what somebody in between may do -----------------------------------------------------------
 
 

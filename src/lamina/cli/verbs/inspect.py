@@ -75,11 +75,11 @@ def _opened_facts(args: Namespace, kind: str) -> dict[str, Any]:
 
 def run(args: Namespace) -> int:
     """Print the facts."""
-    from lamina.registry.reference import parse_reference
+    from lamina.cli.opening import proven_reference
     from lamina.registry.repository import open_repository
 
-    options = client_options(args)
-    with open_repository(parse_reference(args.image), options=options) as repository:
+    options, reference = client_options(args), proven_reference(args, args.image)
+    with open_repository(reference, options=options) as repository:
         if args.raw:
             print_bytes(repository.manifest(None)[1])
             return 0

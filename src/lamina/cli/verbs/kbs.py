@@ -184,7 +184,8 @@ def _put(args: Namespace, store: KeyStore, resource: ResourcePath) -> None:
     def add(old: Entry | None) -> Entry:
         if old is not None and not args.replace:
             raise UsageError(f"there is a {resource} already", hint="--replace replaces its value")
-        return Entry(value, rule if rule is not None or old is None else old.rule)
+        keeps_rule = old is not None and rule is None and not args.nobody
+        return Entry(value, old.rule if old is not None and keeps_rule else rule)
 
     store.change(resource, add)
     _show(args, resource, store.entries[resource].rule)
