@@ -60,8 +60,9 @@ class IndexOptions:
     def check(self) -> None:
         """Raise UsageError for values that make no sense."""
         size = self.chunk_size
-        if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
-            raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 16 MiB.")
+        # A chunk that is stored as it is must fit in 24 bits (RAFS v6 §2.4).
+        if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE // 2:
+            raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 8 MiB.")
         if self.spacing_bytes < 1:
             raise UsageError(f"Access points cannot be {self.spacing_bytes} bytes apart.")
         if self.jobs < 0:
@@ -143,6 +144,12 @@ def build_from_layers(
     Call it before threads are started.  ``client`` is what the repository was opened with.  Raises
     what reading the layers raises.
     """
+    for layer in layers:
+        if not layer.digest.startswith("sha256:"):
+            raise UnsupportedError(
+                f"The layer {layer.digest[:80]} is not named by SHA-256, as blobs of an index are.",
+                hint="Convert the image: lamina convert.",
+            )
     known: Sequence[IndexedLayer] = ()
     problem = ""
     if options.by_table and have_tables(layers):

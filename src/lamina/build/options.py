@@ -85,6 +85,13 @@ class ConvertOptions:
             raise UsageError(
                 "Chunks cannot be compressed with gzip.", hint="Use zstd, lz4 or none."
             )
+        most = {Compressor.ZSTD: 22, Compressor.LZ4_BLOCK: 65537}.get(self.compressor, 0)
+        least = -131072 if self.compressor == Compressor.ZSTD else 0
+        if self.level is not None and most and not least <= self.level <= most:
+            raise UsageError(
+                f"The level {self.level} is not one of {self.compressor.name.lower()}.",
+                hint=f"Levels are {least} to {most}.",
+            )
         if self.jobs < 0:
             raise UsageError(f"The number of jobs {self.jobs} is negative.")
         if any(not path.startswith(b"/") for path in self.prefetch):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from lamina.cli.output import binary_size
+from lamina.cli.output import binary_size, shown_name
 from lamina.errors import FormatError
 
 if TYPE_CHECKING:
@@ -180,8 +181,12 @@ def native_facts(image: NativeImage) -> dict[str, Any]:
 Lines = Callable[[str], None]
 
 
-def print_facts(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) -> None:
-    """The facts for people."""
+def print_facts(facts: dict[str, Any], print_line: Lines, size: Callable[[int], str]) -> None:
+    """The facts for people; what an image says of itself cannot steer their terminal."""
+
+    def line(text: str) -> None:
+        print_line(shown_name(os.fsencode(text)))
+
     line(f"{facts['reference']}")
     line(f"  kind       {facts['kind']}")
     line(f"  digest     {facts['digest']}")

@@ -43,27 +43,28 @@ def add_decryption_key_option(parser: Parser | argparse._ArgumentGroup) -> None:
 
 def key_texts_for_later(texts: list[str]) -> list[str]:
     """The values of ``--decryption-key`` for a process with other files and another folder: paths
-    are absolute, and a passphrase from a file descriptor is in the text.
+    are absolute, and a passphrase from a file descriptor is in the text, as others are that were.
 
     Never log or store them.
     """
     import os
 
+    from lamina.trust.recipients import split_passphrase
     from lamina.trust.secret import read_passphrase
 
     later = []
     for text in texts:
-        path, mark, number = text.partition(":fd=")
         if text.startswith("provider:"):
             later.append(text)
-        elif mark:
-            secret = os.fsdecode(read_passphrase(f"fd={number}").reveal())
-            later.append(f"{os.path.abspath(path)}:pass={secret}")
-        else:
-            scheme = next((s for s in ("jwe:", "pkcs7:") if text.startswith(s)), "")
-            path, mark, value = text.removeprefix(scheme).partition(":file=")
-            tail = f"{mark}{os.path.abspath(value)}" if mark else ""
-            later.append(scheme + os.path.abspath(path) + tail)
+            continue
+        scheme = next((s for s in ("jwe:", "pkcs7:") if text.startswith(s)), "")
+        path, kind, value = split_passphrase(text.removeprefix(scheme))
+        if kind == "file":
+            value = os.path.abspath(value)
+        elif kind == "fd":
+            kind, value = "pass", os.fsdecode(read_passphrase(f"fd={value}").reveal())
+        tail = f":{kind}={value}" if kind else ""
+        later.append(scheme + os.path.abspath(path) + tail)
     return later
 
 

@@ -135,7 +135,7 @@ XATTR_WHOLE_NAMES = (2, 3)
 # build_time, 32 build_time_nsec, 36 blocks, 40 meta_blkaddr, 44 xattr_blkaddr, 48 uuid, 64
 # volume_name, 80 feature_incompat, 84 u1, 86 extra_devices, 88 devt_slotoff, 90 dirblkbits and 37
 # more reserved bytes
-SUPERBLOCK = Struct("<IIIBBHQQIIII16s16sIHHHB37x")
+SUPERBLOCK = Struct("<IIIBBHQqIIII16s16sIHHHB37x")
 # 0 flags, 8 blob_table_offset, 16 blob_table_size, 20 chunk_size, 24 chunk_table_offset, 32
 # chunk_table_size, 40 prefetch_table_offset, 48 prefetch_table_size, 52 padding, 56 reserved
 EXTENDED_SUPERBLOCK = Struct("<QQIIQQQI204x")

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import base64
 import io
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import msgspec
 
-from lamina.errors import FormatError, NotFoundError
+from lamina.errors import FormatError, IntegrityError, NotFoundError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
 from lamina.registry.repository import Repository
@@ -36,7 +37,8 @@ def signature_tag(digest: str) -> str:
 
 
 def read_signatures(repository: Repository, digest: str) -> list[Attached]:
-    """All signatures of a manifest, none of them verified; entries that are malformed are left out.
+    """All signatures of a manifest, none of them verified; entries that are malformed or not there
+    are left out.
 
     Raises FormatError if there are too many, and what the repository raises.
     """
@@ -48,12 +50,10 @@ def read_signatures(repository: Repository, digest: str) -> list[Attached]:
             continue
         if layer.size > MAX_PAYLOAD_BYTES:
             continue
-        try:
+        with suppress(NotFoundError, FormatError, IntegrityError):
             signature = strict_json.decode_base64(encoded, "signature")
-        except FormatError:
-            continue
-        with repository.open_blob(layer) as stream:
-            found.append(Attached(stream.read(), signature))
+            with repository.open_blob(layer) as stream:
+                found.append(Attached(stream.read(), signature))
     return found
 
 

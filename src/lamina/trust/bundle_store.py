@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import Final
 
+from lamina.errors import FormatError, IntegrityError, NotFoundError, UnsupportedError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
 from lamina.registry.referrers import list_referrers, push_referrer
 from lamina.registry.repository import Repository
 from lamina.trust import bundle
+
+UNREADABLE: Final = (NotFoundError, FormatError, IntegrityError, UnsupportedError)
+"""What is raised by reading a signature that is not what it should be."""
 
 _CONTENT: Final = "dev.sigstore.bundle.content"
 _PREDICATE: Final = "dev.sigstore.bundle.predicateType"
@@ -18,8 +23,9 @@ _PREDICATE: Final = "dev.sigstore.bundle.predicateType"
 def read_bundles(repository: Repository, digest: str) -> list[bytes]:
     """All bundles that refer to a manifest, none of them verified.
 
-    Entries of other kinds, and those that refer to something else, are left out.  Raises
-    FormatError if there are too many, and what the repository raises.
+    Entries of other kinds, those that refer to something else, and those that are not there or are
+    damaged are left out: they prove nothing, and everybody who may attach one could otherwise make
+    an image unusable.  Raises FormatError if there are too many, and what the repository raises.
     """
     found = []
     for entry in list_referrers(repository, digest):
@@ -27,14 +33,22 @@ def read_bundles(repository: Repository, digest: str) -> list[bytes]:
         # the type of its configuration there.
         if not entry.is_manifest:
             continue
-        manifest = m.parse_image_manifest(repository.manifest(entry)[1], "manifest of a referrer")
-        if manifest.subject is None or manifest.subject.digest != digest:
-            continue
-        for layer in manifest.layers[:1]:
-            is_bundle = layer.media_type.startswith(bundle.MEDIA_TYPE_PREFIX)
-            if is_bundle and layer.size <= bundle.MAX_BUNDLE_BYTES:
-                with repository.open_blob(layer) as stream:
-                    found.append(stream.read())
+        with suppress(*UNREADABLE):
+            found += _bundles_of(repository, entry, digest)
+    return found
+
+
+def _bundles_of(repository: Repository, entry: Descriptor, digest: str) -> list[bytes]:
+    data = repository.manifest(entry)[1]
+    manifest = m.parse_image_manifest(data, "manifest of a referrer")
+    if manifest.subject is None or manifest.subject.digest != digest:
+        return []
+    found = []
+    for layer in manifest.layers[:1]:
+        is_bundle = layer.media_type.startswith(bundle.MEDIA_TYPE_PREFIX)
+        if is_bundle and layer.size <= bundle.MAX_BUNDLE_BYTES:
+            with repository.open_blob(layer) as stream:
+                found.append(stream.read())
     return found
 
 

@@ -13,6 +13,7 @@ logs: without them a certificate that was issued behind everybody's back would d
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -108,8 +109,11 @@ class Policy:
 
 
 def scopes_of(reference: Reference) -> Iterator[str]:
-    """Scopes that fit an image, the most specific first, "" (the whole transport) last."""
-    name = reference.name
+    """Scopes that fit an image, the most specific first, "" (the whole transport) last.
+
+    A local image has those of its absolute path without symbolic links, however it is written.
+    """
+    name = reference.name if reference.is_remote else os.path.realpath(reference.path)
     if reference.tag is not None:
         yield f"{name}:{reference.tag}"
     if reference.digest is not None:

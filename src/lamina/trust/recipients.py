@@ -20,7 +20,7 @@ from lamina.trust.keys import (
     read_key_file,
 )
 from lamina.trust.layer_options import PrivateOptions
-from lamina.trust.secret import Secret, read_passphrase
+from lamina.trust.secret import read_passphrase
 
 # Opening an image by a key in a file needs neither providers nor certificates, and is not to wait
 # for their modules.
@@ -158,7 +158,8 @@ def parse_decryption_keys(
             _configured(name, known)
             parameters[name] = parameter or _DEFAULT_PARAMETER
             continue
-        path, passphrase = _split_passphrase(text)
+        path, kind, value = split_passphrase(text)
+        passphrase = read_passphrase(f"{kind}={value}") if kind else None
         for prefix in ("jwe:", "pkcs7:"):
             path = path.removeprefix(prefix)
         data = read_key_file(path, private=True)
@@ -169,12 +170,15 @@ def parse_decryption_keys(
     return DecryptionKeys(tuple(keys), tuple(certificates), known, parameters)
 
 
-def _split_passphrase(text: str) -> tuple[str, Secret | None]:
+def split_passphrase(text: str) -> tuple[str, str, str]:
+    """(path, kind, value) of ``PATH:pass=…``, ``PATH:file=…`` and ``PATH:fd=…``; kind and value are
+    empty without a passphrase.
+    """
     for kind in ("pass", "file", "fd"):
         path, mark, value = text.partition(f":{kind}=")
         if mark:
-            return path, read_passphrase(f"{kind}={value}")
-    return text, None
+            return path, kind, value
+    return text, "", ""
 
 
 def wrap(options: PrivateOptions, recipients: Recipients) -> Annotations:

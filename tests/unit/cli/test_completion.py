@@ -28,7 +28,9 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bash").write_text(bash_script(words, top))
     (folder / "zsh").write_text(zsh_script(words, top))
     (folder / "fish").write_text(fish_script(words, top))
-    (folder / "lamina").write_text("#!/bin/sh\necho /mnt/one\necho /mnt/two\n")
+    (folder / "lamina").write_text(
+        "#!/bin/sh\necho /mnt/one\necho /mnt/two\necho '/data/$(touch expanded)'\n"
+    )
     (folder / "lamina").chmod(0o755)
     here = folder / "here"
     (here / "images").mkdir(parents=True)
@@ -90,6 +92,7 @@ def test_scripts_parse(scripts: Path) -> None:
         ("lamina mount image im", {"images"}),
         ("lamina umount /mnt/t", {"/mnt/two"}),
         ("lamina umount /mnt/two /mnt/o", {"/mnt/one"}),
+        ("lamina umount /data", {"/data/$(touch", "expanded)"}),
         ("lamina ls doc", {"docker://", "docker-archive:"}),
         ("lamina ls oci:im", {"images"}),
         ("lamina copy oci:images/n", {"images/node"}),
@@ -100,6 +103,7 @@ def test_scripts_parse(scripts: Path) -> None:
 )
 def test_bash(scripts: Path, line: str, expected: set[str]) -> None:
     found = set(bash_words(scripts, line))
+    assert not (scripts / "here" / "expanded").exists(), "a name of a folder was run"
     if line.endswith(" -"):
         assert expected <= found
     else:

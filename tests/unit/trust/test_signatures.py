@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -244,8 +245,6 @@ def test_a_tag_moved_to_another_image(repository: Repository, tmp_path: Path) ->
 
 
 def test_malformed_entries_do_not_hide_a_good_one(repository: Repository) -> None:
-    import io
-
     from lamina.registry import manifest as m
 
     descriptor, _ = sign_image(repository, KEY, identity=f"{NAME}:v1")
@@ -258,7 +257,8 @@ def test_malformed_entries_do_not_hide_a_good_one(repository: Repository) -> Non
         {"mediaType": empty.media_type, "digest": empty.digest, "size": 2, "annotations": extra}
         for extra in ({}, {attachments.SIGNATURE: "!"}, {attachments.SIGNATURE: "AAAA"})
     ]
-    document["layers"] = [*strange, {**good, "mediaType": "text/plain"}, good]
+    absent = {**strange[2], "digest": "sha256:" + "00" * 32}
+    document["layers"] = [*strange, absent, {**good, "mediaType": "text/plain"}, good]
     repository.push_manifest(tag, m.OCI_MANIFEST, json.dumps(document).encode())
     assert verify_image(repository, [Demand((KEY.public(),))], IMAGE)
     document["layers"] = [good] * 200
@@ -296,6 +296,23 @@ def test_bundles_alone_are_enough(repository: Repository) -> None:
     assert len(bundle_store.read_bundles(repository, descriptor.digest)) == 2
     with pytest.raises(TrustError, match="older"):
         verify_image(repository, [Demand((KEY.public(),), minimum_release=5)], IMAGE)
+
+
+def test_referrers_that_cannot_be_read(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody who may attach something could make an image unusable otherwise."""
+    from lamina.registry import manifest as m
+    from lamina.trust import bundle_store
+
+    descriptor, _ = sign_image(repository, KEY, identity=f"{NAME}:v1")
+    absent = m.describe(m.OCI_MANIFEST, b"{}")
+    odd = m.describe(m.OCI_MANIFEST, b"no manifest")
+    repository.push_blob(odd, io.BytesIO(b"no manifest"))
+    listed = bundle_store.list_referrers
+    monkeypatch.setattr(bundle_store, "list_referrers", lambda *args: [absent, odd, *listed(*args)])
+    assert verify_image(repository, [Demand((KEY.public(),))], IMAGE)
+    assert bundle_store.read_bundles(repository, descriptor.digest) is not None
 
 
 def test_a_bundle_that_refers_to_another_image(repository: Repository, tmp_path: Path) -> None:
@@ -410,6 +427,16 @@ def test_scopes() -> None:
     digest = parse_reference(f"docker://h.example/r@{DIGEST}")
     assert next(iter(scopes_of(digest))) == f"h.example/r@{DIGEST}"
     assert list(scopes_of(parse_reference("oci:/a/b:t")))[:2] == ["/a/b:t", "/a/b"]
+
+
+def test_a_local_image_has_one_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However its path is written."""
+    (tmp_path / "prod/x").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("prod")
+    monkeypatch.chdir(tmp_path)
+    for text in ("prod/x", "./prod//x", f"{tmp_path}/prod/../prod/x", "link/x"):
+        scopes = list(scopes_of(parse_reference(f"oci:{text}:v1")))
+        assert scopes[:3] == [f"{tmp_path}/prod/x:v1", f"{tmp_path}/prod/x", f"{tmp_path}/prod"]
 
 
 def test_the_most_specific_scope_decides_alone() -> None:

@@ -53,9 +53,12 @@ _lamina_reply() {
     file) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$value") ;;
     folder) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -d -- "$value") ;;
     mountpoint)
-        local IFS=$'\n'
-        local points=$(lamina mounts --mountpoints 2>/dev/null)
-        mapfile -t COMPREPLY < <(compgen -W "$points" -- "$value")
+        # Not compgen -W, which expands what it is given: a name is data.
+        local point
+        COMPREPLY=()
+        while IFS= read -r point; do
+            [[ $point == "$value"* ]] && COMPREPLY+=("$point")
+        done < <(lamina mounts --mountpoints 2>/dev/null)
         ;;
     image)
         compopt -o nospace 2>/dev/null

@@ -71,7 +71,7 @@ def add_arguments(parser: Parser) -> None:
     add = group.add_argument
     add("--tag", metavar="TAG", help="tag to give the index, in the repository of the image")
     add("--chunk-size", metavar="SIZE", type=byte_size,
-        help="largest chunk, a power of two from 4K to 16M (128K)")  # fmt: skip
+        help="largest chunk, a power of two from 4K to 8M (128K)")  # fmt: skip
     add("--spacing", metavar="SIZE", type=byte_size,
         help="least distance of two points of entry in a compressed layer (128K)")  # fmt: skip
     add("--scan", action="store_true",
