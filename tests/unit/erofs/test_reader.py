@@ -49,6 +49,14 @@ def test_compact_inodes(image: bytes) -> None:
     assert Bootstrap(changed(data, link.offset, compact)).readlink(read) == b"elif"
 
 
+def test_build_times_are_signed(image: bytes) -> None:
+    """As Linux reads them; 2^64 - 1 seconds could be given to no file."""
+    link = inode_of(Bootstrap(image), b"link")
+    compact = INODE_COMPACT.pack(4, 0, 0o120777, 1, 4, 0, 9, 501, 502) + b"elif"
+    data = changed(image, 1024 + 24, b"\xff" * 8)
+    assert Bootstrap(changed(data, link.offset, compact)).inode(link.nid).mtime == -1
+
+
 def test_compact_file_has_its_indexes_after_32_bytes(image: bytes) -> None:
     file = inode_of(Bootstrap(image), b"file")
     indexes = bytes(Bootstrap(image).chunk_array(file))
