@@ -44,6 +44,7 @@ _ACCEPT: Final = ", ".join(
 )
 _REDIRECT_LIFETIME_S: Final = 30.0
 _MAX_SKIPPED_BYTES: Final = 64 << 20
+_MAX_PAGES: Final = 64
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)")
 _NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
@@ -219,20 +220,23 @@ class RegistryRepository:
     def referrers(self, digest: str, limit: int) -> tuple[Descriptor, ...] | None:
         """What the referrers API lists, pages put together; None if the registry has no such API.
 
-        No page is asked for after more than ``limit`` entries.
+        No page is asked for after more than ``limit`` entries.  Raises FormatError for pages that
+        do not end.
         """
         call = Call(self._pull, headers={"Accept": OCI_INDEX}, limit_bytes=MAX_MANIFEST_BYTES)
         url = self._session.url(f"referrers/{digest}")
+        where = f"referrers of {digest} in {self._reference}"
         found: list[Descriptor] = []
         asked: set[Url] = set()
         while url not in asked and len(found) <= limit:
+            if len(asked) == _MAX_PAGES:
+                raise FormatError(f"the list of {where} has more than {_MAX_PAGES} pages")
             asked.add(url)
             try:
                 answer = self._session.fetch("GET", url, call)
             except NotFoundError:
                 return None
-            index = parse_index(answer.data, f"referrers of {digest} in {self._reference}")
-            found += index.manifests
+            found += parse_index(answer.data, where).manifests
             following = _NEXT_PAGE.search(answer.headers.get("link", ""))
             if following is None:
                 break

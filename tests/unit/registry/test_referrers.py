@@ -124,6 +124,20 @@ def test_pages_that_never_end(registry: FakeRegistry, repository: RegistryReposi
     assert registry.count("GET", "/referrers/") == 3
 
 
+def test_empty_pages_that_never_end(registry: FakeRegistry, repository: RegistryRepository) -> None:
+    image = push_image(repository)
+    numbers = iter(range(1000))
+
+    def endless(exchange: fake.Exchange) -> bool:
+        link = f'</v2/a/b/referrers/x?n={next(numbers)}>; rel="next"'
+        return exchange.answer(200, b'{"schemaVersion":2,"manifests":[]}', {"Link": link})
+
+    registry.rule("GET", "/referrers/", endless, times=200)
+    with pytest.raises(FormatError, match="more than 64 pages"):
+        list_referrers(repository, image.digest)
+    assert registry.count("GET", "/referrers/") == 64
+
+
 def test_a_page_that_names_itself_ends(
     registry: FakeRegistry, repository: RegistryRepository
 ) -> None:
