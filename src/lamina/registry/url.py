@@ -64,6 +64,11 @@ def parse_url(text: str, base: Url | None = None) -> Url:
         raise FetchError("a URL from the registry is not a plain http or https URL")
     if not host.isascii() or not host.replace("%", "").isprintable() or " " in host:
         raise FetchError("a URL from the registry has a malformed host")
+    try:
+        # As the resolver and TLS do, which would raise this as it is: empty and too long labels.
+        host.encode("idna")
+    except UnicodeError:
+        raise FetchError("a URL from the registry has a malformed host") from None
     target = quote(parts.path or "/", safe=_SAFE, errors="surrogateescape")
     if parts.query:
         target += "?" + quote(parts.query, safe=_SAFE, errors="surrogateescape")

@@ -25,6 +25,8 @@ BASE = parse_url("https://reg.example:5000/v2/a/blobs/x?y=z")
         ("//other.example/c", "https://other.example/c"),
         ("https://a.example/ü b", "https://a.example/%C3%BC%20b"),
         ("https://a.example/b#fragment", "https://a.example/b"),
+        ("https://a.example./b", "https://a.example./b"),
+        (f"https://{'a' * 63}.example/", f"https://{'a' * 63}.example/"),
     ],
 )
 def test_parse(text: str, expected: str) -> None:
@@ -43,6 +45,11 @@ def test_parse(text: str, expected: str) -> None:
         "https://[::1/",
         "https://exämple/",
         "https://a b/",
+        "https://a..b/",
+        "https://.a.example/",
+        "https://./",
+        f"https://{'a' * 64}.example/",
+        f"//{'a' * 64}/",
         "x" * 20_000,
     ],
 )
@@ -63,6 +70,15 @@ def test_any_url_that_is_taken_can_be_sent(text: str) -> None:
     except FetchError:
         return
     check_request(url.target, {"Host": url.origin.authority})
+
+
+@given(st.text("ab.-_:%[]0" + "a" * 5, min_size=1, max_size=90))
+def test_any_host_that_is_taken_can_be_resolved(host: str) -> None:
+    try:
+        url = parse_url(f"https://{host}/")
+    except FetchError:
+        return
+    assert url.origin.host.encode("idna")
 
 
 @pytest.mark.parametrize(
