@@ -88,12 +88,24 @@ def files_below(image: NativeImage, paths: Iterable[str | bytes]) -> Iterator[St
 
 
 def prefetch_list(image: NativeImage) -> list[Stat]:
-    """Return the files that the image itself wants to be fetched early (RAFS v6 §1.2), in order."""
+    """Return the files that the image itself wants to be fetched early (RAFS v6 §1.8), each once,
+    in the order in which they first appear.
+    """
     found: list[Stat] = []
-    for nid in image.bootstrap.prefetch_nids:
-        here = image.stat_of(nid)
-        found += [stat for _, stat in image.walk(here)] if here.is_dir else [here]
-    return [stat for stat in found if stat.is_file]
+    seen: set[int] = set()
+    # Lazy all the way: entries may name a folder, and folders a file, any number of times.
+    todo: list[Iterator[Stat]] = [map(image.stat_of, image.bootstrap.prefetch_nids)]
+    while todo:
+        here = next(todo[-1], None)
+        if here is None:
+            todo.pop()
+        elif here.ino not in seen:
+            seen.add(here.ino)
+            if here.is_dir:
+                todo.append(stat for _, stat in image.scandir(here))
+            elif here.is_file:
+                found.append(here)
+    return found
 
 
 def blob_coverage(image: NativeImage) -> list[BlobCoverage]:

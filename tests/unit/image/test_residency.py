@@ -23,6 +23,7 @@ from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import Link, LinkEstimator
 from lamina.fetch.traffic import TokenBucket
 from lamina.image import residency
+from lamina.image.base import Stat
 from lamina.image.blob_set import BlobSet
 from lamina.image.collect import collect
 from lamina.image.link_record import known_link, measured, remember_link
@@ -64,6 +65,29 @@ def test_where_files_are(built: BuiltImage, tmp_path: Path) -> None:
         assert image.statistics.requests == cost
         with pytest.raises(NotFoundError):
             list(residency.files_below(image, ["/absent"]))
+
+
+def test_what_is_wanted_early_is_listed_once(
+    built: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the table names, and however often."""
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        first, folder = image.stat("etc/07"), image.stat("lib")
+        walked = [stat for _, stat in image.walk() if stat.is_file]
+        below = [stat for stat in walked if stat.path.startswith(b"/lib/")]
+        rest = [stat for stat in walked if stat not in below and stat != first]
+        scanned: list[int] = []
+        scandir = NativeImage.scandir
+
+        def counted(image: NativeImage, where: Stat) -> Iterator[tuple[bytes, Stat]]:
+            scanned.append(where.ino)
+            return scandir(image, where)
+
+        monkeypatch.setattr(NativeImage, "scandir", counted)
+        image.bootstrap.prefetch_nids = (first.ino, folder.ino, image.root.ino) * 300
+        found = [stat.ino for stat in residency.prefetch_list(image)]
+        assert found == [stat.ino for stat in (first, *below, *rest)]
+        assert len(scanned) == len(set(scanned)) == 3
 
 
 def test_coverage_of_blobs_and_files(built: BuiltImage, tmp_path: Path) -> None:
