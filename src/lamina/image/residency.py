@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from lamina.errors import Error, StoreError, UsageError
+from lamina.errors import Error, FormatError, StoreError, UsageError
 from lamina.fetch.amplify import background_span_bytes
 from lamina.fetch.traffic import TokenBucket
-from lamina.image.base import Stat
-from lamina.image.native import NativeImage
+from lamina.image.base import Stat, shown
+from lamina.image.native import FileChunk, NativeImage
 from lamina.store.node import NodeStore
 
 LOG: Final = logging.getLogger("lamina")
@@ -120,15 +120,22 @@ def blob_coverage(image: NativeImage) -> list[BlobCoverage]:
 
 
 def file_coverage(image: NativeImage) -> Iterator[FileCoverage]:
-    """Yield how much of each regular file is ready, in the order of a walk."""
+    """Yield how much of each regular file is ready, in the order of a walk.
+
+    Raises FormatError if a chunk of a file is none of its blob's.
+    """
     for path, stat in image.walk():
         if stat.is_file:
-            ready = sum(
-                chunk.size_bytes
-                for chunk in image.chunks(stat)
-                if image.blobs[chunk.blob_index].cache.is_ready(chunk.chunk_index)
-            )
+            chunks = image.chunks(stat)
+            ready = sum(chunk.size_bytes for chunk in chunks if _is_ready(image, path, chunk))
             yield FileCoverage(path, ready, stat.size)
+
+
+def _is_ready(image: NativeImage, path: bytes, chunk: FileChunk) -> bool:
+    cache = image.blobs[chunk.blob_index].cache
+    if chunk.chunk_index >= cache.chunk_count:
+        raise FormatError(f"{shown(path)}: a chunk lies outside its blob")
+    return cache.is_ready(chunk.chunk_index)
 
 
 def fetch(image: NativeImage, extents: Iterable[Extent], progress: Progress | None = None) -> None:

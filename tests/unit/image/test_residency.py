@@ -18,7 +18,16 @@ from tests.support.native_images import (
 )
 from tests.unit.image.test_node_store import opened
 
-from lamina.errors import Error, FetchError, NotFoundError, StoreError, UsageError
+from lamina.erofs.layout import ChunkIndex
+from lamina.erofs.reader import Bootstrap
+from lamina.errors import (
+    Error,
+    FetchError,
+    FormatError,
+    NotFoundError,
+    StoreError,
+    UsageError,
+)
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import Link, LinkEstimator
 from lamina.fetch.traffic import TokenBucket
@@ -104,6 +113,25 @@ def test_coverage_of_blobs_and_files(built: BuiltImage, tmp_path: Path) -> None:
         (blob,) = residency.blob_coverage(image)
         assert blob.ready_bytes == blob.size_bytes
         assert blob.ready_chunks == blob.chunks
+
+
+@pytest.mark.parametrize("number", [1, 5000, (1 << 24) - 1])
+def test_coverage_of_a_chunk_that_its_blob_has_not(number: int, tmp_path: Path) -> None:
+    content = some_bytes(CHUNK, 1)
+    hostile = build_image({b"file": content}, chunk_size=CHUNK)
+    data = bytearray(hostile.bootstrap)
+    with Bootstrap(hostile.bootstrap) as bootstrap:
+        nid = bootstrap.lookup(bootstrap.inode(bootstrap.root_nid), b"file")
+        assert nid is not None
+        inode = bootstrap.inode(nid)
+        place = inode.offset + inode.inode_size + inode.xattr_size + 7 & -8
+        assert data[place : place + 8] == bytes(bootstrap.chunk_array(inode))
+    data[place : place + 8] = ChunkIndex(0, number, 0).pack()
+    hostile.bootstrap = bytes(data)
+    with opened(tmp_path / "image", hostile, NodeStore(tmp_path / "store")) as image:
+        assert image.blobs[0].cache.chunk_count == 1
+        with pytest.raises(FormatError, match="/file: a chunk lies outside its blob"):
+            list(residency.file_coverage(image))
 
 
 def test_progress_adds_up(built: BuiltImage, tmp_path: Path) -> None:
