@@ -38,6 +38,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ from lamina.store.files import (
 from lamina.store.holds import held_blobs
 from lamina.store.local_chunks import LocalChunks
 from lamina.store.readiness import ONE_ZONE, Header, create_map, current_boot_id, open_map
-from lamina.store.removal import remove_old, remove_unused
+from lamina.store.removal import UNFINISHED, remove_old, remove_unused
 from lamina.store.space import BUDGET_VARIABLE, Space, parse_budget
 
 MAX_BLOB_SIZE: Final = 1 << 44
@@ -171,8 +172,9 @@ class NodeStore:
                     yield digest, content
 
     def remove_metadata(self, kinds: Sequence[str], keep: Collection[str]) -> tuple[int, int]:
-        """Remove metadata files, and records of *kinds*, whose digests are not in *keep*; returns
-        (number of files, bytes on disk).  Young ones stay: somebody may be opening their image.
+        """Remove metadata files, and records of *kinds*, whose digests are not in *keep*, and what
+        was never finished; returns (number of files, bytes on disk).  Young ones stay: somebody may
+        be opening their image.
         """
         files = [
             (f"{folder.name}:{path.name}", path)
@@ -182,7 +184,8 @@ class NodeStore:
         for folder in (self.root / "records" / kind for kind in kinds):
             if folder.is_dir():
                 files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
-        return remove_old(path for digest, path in files if digest not in keep)
+        unfinished = (path for pattern in UNFINISHED for path in self.root.glob(pattern))
+        return remove_old(chain((path for name, path in files if name not in keep), unfinished))
 
     def local_chunks(self) -> LocalChunks:
         """Open the index of the chunks that are on this node; close it when done."""

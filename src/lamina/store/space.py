@@ -112,7 +112,9 @@ class Space:
 
     def _metadata_bytes(self) -> int:
         """What the small files take; counted anew only when one was added or removed."""
-        folders = [self.root, self.root / "metadata" / "sha256", self.root / "index"]
+        names = "", "metadata", "metadata/sha256", "metadata/sha512", "index", "holds", "records"
+        folders = [self.root / name for name in names]
+        folders += [Path(entry.path) for entry in _entries(folders[-1]) if entry.is_dir()]
         stamp = 0
         for folder in folders:
             with suppress(FileNotFoundError):

@@ -292,6 +292,26 @@ def test_collecting_spares_what_is_resident_and_what_is_young(
     assert files[-1].exists()
 
 
+def test_collecting_takes_what_was_never_finished(built: BuiltImage, tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "store")
+    with pushed(tmp_path, built, store) as image:
+        residency.make_resident(image, store, "name")
+    kept = sorted(path for path in store.root.rglob("*") if path.is_file())
+    folders = "metadata", "metadata/sha256", "metadata/sha512", "index", "holds"
+    folders += "records/resident", "records/other", "blobs"
+    left = [store.root / folder / ".new.1.ab" for folder in folders]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(5000))
+    assert collect(store) == (0, 0, 0, 0)
+    assert all(path.exists() for path in left)
+    age(store.root)
+    found = collect(store)
+    assert sorted(path for path in store.root.rglob("*") if path.is_file()) == kept
+    assert (found.blobs, found.files) == (0, len(left) - 1)
+    assert found.blob_bytes + found.file_bytes >= len(left) * 5000
+
+
 @pytest.mark.parametrize(
     ("link", "mode"),
     [

@@ -400,6 +400,21 @@ def test_punching_what_cannot_be_punched(tmp_path: Path) -> None:
         os.close(write_end)
 
 
+def test_all_files_of_a_store_are_counted(tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "store")
+    with open_blob(store) as blob:
+        fill(blob, range(3))
+        store.local_chunks().close()
+        folders = "", "metadata", "metadata/sha256", "metadata/sha512", "index", "holds", "blobs"
+        for folder in (*folders, "records/image", "records/resident"):
+            (store.root / folder).mkdir(parents=True, exist_ok=True)
+            for name in (".new.1.ab", "cd"):
+                before = store.space.used_bytes()
+                (store.root / folder / name).write_bytes(bytes(50_000))
+                assert store.space.used_bytes() >= before + 50_000, f"{folder}/{name}"
+        assert store.space.used_bytes() == disk_usage(store.root)
+
+
 def test_complete_is_not_remembered_over_an_eviction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
