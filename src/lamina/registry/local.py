@@ -199,6 +199,7 @@ class LocalRepository:
 
 class _ExtentStream(io.RawIOBase):
     def __init__(self, extent: Extent) -> None:
+        self._path = extent.path
         self._fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
         self._position = extent.offset
         self._end = extent.offset + extent.size_bytes
@@ -208,7 +209,10 @@ class _ExtentStream(io.RawIOBase):
 
     def readinto(self, buffer: Buffer, /) -> int:
         view = memoryview(buffer).cast("B")[: self._end - self._position]
-        got = os.preadv(self._fd, [view], self._position) if len(view) else 0
+        try:
+            got = os.preadv(self._fd, [view], self._position) if len(view) else 0
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
         self._position += got
         return got
 
@@ -239,7 +243,7 @@ def read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
         finally:
             os.close(fd)
     except OSError as error:
-        raise FetchError(f"cannot read {extent.path}: {error.strerror}") from error
+        raise _unreadable(extent.path, error) from error
 
 
 def read_small_file(path: str, limit_bytes: int) -> bytes:
@@ -250,10 +254,16 @@ def read_small_file(path: str, limit_bytes: int) -> bytes:
     except FileNotFoundError:
         raise NotFoundError(f"there is no {path}") from None
     except OSError as error:
-        raise FetchError(f"cannot read {path}: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if len(data) > limit_bytes:
         raise FormatError(f"{path} has more than {limit_bytes} bytes")
     return data
+
+
+def _unreadable(path: str, error: OSError) -> FetchError:
+    return FetchError(
+        f"cannot read {path}: {error.strerror}", hint="check this file, or copy the image anew"
+    )
 
 
 def _is_attached(entry: Descriptor) -> bool:

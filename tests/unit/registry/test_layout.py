@@ -159,6 +159,21 @@ def test_a_damaged_blob_is_an_integrity_error(layout: Path, damage: str) -> None
                 pass
 
 
+def test_a_folder_in_place_of_a_blob_is_a_fetch_error(layout: Path) -> None:
+    make_image(layout, "v1")
+    with opened(layout, ":v1") as repository:
+        layer = m.parse_image_manifest(repository.manifest()[1]).layers[0]
+        path = layout / "blobs" / layer.digest.replace(":", "/")
+        path.unlink()
+        path.mkdir()
+        # Some file systems give an empty folder no size at all.
+        (path / "file").touch()
+        with repository.open_blob(layer) as stream, pytest.raises(FetchError, match=str(path)):
+            stream.read()
+        with pytest.raises(FetchError, match=str(path)):
+            repository.read_range(layer.digest, 0, 1)
+
+
 def test_ranges_outside_a_blob(layout: Path) -> None:
     make_image(layout)
     with opened(layout) as repository:
