@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from lamina.errors import Error
+from lamina.errors import Error, KernelError
 from lamina.image.native import NativeImage
 from lamina.image.residency import blob_coverage
 from lamina.linux.mount import SuperblockWatch
@@ -131,8 +131,15 @@ class Worker:
                 work(body)
             except Exception:
                 LOG.exception("the worker of the mount service failed to %s", body["op"])
+                if "number" in body:
+                    # Without an answer who asked would wait for ever.
+                    self._fail(body, KernelError(f"the mount service failed to {body['op']}"))
 
         threading.Thread(target=run, name=f"lamina-{body['op']}", daemon=True).start()
+
+    def _fail(self, body: dict[str, Any], error: Error) -> None:
+        failure = encode_error(error).decode()
+        self._channel.say("failed", number=body["number"], error=failure)
 
     def _open(self, body: dict[str, Any]) -> None:
         number = body["number"]
@@ -145,12 +152,11 @@ class Worker:
                 image.close()
                 raise
         except Error as error:
-            self._channel.say("failed", number=number, error=encode_error(error).decode())
+            self._fail(body, error)
             return
         except Exception as error:
             LOG.exception("opening an image failed because of a defect")
-            defect = Error(f"opening the image failed because of a defect: {error!r}")
-            self._channel.say("failed", number=number, error=encode_error(defect).decode())
+            self._fail(body, Error(f"opening the image failed because of a defect: {error!r}"))
             return
         with self._lock:
             self._opened[number] = image
@@ -197,8 +203,7 @@ class Worker:
             for blob in image.blobs:
                 blob.hold_through(_known_superblock(body["watch"]))
         except Error as error:
-            failure = encode_error(error).decode()
-            self._channel.say("failed", number=body["number"], error=failure)
+            self._fail(body, error)
             return
         self._channel.say("held", number=body["number"])
 
@@ -226,6 +231,11 @@ class Worker:
                 coverage = blob_coverage(served.image.get())
             except Error as error:
                 mounts[mount.spec.mountpoint] = {"error": str(error)}
+                continue
+            except Exception:
+                if number in self.kept:
+                    raise
+                # Closed while it was looked at.
                 continue
             served.leave_if_complete()
             mounts[mount.spec.mountpoint] = {
