@@ -29,6 +29,8 @@ HEADER = Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
 ZERO_BLOCK = bytes(BLOCK)
 
 MAX_EXTENSION_BYTES = 1 << 20
+MAX_RECORDS = 1024
+"""Most pax records of one entry: they are looked through for every header."""
 """Longest pax header or GNU long name; Linux allows 64 KiB of extended attributes and 4 KiB of
 path.
 """
@@ -198,7 +200,7 @@ def _read_extension(
 def _bounded(records: dict[bytes, bytes], offset: int) -> dict[bytes, bytes]:
     """One header is not too large, but there may be any number of them before an entry."""
     size = sum(map(len, records)) + sum(map(len, records.values()))
-    if size > MAX_EXTENSION_BYTES:
+    if size > MAX_EXTENSION_BYTES or len(records) > MAX_RECORDS:
         raise FormatError(
             f"The extended tar headers before offset {offset} are too large together."
         )

@@ -64,6 +64,8 @@ class Policy:
     def requirements(self, reference: Reference) -> tuple[str, tuple[Requirement, ...]]:
         """The scope that decides about an image ("default" if none does), and what it demands."""
         scopes = self.transports.get(reference.transport, {})
+        if not reference.is_remote:
+            scopes = _real_scopes(scopes)
         for scope in scopes_of(reference):
             if scope in scopes:
                 return scope or f"all of {reference.transport}", scopes[scope]
@@ -106,6 +108,20 @@ class Policy:
             if requirement.demand is not None:
                 demands.append(requirement.demand)
         return demands
+
+
+def _real_scopes(
+    scopes: dict[str, tuple[Requirement, ...]],
+) -> dict[str, tuple[Requirement, ...]]:
+    """Scopes of local images without symbolic links in their paths, as :func:`scopes_of` has them;
+    what several say of one path is all demanded.
+    """
+    found: dict[str, tuple[Requirement, ...]] = {}
+    for scope, requirements in scopes.items():
+        path, colon, tag = scope.partition(":")
+        real = os.path.realpath(path) + colon + tag if path else scope
+        found[real] = found.get(real, ()) + requirements
+    return found
 
 
 def scopes_of(reference: Reference) -> Iterator[str]:

@@ -146,6 +146,14 @@ def test_global_header_applies_to_all_and_is_overridden() -> None:
     assert [entry.gid for entry in found] == [4321, MAX_OLD_ID + 9]
 
 
+def test_records_are_not_too_many() -> None:
+    data = b"".join(b"10 k%04d=\n" % number for number in range(1025))
+    header = raw_header(flag=b"x", size=b"%011o\0" % len(data))
+    archive = bytes(header) + data.ljust(-(-len(data) // 512) * 512, b"\0")
+    with pytest.raises(FormatError, match="too large together"):
+        walk_all(archive + tar_bytes([Item("a")]))
+
+
 @pytest.mark.parametrize("flag", [b"g", b"x"])
 def test_extended_headers_do_not_pile_up(flag: bytes) -> None:
     """None of them is too large, all before one entry are."""

@@ -16,6 +16,18 @@ class FullDisk:
         raise StoreError("the disk is full")
 
 
+def test_a_hold_of_an_image_that_another_worker_opened() -> None:
+    ours, theirs = Channel.pair()
+    worker = Worker(theirs, cast("ServiceState", SimpleNamespace(mounts={})))
+    worker._hold({"op": "held", "number": "1", "watch": []})
+    ours.settimeout(5)
+    answer = ours.receive()
+    assert answer is not None
+    assert answer.body["op"] == "failed"
+    ours.close()
+    theirs.close()
+
+
 def test_a_hold_that_fails_is_answered() -> None:
     """The client waits for it without a limit."""
     ours, theirs = Channel.pair()

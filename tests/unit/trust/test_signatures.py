@@ -429,6 +429,24 @@ def test_scopes() -> None:
     assert list(scopes_of(parse_reference("oci:/a/b:t")))[:2] == ["/a/b:t", "/a/b"]
 
 
+def test_scopes_of_local_images_are_real_paths_too(tmp_path: Path) -> None:
+    """Or a rule that rejects would not be found behind a link."""
+    (tmp_path / "data/prod/x").mkdir(parents=True)
+    (tmp_path / "srv").symlink_to("data")
+    rules = {
+        f"{tmp_path}/srv/prod": [{"type": "reject"}],
+        f"{tmp_path}/data/prod/x:v1": [{"type": "insecureAcceptAnything"}],
+        f"{tmp_path}/srv/prod/x:v1": [{"type": "reject"}],
+    }
+    document = {"default": [{"type": "insecureAcceptAnything"}], "transports": {"oci": rules}}
+    found = parse_policy(json.dumps(document).encode())
+    for text in (f"{tmp_path}/srv/prod/x:v2", f"{tmp_path}/data/prod/y"):
+        _, [only] = found.requirements(parse_reference(f"oci:{text}"))
+        assert only.kind == "reject"
+    _, both = found.requirements(parse_reference(f"oci:{tmp_path}/data/prod/x:v1"))
+    assert sorted(each.kind for each in both) == ["insecureAcceptAnything", "reject"]
+
+
 def test_a_local_image_has_one_scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However its path is written."""
     (tmp_path / "prod/x").mkdir(parents=True)

@@ -53,7 +53,8 @@ _lamina_reply() {
     file) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$value") ;;
     folder) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -d -- "$value") ;;
     mountpoint)
-        # Not compgen -W, which expands what it is given: a name is data.
+        # Not compgen -W, which expands what it is given: a name is data.  And quoted as one.
+        compopt -o filenames 2>/dev/null
         local point
         COMPREPLY=()
         while IFS= read -r point; do

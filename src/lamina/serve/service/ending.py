@@ -148,8 +148,12 @@ def _deny_readers(mount: KeptMount) -> None:
     """Leave the group of a mount that somebody may still use to a process that answers with
     errors: without one, the kernel would let its readers through to what was never fetched.
     """
-    paths = mount.watch or sorted(SuperblockWatch("erofs").before - set(mount.before))
-    if "group" in mount.fds and any(map(os.path.exists, paths)):
+    if "group" not in mount.fds:
+        return
+    if mount.record is None and not mount.watch:
+        # Its client may be about to attach it: the holder looks for it a moment later.
+        Holder(mount.fds["group"], mount.before).close(handed_over=True)
+    elif any(map(os.path.exists, mount.watch)):
         holder = Holder(mount.fds["group"], ())
-        holder.watch(paths)
+        holder.watch(mount.watch)
         holder.close(handed_over=True)

@@ -198,6 +198,8 @@ class Worker:
         """Keep an image that is complete, and needs nobody, until its superblock is gone."""
         image = self._opened.get(body["number"])
         if image is None:
+            # Opened by a worker that is gone, with all that it held.
+            self._fail(body, KernelError("the mount service changed while the image was mounted"))
             return
         try:
             for blob in image.blobs:
