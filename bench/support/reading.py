@@ -3,8 +3,8 @@
 What is timed should take less time than the file systems that it measures: find walks, and files
 are read into one buffer by system calls (3 GB/s of small files from the page cache, where cat comes
 to 1.1).  They are those of programs that read whole files: open, fstat for the size, read to the
-end, close.  FUSE asks its server for what fstat wants to know, a round trip a file; the bare way
-leaves that out.
+end, close.  FUSE may have to ask its server for what fstat wants to know; the bare way leaves that
+out.
 """
 
 from __future__ import annotations
