@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from lamina.codec.compress import Compressor
+from lamina.codec.compress import LEVELS, Compressor
 from lamina.codec.digest import Digester
 from lamina.errors import UsageError
 
@@ -85,12 +85,11 @@ class ConvertOptions:
             raise UsageError(
                 "Chunks cannot be compressed with gzip.", hint="Use zstd, lz4 or none."
             )
-        most = {Compressor.ZSTD: 22, Compressor.LZ4_BLOCK: 65537}.get(self.compressor, 0)
-        least = -131072 if self.compressor == Compressor.ZSTD else 0
-        if self.level is not None and most and not least <= self.level <= most:
+        levels = LEVELS.get(self.compressor)
+        if self.level is not None and levels is not None and self.level not in levels:
             raise UsageError(
                 f"The level {self.level} is not one of {self.compressor.name.lower()}.",
-                hint=f"Levels are {least} to {most}.",
+                hint=f"Levels are {levels[0]} to {levels[-1]}.",
             )
         if self.jobs < 0:
             raise UsageError(f"The number of jobs {self.jobs} is negative.")

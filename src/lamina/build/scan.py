@@ -8,7 +8,6 @@ processes, so it is made of a few flat buffers instead of an object per file or 
 
 from __future__ import annotations
 
-import hashlib
 import stat
 from array import array
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
-from lamina.codec.digest import Digester
+from lamina.codec.digest import Digester, hasher
 from lamina.errors import FormatError
 
 COLUMNS = 8
@@ -122,7 +121,7 @@ def scan_layer(
     paths: list[bytes] = []
     links: list[bytes] = []
     digests: list[bytes] = []
-    hasher = _hasher(digester)
+    start_digest = hasher(digester)
     add_row = scan.numbers.extend
     for entry in tar.walk(reader):
         paths.append(entry.path)
@@ -131,7 +130,7 @@ def scan_layer(
             scan.xattrs[len(paths) - 1] = entry.xattrs
         add_row(entry_row(entry))
         if entry.size:
-            _scan_data(reader, entry.size, scan, hasher, digests)
+            _scan_data(reader, entry.size, scan, start_digest, digests)
     scan.tar_bytes = reader.drain()
     scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
     scan.digests = b"".join(digests)
@@ -167,19 +166,11 @@ def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], bytes | byte
     return read_block
 
 
-def _hasher(digester: Digester) -> Callable[..., Any]:
-    if digester == Digester.SHA256:
-        return hashlib.sha256
-    from blake3 import blake3
-
-    return blake3
-
-
 def _scan_data(
     reader: BlockReader,
     size_bytes: int,
     scan: LayerScan,
-    hasher: Callable[..., Any],
+    start_digest: Callable[..., Any],
     digests: list[bytes],
 ) -> None:
     """Digest the chunks of one file."""
@@ -188,7 +179,7 @@ def _scan_data(
     for start in range(0, size_bytes, chunk_size):
         length = min(chunk_size, size_bytes - start)
         pieces = list(reader.pieces(length))
-        state = hasher(pieces[0])
+        state = start_digest(pieces[0])
         for piece in pieces[1:]:
             state.update(piece)
         digests.append(state.digest())

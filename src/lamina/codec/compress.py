@@ -37,6 +37,9 @@ DEFAULT_LEVEL = {
     Compressor.ZSTD: 3,
 }
 
+LEVELS = {Compressor.ZSTD: range(-131072, 23), Compressor.LZ4_BLOCK: range(65538)}
+"""Levels that the libraries take, of the compressors that have some."""
+
 
 class _ThreadContexts(threading.local):
     """zstd contexts are not thread-safe, and making one costs more than a small chunk."""

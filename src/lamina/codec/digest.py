@@ -24,14 +24,15 @@ class Digester(IntEnum):
 
 def digest(kind: Digester, data: Buffer) -> bytes:
     """Return the 32-byte digest of ``data``; releases the GIL for large buffers."""
-    if kind == Digester.SHA256:
-        return hashlib.sha256(data).digest()
-    value: bytes = _blake3()(data).digest()
+    value: bytes = hasher(kind)(data).digest()
     return value
 
 
 @cache
-def _blake3() -> Callable[[Buffer], Any]:
+def hasher(kind: Digester) -> Callable[..., Any]:
+    """Return what begins a digest, as :func:`hashlib.sha256` does: of the first data, if given."""
+    if kind == Digester.SHA256:
+        return hashlib.sha256
     from blake3 import blake3
 
     return blake3

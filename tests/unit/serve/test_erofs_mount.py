@@ -81,5 +81,7 @@ def test_nothing_is_watched_without_sysfs(tmp_path: Path) -> None:
 
 def test_the_holder_survives_events_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """ENFILE, for instance: it is the last that keeps readers from zeros."""
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     holder._deny_all(-1)
+    assert pauses == [0.25]

@@ -184,8 +184,9 @@ def _put(args: Namespace, store: KeyStore, resource: ResourcePath) -> None:
     def add(old: Entry | None) -> Entry:
         if old is not None and not args.replace:
             raise UsageError(f"there is a {resource} already", hint="--replace replaces its value")
-        keeps_rule = old is not None and rule is None and not args.nobody
-        return Entry(value, old.rule if old is not None and keeps_rule else rule)
+        if old is not None and rule is None and not args.nobody:
+            return Entry(value, old.rule)
+        return Entry(value, rule)
 
     store.change(resource, add)
     _show(args, resource, store.entries[resource].rule)
