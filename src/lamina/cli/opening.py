@@ -34,13 +34,18 @@ def is_folder(text: str) -> bool:
 
 
 def open_native(
-    args: argparse.Namespace, reference: str | Reference, *, refresh: bool = False
+    args: argparse.Namespace,
+    reference: str | Reference,
+    access: Access | None = None,
+    *,
+    refresh: bool = False,
 ) -> NativeImage:
     """Open a native image, or an ordinary one by its index, as ``--index`` says.
 
-    Raises NoIndexError with a hint for an ordinary image without an index.
+    *access* is what :func:`proven` returned with the reference; without it keys and policy are read
+    here.  Raises NoIndexError with a hint for an ordinary image without an index.
     """
-    store, options, access = node_store(args), client_options(args), image_access(args)
+    store, options, access = node_store(args), client_options(args), access or image_access(args)
     if args.index == "always":
         return _open_always(args, (reference, refresh), store, options, access)
     from lamina.image.open import open_image
@@ -74,24 +79,24 @@ def image_access(args: argparse.Namespace) -> Access | None:
     return access
 
 
-def proven_reference(args: argparse.Namespace, text: str) -> Reference:
-    """What *text* names, by the digest that ``--policy`` accepts if there is one: whoever reads it
-    reads what was proven, whatever the registry answers next.
+def proven(
+    args: argparse.Namespace, text: str, *, refresh: bool = False
+) -> tuple[Reference, Access | None]:
+    """What *text* names, by the digest that ``--policy`` accepts if there is one, and the keys for
+    it: whoever reads it reads what was proven, whatever the registry answers next.
 
-    Raises TrustError, and what reading manifest and signatures raises.
+    Raises TrustError, and what reading keys, policy, manifest and signatures raises.
     """
     from lamina.registry.reference import parse_reference
 
-    where = parse_reference(text)
-    if args.policy is None:
-        return where
-    from lamina.image.access import accepted_version
+    where, access = parse_reference(text), image_access(args)
+    if access is None or access.policy is None:
+        return where, access
+    from lamina.image.access import prove
     from lamina.registry.repository import open_repository
 
-    access = image_access(args)
-    assert access is not None
     with open_repository(where, options=client_options(args)) as repository:
-        return accepted_version(access, repository, node_store(args), where)[0]
+        return prove(access, repository, node_store(args), where, refresh=refresh)
 
 
 def _open_always(
@@ -132,12 +137,12 @@ def open_any(args: argparse.Namespace, text: str) -> Image:
         return open_folder(text)
     from lamina.image.errors import NoIndexError
 
+    where, access = proven(args, text)
     try:
-        return open_native(args, text)
+        return open_native(args, where, access)
     except NoIndexError:
         from lamina.build.source_image import open_source_image
 
-        where = proven_reference(args, text)
         return open_source_image(where, options=client_options(args), platform=args.platform)
 
 

@@ -12,6 +12,7 @@ from lamina.cli.progress import open_meter
 if TYPE_CHECKING:
     from lamina.cli.image_facts import Lines
     from lamina.registry.manifest import Manifest
+    from lamina.registry.reference import Reference
 
 
 def sealed_facts(manifest: Manifest) -> dict[str, Any]:
@@ -54,22 +55,17 @@ def print_sealed(facts: dict[str, Any], line: Lines) -> None:
         line(f"             root {blob['root']}")
 
 
-def check_sealed(args: Namespace) -> int:
+def check_sealed(args: Namespace, where: Reference) -> int:
     """``lamina check`` without a key: leaves against roots, with ``--data`` all pieces against
     leaves.
     """
-    from lamina.cli.opening import image_access, node_store
-    from lamina.image.access import accepted_version
+    from lamina.cli.opening import node_store
     from lamina.image.open import find_manifest
     from lamina.image.sealed_check import check_without_key
-    from lamina.registry.reference import parse_reference
     from lamina.registry.repository import open_repository
 
-    where, access, store = parse_reference(args.a), image_access(args), node_store(args)
     with open_repository(where, options=client_options(args)) as repository:
-        if access is not None and access.policy is not None:
-            where, _ = accepted_version(access, repository, store, where)
-        manifest, _ = find_manifest(repository, store, where, args.platform)
+        manifest, _ = find_manifest(repository, node_store(args), where, args.platform)
         with open_meter() as meter:
             advance = meter.add("check") if args.data else None
             found = check_without_key(manifest, repository, advance)

@@ -32,15 +32,13 @@ class Access:
     policy: Policy | None = None
     release: int | None = None
     """What the signature of the image states, once it was verified: key brokers are told it."""
+    is_proven: bool = False
+    """Whether the policy has accepted the version already, by its digest (:func:`prove`)."""
     allow_older: bool = False
     """Whether an older release than one that was used here before is taken."""
     reopens: bool = False
     """Whether the image was opened before, by the same policy: the signatures that were kept then
     prove it again, without a registry, and a newer release that was used since does not matter."""
-
-    def for_release(self, release: int | None) -> Access:
-        """The same, for an image of this release."""
-        return replace(self, release=release)
 
 
 def read_access(
@@ -72,24 +70,27 @@ def read_access(
     return Access(keys, found, allow_older=allow_older, reopens=reopens)
 
 
-def accepted_version(
+def prove(
     access: Access,
     repository: Repository,
     store: NodeStore,
     reference: Reference,
-    kept: str | None = None,
-) -> tuple[Reference, int | None]:
-    """The reference with the digest of the manifest that the policy accepts, and the release that
-    its signatures state.
+    *,
+    refresh: bool = False,
+) -> tuple[Reference, Access]:
+    """The reference with the digest of the manifest that the policy accepts, and what opens that
+    one without asking the policy again.
 
     The manifest and the signatures are in *store* from now on, so that what is opened is what was
-    proven, whatever the registry answers next.  *kept* is the digest of a manifest that is to be
-    taken, without asking a registry, if it and its signatures are there.  Raises TrustError that
+    proven, whatever the registry answers next.  The tag of a resident image means what was accepted
+    when it became so, without asking a registry, unless *refresh* is set.  Raises TrustError that
     says why the policy refuses the image, or that a newer release was used on this node before.
     """
     assert access.policy is not None
     if access.reopens:
         kept = reference.digest
+    else:
+        kept = None if refresh else resident_fact(store, reference, "accepted")
     verified = None if kept is None else _proven_again(access.policy, store, reference, kept)
     is_new = verified is None
     if verified is None:
@@ -99,7 +100,14 @@ def accepted_version(
     if is_new:
         _keep(verified, store)
     digest = verified.descriptor.digest
-    return reference.with_version(tag=reference.tag, digest=digest), verified.release
+    accepted = reference.with_version(tag=reference.tag, digest=digest)
+    return accepted, replace(access, release=verified.release, is_proven=True)
+
+
+def resident_fact(store: NodeStore, reference: Reference, name: str) -> str | None:
+    """What is known of a resident image that a tag means; None for a reference by digest."""
+    record = None if reference.digest is not None else store.resident(str(reference))
+    return record.get(name) if record is not None and record.get("complete") else None
 
 
 def _keep(verified: Verified, store: NodeStore) -> None:

@@ -19,7 +19,7 @@ from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import LinkEstimator
 from lamina.fetch.retry import RetryPolicy
 from lamina.fetch.source import RepositorySource, Source
-from lamina.image.access import Access, accepted_version, refuse_index
+from lamina.image.access import Access, prove, refuse_index, resident_fact
 from lamina.image.blob_set import BlobSet
 from lamina.image.errors import NoIndexError
 from lamina.image.indexed import (
@@ -144,10 +144,9 @@ def _choose(
     if access is None or access.policy is None:
         wanted = where if refresh else _resident_version(node, where)
         return _Choice(wanted, None, rule, access)
-    kept = None if refresh else _resident_fact(node, where, "accepted")
-    wanted, release = accepted_version(access, repository, node, where, kept)
-    rule = IndexRule(rule.use, rule.policy or refuse_index)
-    return _Choice(wanted, wanted, rule, access.for_release(release))
+    if not access.is_proven:
+        where, access = prove(access, repository, node, where, refresh=refresh)
+    return _Choice(where, where, IndexRule(rule.use, rule.policy or refuse_index), access)
 
 
 class _Found(NamedTuple):
@@ -311,14 +310,8 @@ def find_manifest(
 
 
 def _resident_version(node: NodeStore, reference: Reference) -> Reference:
-    digest = _resident_fact(node, reference, "digest")
+    digest = resident_fact(node, reference, "digest")
     return reference if digest is None else reference.with_version(digest=digest)
-
-
-def _resident_fact(node: NodeStore, reference: Reference, name: str) -> str | None:
-    """What is known of a resident image that a tag means; None for a reference by digest."""
-    record = None if reference.digest is not None else node.resident(str(reference))
-    return record.get(name) if record is not None and record.get("complete") else None
 
 
 def _config(get: GetBlob, descriptor: Descriptor) -> ImageConfig:

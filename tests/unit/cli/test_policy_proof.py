@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.registry.images import make_image
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from tests.unit.registry.images import make_image, noise
 
-from lamina.cli import main, opening
+from lamina.cli import key_options, main, opening
 from lamina.errors import TrustError
 from lamina.image.errors import NoIndexError
 from lamina.registry.reference import parse_reference
@@ -52,7 +55,7 @@ def test_the_tag_moves_after_the_proof(
     tmp_path: Path,
     words: list[str],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     real: Callable[..., Any] = opening.open_native
 
@@ -64,8 +67,8 @@ def test_the_tag_moves_after_the_proof(
             raise
 
     monkeypatch.setattr(opening, "open_native", and_then)
-    assert main(["ls", *words, f"oci:{tmp_path}/image:v1"]) == TrustError.exit_code
-    assert "layers" not in capsys.readouterr().out
+    assert main(["cat", *words, f"oci:{tmp_path}/image:v1", "/a"]) == 0
+    assert capsysbinary.readouterr().out == noise(5000, 1)
 
 
 @pytest.mark.parametrize("more", [[], ["--raw"], ["--json"]])
@@ -78,3 +81,38 @@ def test_inspect_shows_what_is_proven_only(
     capsys.readouterr()
     assert main(command) == TrustError.exit_code
     assert "layers" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["ls"]])
+def test_a_passphrase_that_can_be_read_once_is_read_once(
+    tmp_path: Path, words: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_options, "protect_process", lambda: None)
+    key = rsa.generate_private_key(65537, 2048)
+    encryption = serialization.BestAvailableEncryption(b"open sesame")
+    form = serialization.PrivateFormat.PKCS8
+    pem = key.private_bytes(serialization.Encoding.PEM, form, encryption)
+    (tmp_path / "key.pem").write_bytes(pem)
+    (tmp_path / "key.pem").chmod(0o600)
+    reader, writer = os.pipe()
+    os.write(writer, b"open sesame\n")
+    os.close(writer)
+    try:
+        option = f"--decryption-key={tmp_path}/key.pem:fd={reader}"
+        assert main([*command, *words, option, f"oci:{tmp_path}/image:v1"]) == 0
+    finally:
+        os.close(reader)
+
+
+def test_inspect_tells_of_one_version(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, image = ["--store", f"{tmp_path}/store"], f"oci:{tmp_path}/native:v1"
+    for seed in (1, 7):
+        make_image(tmp_path / "image", "v1", seed=seed)
+        assert main(["convert", f"oci:{tmp_path}/image:v1", image]) == 0
+        if seed == 1:
+            assert main(["pull", "--resident", *store, image]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "--json", *store, image]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    blobs = [f"sha256:{blob['id']}" for blob in facts["blobs"]]
+    assert blobs == [layer["digest"] for layer in facts["layers"][:-1]]

@@ -22,8 +22,10 @@ from lamina.cli.progress import open_meter
 from lamina.errors import DifferenceError, UsageError
 
 if TYPE_CHECKING:
+    from lamina.image.access import Access
     from lamina.image.base import Image
     from lamina.image.native import NativeImage
+    from lamina.registry.reference import Reference
 
 PAGE: Final = Page(
     """
@@ -84,14 +86,20 @@ def run(args: Namespace) -> int:
     """
     if args.b is not None:
         return _compare(args)
+    from lamina.cli.opening import is_folder, proven
     from lamina.image.errors import NoKeyError
 
+    if is_folder(args.a):
+        raise UsageError(
+            "a folder alone has nothing to check", hint="give an image to compare with"
+        )
+    where, access = proven(args, args.a)
     try:
-        return _check_one(args)
+        return _check_one(args, where, access)
     except NoKeyError:
         from lamina.cli.sealed_facts import check_sealed
 
-        return check_sealed(args)
+        return check_sealed(args, where)
 
 
 def _compare(args: Namespace) -> int:
@@ -139,16 +147,12 @@ def _different(count: int, a: str, b: str) -> DifferenceError:
     return DifferenceError(f"{count} {noun} between {a} and {b}")
 
 
-def _check_one(args: Namespace) -> int:
-    from lamina.cli.opening import is_folder, open_native
+def _check_one(args: Namespace, where: Reference, access: Access | None) -> int:
+    from lamina.cli.opening import open_native
     from lamina.erofs.check import check_bootstrap
 
-    if is_folder(args.a):
-        raise UsageError(
-            "a folder alone has nothing to check", hint="give an image to compare with"
-        )
     differences = 0
-    with closing(open_native(args, args.a)) as image:
+    with closing(open_native(args, where, access)) as image:
         bootstrap = image.bootstrap
         check_bootstrap(bootstrap.view)
         result = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import closing
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lamina.cli.image_facts import (
     FACT_KEYS,
@@ -23,6 +23,10 @@ from lamina.cli.options import (
 from lamina.cli.output import human_size, print_bytes, print_json, print_line
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from lamina.image.access import Access
+    from lamina.registry.reference import Reference
 
 PAGE: Final = Page(
     """
@@ -54,13 +58,15 @@ def add_arguments(parser: Parser) -> None:
     add_output_options(parser)
 
 
-def _opened_facts(args: Namespace, kind: str) -> dict[str, Any]:
+def _opened_facts(
+    args: Namespace, where: Reference, access: Access | None, kind: str
+) -> dict[str, Any]:
     """What the metadata says of a native image, or of the index of an ordinary one."""
     from lamina.cli.opening import open_native
     from lamina.image.errors import NoIndexError, NoKeyError
 
     try:
-        with closing(open_native(args, args.image)) as image:
+        with closing(open_native(args, where, access)) as image:
             assert image.origin is not None
             assert image.origin.reference is not None
             found = native_facts(image)
@@ -75,16 +81,18 @@ def _opened_facts(args: Namespace, kind: str) -> dict[str, Any]:
 
 def run(args: Namespace) -> int:
     """Print the facts."""
-    from lamina.cli.opening import proven_reference
+    from lamina.cli.opening import proven
     from lamina.registry.repository import open_repository
 
-    options, reference = client_options(args), proven_reference(args, args.image)
-    with open_repository(reference, options=options) as repository:
+    where, access = proven(args, args.image, refresh=True)
+    with open_repository(where, options=client_options(args)) as repository:
         if args.raw:
             print_bytes(repository.manifest(None)[1])
             return 0
         facts = {"reference": args.image, **manifest_facts(repository, args.platform)}
-    facts |= _opened_facts(args, facts["kind"])
+    # The tag may move, and of a resident image it means something else.
+    where = where.with_version(tag=where.tag, digest=facts.get("index_digest", facts["digest"]))
+    facts |= _opened_facts(args, where, access, facts["kind"])
     if args.json:
         print_json(facts)
     else:
