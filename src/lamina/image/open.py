@@ -8,11 +8,11 @@ and nothing at all for a digest; they map the bootstrap and never read all of it
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from lamina.errors import FormatError, NotFoundError
 from lamina.fetch.fetcher import Fetcher
@@ -36,7 +36,7 @@ from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
 from lamina.image.native import NativeImage, Origin
-from lamina.image.sealed import GetBlob, SealedImage, no_key_error, open_sealed
+from lamina.image.sealed import Content, no_key_error, open_sealed
 from lamina.image.shared_storage import refuse_shared_storage
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
@@ -54,7 +54,6 @@ from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
     from lamina.erofs.reader import Bootstrap
-    from lamina.image.blob_set import SealedParts
     from lamina.registry.manifest import Platform
 
 RECORD: Final = "image"
@@ -105,7 +104,7 @@ def open_image(
         choice = _choose(repository, node, where, rule, access, refresh=refresh)
         found = _find(repository, node, choice.wanted, platform, choice.rule)
         estimator = LinkEstimator(known_link(node, where))
-        content = _content(found, repository, node, where, estimator, choice.access)
+        content = _content(_Place(repository, node, estimator), found, choice.access)
         path = node.metadata_path(content.files.bootstrap)
         if path is None:
             raise NotFoundError(f"the bootstrap of {where} vanished from the store")
@@ -157,34 +156,47 @@ class _Found(NamedTuple):
     indexed: Indexed | None
 
 
-class _Content(NamedTuple):
-    """What of an image is known before any of its blobs is read."""
+class _Place(NamedTuple):
+    """Where an image is read from, and where what was read is kept."""
 
-    files: MetadataFiles
-    config: ImageConfig
-    parts: dict[str, SealedParts] | None
+    repository: Repository
+    node: NodeStore
+    estimator: LinkEstimator
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A blob whose size was found acceptable, from the store or into it."""
+        data = self.node.metadata(descriptor.digest)
+        if data is None:
+            with self.stream(descriptor) as stream:
+                data = stream.read()
+            self.node.put_metadata(data, descriptor.digest)
+        return data
+
+    @contextmanager
+    def stream(self, descriptor: Descriptor) -> Iterator[BinaryIO]:
+        """A blob from the repository; what it takes tells of the link."""
+        with (
+            measured(self.estimator, descriptor.size),
+            self.repository.open_blob(descriptor) as stream,
+        ):
+            yield stream
 
 
-def _content(
-    found: _Found,
-    repository: Repository,
-    node: NodeStore,
-    where: Reference,
-    estimator: LinkEstimator,
-    access: Access | None,
-) -> _Content:
+def _content(place: _Place, found: _Found, access: Access | None) -> Content:
     manifest, digest, indexed = found
-    described = manifest.config if indexed is None else indexed.image.config
-    get = partial(_blob, repository, node, estimator)
-    config = _config(get, described)
+    config = _config(place, manifest if indexed is None else indexed.image)
+    known = _known_files(place.node, digest)
     if manifest.is_sealed:
-        return _Content(*_sealed((manifest, digest), where, config, get, node, access))
-    files = _metadata_files(repository, node, manifest.layers[-1], digest, estimator)
-    return _Content(files, config, None)
+        opened = _sealed(place, found, config, known, access)
+    else:
+        opened = Content(known or _metadata_files(place, manifest.layers[-1]), config)
+    if known is None:
+        place.node.put_record(RECORD, digest, opened.files.encode())
+    return opened
 
 
 def _blob_set(
-    bootstrap: Bootstrap, found: _Found, content: _Content, fetcher: Fetcher, node: NodeStore
+    bootstrap: Bootstrap, found: _Found, content: Content, fetcher: Fetcher, node: NodeStore
 ) -> BlobSet:
     files = content.files
     return BlobSet(
@@ -314,58 +326,30 @@ def _resident_version(node: NodeStore, reference: Reference) -> Reference:
     return reference if digest is None else reference.with_version(digest=digest)
 
 
-def _config(get: GetBlob, descriptor: Descriptor) -> ImageConfig:
-    if descriptor.size > MAX_CONFIG_BYTES:
-        raise FormatError(f"the image configuration claims {descriptor.size} bytes")
-    return parse_config(get(descriptor))
-
-
-def _blob(
-    repository: Repository, node: NodeStore, estimator: LinkEstimator, descriptor: Descriptor
-) -> bytes:
-    """A blob whose size was found acceptable, from the store or into it."""
-    data = node.metadata(descriptor.digest)
-    if data is None:
-        size = descriptor.size
-        with measured(estimator, size), repository.open_blob(descriptor) as stream:
-            data = stream.read()
-        node.put_metadata(data, descriptor.digest)
-    return data
+def _config(place: _Place, manifest: Manifest) -> ImageConfig:
+    if manifest.config.size > MAX_CONFIG_BYTES:
+        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
+    return parse_config(place.blob(manifest.config))
 
 
 def _sealed(
-    found: tuple[Manifest, str],
-    where: Reference,
+    place: _Place,
+    found: _Found,
     config: ImageConfig,
-    get: GetBlob,
-    node: NodeStore,
+    known: MetadataFiles | None,
     access: Access | None,
-) -> SealedImage:
+) -> Content:
     if access is None or not access.keys:
-        raise no_key_error(where)
-    refuse_shared_storage(node.root)
-    manifest, digest = found
-    keys = access.keys.for_image(digest, access.release)
-    known = _known_files(node, digest)
-    opened = open_sealed(manifest, config.rootfs.diff_ids, get, node, keys, known)
-    if known is None:
-        node.put_record(RECORD, digest, opened.files.encode())
-    return opened
+        raise no_key_error(place.repository.reference)
+    refuse_shared_storage(place.node.root)
+    keys = access.keys.for_image(found.digest, access.release)
+    diff_ids = config.rootfs.diff_ids
+    return open_sealed(found.manifest, diff_ids, place.blob, place.node, keys, known)
 
 
-def _metadata_files(
-    repository: Repository,
-    node: NodeStore,
-    layer: Descriptor,
-    digest: str,
-    estimator: LinkEstimator,
-) -> MetadataFiles:
-    files = _known_files(node, digest)
-    if files is None:
-        with measured(estimator, layer.size), repository.open_blob(layer) as stream:
-            files = unpack_metadata_layer(stream, layer.media_type, node)
-        node.put_record(RECORD, digest, files.encode())
-    return files
+def _metadata_files(place: _Place, layer: Descriptor) -> MetadataFiles:
+    with place.stream(layer) as stream:
+        return unpack_metadata_layer(stream, layer.media_type, place.node)
 
 
 def _known_files(node: NodeStore, digest: str) -> MetadataFiles | None:

@@ -59,12 +59,14 @@ class PublicBlob(NamedTuple):
     seal_class: SealClass = SealClass.PRIVATE
 
 
-class SealedImage(NamedTuple):
-    """An opened metadata layer; ``parts`` by blob id."""
+class Content(NamedTuple):
+    """What of an image is known before any of its blobs is read: ``parts`` by blob id, None of an
+    image that is not sealed.
+    """
 
     files: MetadataFiles
     config: ImageConfig
-    parts: dict[str, SealedParts]
+    parts: dict[str, SealedParts] | None = None
 
 
 def public_blobs(manifest: Manifest) -> list[PublicBlob]:
@@ -131,7 +133,7 @@ def open_sealed(
     store: NodeStore,
     keys: DecryptionKeys,
     known: MetadataFiles | None = None,
-) -> SealedImage:
+) -> Content:
     """Open the metadata of a sealed image; *diff_ids* are those of its configuration.
 
     *known* are the files that an earlier opening put into *store*.
@@ -163,9 +165,8 @@ def open_sealed(
         for table, blob in zip(leaves, described, strict=True)
     }
     attached = [layer.digest, manifest.layers[-2].digest]
-    return SealedImage(
-        files._replace(attached=attached), parse_config(secrets[CONFIG_NAME.encode()]), parts
-    )
+    config = parse_config(secrets[CONFIG_NAME.encode()])
+    return Content(files._replace(attached=attached), config, parts)
 
 
 def _check_described(described: Sequence[SealedBlob], public: Sequence[PublicBlob]) -> None:
