@@ -24,6 +24,7 @@ from lamina.linux.process import start_time_ticks
 from lamina.linux.syscalls import SyscallError
 from lamina.serve import mounts
 from lamina.serve.mounts import MountState, list_mounts, unmount
+from lamina.serve.service import mounting
 from lamina.serve.service.client import service_status
 from lamina.serve.state import MountRecords, state_directory
 from lamina.store.holds import held_blobs
@@ -34,6 +35,7 @@ from tests.support.serving import (
     forget_pages,
     is_mounted,
     kill_together,
+    sample_spec,
     start,
     write_sample,
 )
@@ -136,6 +138,54 @@ def test_an_error_of_the_server_reaches_the_caller(served: Served, device: str) 
         served.start(device)
     assert served.states() == []
     assert not is_mounted(served.mountpoint)
+
+
+def test_an_interrupt_before_a_mount_is_recorded_is_undone(
+    served: Served, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here for a moment the mount has its place, and nobody knows of it."""
+    seen: list[bool] = []
+
+    def interrupted(_: object) -> None:
+        seen.append(is_mounted(served.mountpoint))
+        raise KeyboardInterrupt
+
+    step = "_commit" if device == "fuse" else "shorten_readahead"
+    monkeypatch.setattr(mounting, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mounting.mount_by_service(
+            sample_spec(served.folder, served.mountpoint, served.store, device)
+        )
+    assert seen == [True]
+    assert not is_mounted(served.mountpoint)
+    assert served.states() == []
+
+
+def test_an_image_that_nobody_waits_for_any_more_is_closed(
+    served: Served, device: str, tmp_path: Path
+) -> None:
+    """Else it would be held for as long as the service lives."""
+    served.start(device)
+    (tmp_path / "other").mkdir()
+    other = Served(tmp_path / "other")
+    (other.folder / "wait").touch()
+    arguments = (other.folder, other.mountpoint, other.store, device)
+    command = [sys.executable, "-m", "tests.support.serving", *map(str, arguments)]
+    client = subprocess.Popen(command, cwd=ROOT)
+    wait_until((other.folder / "waiting").exists)
+    client.kill()
+    client.wait()
+    (other.folder / "wait").unlink()
+    other.start(device)
+    unmount(other.mountpoint)
+    files = Path(f"/proc/{served.pids()['worker']}/fd")
+
+    def is_open() -> bool:
+        links = [os.readlink(path) for path in files.iterdir() if path.is_symlink()]
+        return any(link.startswith(str(other.store)) for link in links)
+
+    wait_until(lambda: not is_open(), 10)
+    unmount(served.mountpoint)
 
 
 def test_busy_and_lazy(served: Served, device: str) -> None:

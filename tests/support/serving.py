@@ -131,8 +131,13 @@ def forget_pages(folder: Path) -> None:
 
 
 def open_sample(spec: MountSpec) -> NativeImage:
-    """Open the image in the folder ``spec.reference``, as the service does."""
+    """Open the image in the folder ``spec.reference``, as the service does; while ``FOLDER/wait``
+    exists, that takes time, as ``FOLDER/waiting`` tells.
+    """
     folder = Path(spec.reference)
+    while (folder / "wait").exists():
+        (folder / "waiting").touch()
+        time.sleep(0.01)
     return open_bootstrap(folder / "image.boot", FolderSource(folder), store=spec.store)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
@@ -57,31 +58,40 @@ def mount_erofs(target: ErofsMount, device: BlobDevice) -> None:
         if pid == 0:
             _mount_and_exit(target, paths, private, write_end)
         os.close(write_end)
-        device.serve()
-        with open(read_end, "rb") as pipe:
-            report = pipe.read()
-        os.waitpid(pid, 0)
-        if report and report != _DONE:
-            raise decode_error(report)
         with _undone(target, device, before):
+            report = _report_of(pid, read_end, device)
             if not report:
                 raise _killed(target)
-            device.mounted()
+            if report == _DONE:
+                device.mounted()
+        if report != _DONE:
+            raise decode_error(report)
         watch.mounted()
     if target.lazy:
         shorten_readahead(watch.paths)
 
 
-def attach_erofs(bootstrap: str, paths: Sequence[str], attributes: int, mountpoint: str) -> None:
-    """Make the mount in this process, which must not be the one that serves ``paths``, the files of
-    the blobs.  Raises SyscallError.
+def _report_of(pid: int, read_end: int, device: BlobDevice) -> bytes:
+    """Answer the mounting fork, and return what it said when it has ended: nothing if it was
+    killed.
+    """
+    try:
+        with open(read_end, "rb") as pipe:
+            device.serve()
+            return pipe.read()
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        os.waitpid(pid, 0)
+
+
+def create_erofs(bootstrap: str, paths: Sequence[str], attributes: int) -> int:
+    """Return the descriptor of a mount without a place yet, made in this process, which must not be
+    the one that serves ``paths``, the files of the blobs.  Raises SyscallError.
     """
     options: list[tuple[str, str | None]] = [("device", path) for path in paths]
-    mount_fd = create_mount("erofs", bootstrap, options, attributes)
-    try:
-        attach_mount(mount_fd, mountpoint)
-    finally:
-        os.close(mount_fd)
+    return create_mount("erofs", bootstrap, options, attributes)
 
 
 @contextlib.contextmanager
@@ -111,7 +121,8 @@ def _mount_and_exit(
     try:
         for fd in private:
             os.close(fd)
-        attach_erofs(target.bootstrap, paths, target.attributes, target.mountpoint)
+        mount_fd = create_erofs(target.bootstrap, paths, target.attributes)
+        attach_mount(mount_fd, target.mountpoint)
         report = _DONE
     except Error as error:
         report = encode_error(error)

@@ -53,7 +53,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(erofs_mount, "mounting_lock", lock)
     monkeypatch.setattr(erofs_mount, "topmost_mount", lambda _: next(table))
     monkeypatch.setattr(erofs_mount, "unmount", lambda *_: device.calls.append("unmount"))
-    monkeypatch.setattr(erofs_mount, "attach_erofs", lambda *_: None)
+    monkeypatch.setattr(erofs_mount, "create_erofs", lambda *_: -1)
+    monkeypatch.setattr(erofs_mount, "attach_mount", lambda *_: None)
     return device
 
 
@@ -67,10 +68,34 @@ def test_a_mount_that_nobody_can_answer_for_is_undone(device: Device) -> None:
 
 
 def test_who_mounts_is_killed_when_it_has(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(erofs_mount, "attach_erofs", lambda *_: os.kill(os.getpid(), 9))
+    monkeypatch.setattr(erofs_mount, "attach_mount", lambda *_: os.kill(os.getpid(), 9))
     with pytest.raises(KernelError, match="killed"):
         mount_erofs(TARGET, device)  # type: ignore[arg-type]
     assert device.calls == ["serve", "unmount", "abandon"]
+
+
+def test_an_interrupt_while_the_fork_mounts_is_undone(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forks: list[int] = []
+    fork = os.fork
+
+    def noted_fork() -> int:
+        forks.append(fork())
+        return forks[-1]
+
+    monkeypatch.setattr(os, "fork", noted_fork)
+    monkeypatch.setattr(erofs_mount, "attach_mount", lambda *_: time.sleep(60))
+    monkeypatch.setattr(device, "serve", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mount_erofs(TARGET, device)  # type: ignore[arg-type]
+    assert device.calls == ["unmount", "abandon"]
+    with pytest.raises(ChildProcessError):
+        os.waitpid(forks[0], os.WNOHANG)
+
+
+def interrupted() -> None:
+    raise KeyboardInterrupt
 
 
 def test_nothing_is_watched_without_sysfs(tmp_path: Path) -> None:

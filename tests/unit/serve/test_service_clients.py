@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
-from lamina.serve.service.channel import Channel
+from lamina.linux.mount import SuperblockWatch
+from lamina.serve.service import clients
+from lamina.serve.service.channel import Channel, Message
 from lamina.serve.service.clients import MOST_ATTEMPTS, Client
 from lamina.serve.service.spec import MountSpec
 from lamina.serve.service.supervisor import Supervisor
@@ -68,3 +71,22 @@ def test_what_the_last_worker_held_is_mounted_anew(ends: tuple[Channel, Channel]
     client.begin_again()
     assert ours.receive() is None
     assert told.parted
+
+
+def test_a_service_that_could_not_tell_the_end_of_a_fanotify_mount_refuses_it(
+    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its mount namespace may lack a sysfs that the client's has."""
+    client, told, ours = opening(ends)
+    monkeypatch.setattr(clients, "SuperblockWatch", lambda _: SuperblockWatch("erofs", "/nowhere"))
+    client.hear(Message({"op": "opened", "number": "1-1", "pinned": None}, []))
+    group, other = os.pipe()
+    ours.say("serve", [other], device="fanotify", names=["group"], connection=0)
+    os.close(other)
+    client.read()
+    answers = [ours.receive(), ours.receive()]
+    assert [answer.body["op"] for answer in answers if answer] == ["opened", "failed"]
+    assert "when a mount has ended" in cast("Message", answers[1]).body["error"]
+    assert told.parted
+    assert os.read(group, 1) == b"", "what came along is closed"
+    os.close(group)

@@ -50,9 +50,10 @@ class Client:
         try:
             self._do(message)
         except Error as error:
-            self._fail(error)
+            self._refuse(message, error)
         except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
-            self._fail(KernelError(f"the mount service does not understand a request: {error}"))
+            what = f"the mount service does not understand a request: {error}"
+            self._refuse(message, KernelError(what))
 
     def _do(self, message: Message) -> None:
         op = message.body["op"]
@@ -122,9 +123,13 @@ class Client:
         assert self._spec is not None and self._opened is not None
         spec = msgspec.structs.replace(self._spec, pinned=self._opened["pinned"])
         names, connection = body["names"], body["connection"]
+        watch = SuperblockWatch("erofs")
+        if body["device"] == "fanotify":
+            # The client may live in another mount namespace, with a sysfs that this one lacks.
+            watch.require()
         mount = KeptMount(
             self.number, spec, body["device"], dict(zip(names, fds, strict=True)), None, [],
-            connection, sorted(SuperblockWatch("erofs").before),
+            connection, sorted(watch.before),
         )  # fmt: skip
         self._mount = mount
         self._supervisor.keep(mount)
@@ -142,6 +147,13 @@ class Client:
             "mounted", number=mount.number, watch=mount.watch, record=mount.record
         )
         self.channel.say("record", record=mount.record)
+
+    def _refuse(self, message: Message, error: Error) -> None:
+        if self._mount is None:
+            # Not ours to keep; a group that nobody answers would stop all readers of its files.
+            for fd in message.fds:
+                os.close(fd)
+        self._fail(error)
 
     def _fail(self, error: Error) -> None:
         self.channel.say("failed", error=encode_error(error).decode())

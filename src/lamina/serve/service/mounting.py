@@ -21,7 +21,7 @@ from lamina.linux.process import raise_file_limit
 from lamina.linux.syscalls import SyscallError
 from lamina.serve.detach import detach
 from lamina.serve.device import fd_path
-from lamina.serve.erofs_mount import attach_erofs
+from lamina.serve.erofs_mount import create_erofs
 from lamina.serve.mount import DEVICES, mount_attributes, mount_target
 from lamina.serve.mounts import clear_mountpoint
 from lamina.serve.readahead import shorten_readahead
@@ -39,13 +39,20 @@ RETRY_DEADLINE_S: Final = 60.0
 
 @dataclass(slots=True)
 class _Job:
-    """One attempt to mount."""
+    """One attempt to mount; ``device_number`` is that of the mount once it has a place."""
 
     spec: MountSpec
     channel: Channel
     opened: dict[str, Any]
     attributes: int
     watch: tuple[str, ...] = ()
+    device_number: str = ""
+
+    def attach(self, mount_fd: int) -> None:
+        """Give the mount its place."""
+        number = mount.device_number(mount_fd)
+        self.device_number = f"{os.major(number)}:{os.minor(number)}"
+        mount.attach_mount(mount_fd, self.spec.mountpoint)
 
     def hand_over(self, device: str, fds: dict[str, int], connection: int = 0) -> None:
         """Let the service answer from now on; the descriptors stay the caller's."""
@@ -103,36 +110,40 @@ def _attempt(spec: MountSpec, attributes: int, channel: Channel) -> MountRecord:
     if not channel.say("open", spec=spec.to_json()):
         raise ServiceGoneError("the mount service ended before it took a request")
     job = _Job(spec, channel, expect(channel, "opened"), attributes)
+    try:
+        _make(job)
+        return _commit(job)
+    except BaseException:
+        if job.device_number:
+            with contextlib.suppress(Error):
+                detach(spec.mountpoint, job.device_number, lazy=True)
+        raise
+
+
+def _make(job: _Job) -> None:
     makers = {"fuse": _mount_tree, "fuse-blob": _mount_fuse_blobs, "fanotify": _mount_watched}
     try:
-        makers[spec.device](job)
+        makers[job.spec.device](job)
     except SyscallError as error:
-        if channel.gone:
+        if job.channel.gone:
             # The next supervisor has let go of a mount that was half made.
             raise ServiceGoneError("the mount service ended while an image was mounted") from error
         raise
-    entry = mount.topmost_mount(spec.mountpoint)
+
+
+def _commit(job: _Job) -> MountRecord:
+    """Have the mount recorded, by the service if it has to serve it."""
     record = MountRecord(
         image=job.opened["image"],
         digest=job.opened["digest"],
-        mountpoint=spec.mountpoint,
-        device=spec.device,
-        device_number=entry.device if entry is not None else "",
+        mountpoint=job.spec.mountpoint,
+        device=job.spec.device,
+        device_number=job.device_number,
         pid=0,
         start_ticks=0,
-        store=spec.store,
-        resident=spec.device != "fuse" and all(job.opened["complete"]),
+        store=job.spec.store,
+        resident=job.spec.device != "fuse" and all(job.opened["complete"]),
     )
-    try:
-        return _commit(job, record)
-    except BaseException:
-        with contextlib.suppress(Error):
-            detach(spec.mountpoint, record.device_number, lazy=True)
-        raise
-
-
-def _commit(job: _Job, record: MountRecord) -> MountRecord:
-    """Have the mount recorded, by the service if it has to serve it."""
     fields = msgspec.structs.asdict(record)
     if record.resident:
         job.channel.say("held", watch=job.watch)
@@ -150,11 +161,13 @@ def _mount_tree(job: _Job) -> None:
         words = ["ro", "fsname=lamina", "subtype=lamina", "default_permissions", *options]
         device = fuse_device.mount_unprivileged(job.spec.mountpoint, words)
         with _closing(device):
+            entry = mount.topmost_mount(job.spec.mountpoint)
+            job.device_number = entry.device if entry is not None else ""
             job.hand_over("fuse", {"device": device})
         return
     everyone: list[tuple[str, str | None]] = [("allow_other", None), ("default_permissions", None)]
     with _fuse_mount(job, everyone) as mount_fd:
-        mount.attach_mount(mount_fd, job.spec.mountpoint)
+        job.attach(mount_fd)
 
 
 @contextlib.contextmanager
@@ -204,7 +217,9 @@ def _mount_erofs(job: _Job, paths: list[str], connection: int = 0) -> None:
         if connection:
             lock.note_connection(connection)
         watch = mount.SuperblockWatch("erofs")
-        attach_erofs(job.opened["bootstrap"], paths, job.attributes, job.spec.mountpoint)
+        mount_fd = create_erofs(job.opened["bootstrap"], paths, job.attributes)
+        with _closing(mount_fd):
+            job.attach(mount_fd)
         watch.mounted()
     job.watch = watch.paths
     if not all(job.opened["complete"]):

@@ -230,9 +230,12 @@ class Supervisor:
         elif body["op"] == "lost" and mount is not None:
             LOG.error("%s is broken: the kernel has forgotten its reads", mount.spec.mountpoint)
             self.drop(mount)
-        for client in list(self._clients.values()):
-            if client.number == body.get("number"):
-                client.hear(message)
+        asking = [each for each in self._clients.values() if each.number == body.get("number")]
+        for client in asking:
+            client.hear(message)
+        if body["op"] == "opened" and not asking:
+            # Who wanted the image has left meanwhile.
+            self.tell_worker("drop", number=body["number"])
 
     def tell_worker(self, op: str, fds: list[int] | None = None, **fields: object) -> None:
         """Say something to the worker; one that is gone is told by its successor's fork."""
