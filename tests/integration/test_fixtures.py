@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.blob.check import check_blob, check_table
+from lamina.blob.check import check_table
 from lamina.blob.decode import decode_piece
 from lamina.blob.framing import read_bootstrap, read_sections
 from lamina.blob.layout import CHUNK_COMPRESSED, CHUNK_ZRAN, TAR_BLOCK
@@ -20,6 +20,7 @@ from lamina.erofs.check import check_bootstrap
 from lamina.erofs.layout import BlobFeature, FileType, Layout
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import UnsupportedError
+from tests.support.blob_check import check_blob
 from tests.support.rafs import blob_entry
 from tests.support.tools import require_shared
 

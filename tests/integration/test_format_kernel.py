@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from lamina.blob.check import check_blob
 from lamina.blob.decode import decode_piece
 from lamina.blob.framing import read_bootstrap
 from lamina.blob.table import ChunkTable
@@ -26,6 +25,7 @@ from lamina.erofs.reader import Bootstrap
 from lamina.erofs.tree import Node
 from lamina.linux.mount import attach_mount, create_mount, unmount
 from tests.support import tools
+from tests.support.blob_check import check_blob
 from tests.support.rafs import Content, Image, directory, make_image
 
 XATTRS = {

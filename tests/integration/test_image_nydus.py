@@ -17,11 +17,10 @@ import pytest
 from lamina.blob.framing import read_bootstrap
 from lamina.erofs.layout import BlobFeature
 from lamina.errors import IntegrityError
-from lamina.fetch.source import DirectorySource
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap, open_image
+from lamina.image.open import open_image
 from lamina.registry.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
@@ -35,6 +34,8 @@ from lamina.registry.manifest import (
 )
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import open_repository
+from tests.support.native_images import open_bootstrap
+from tests.support.serving import FolderSource
 
 pytestmark = pytest.mark.tools
 
@@ -91,7 +92,7 @@ def create(program: Path, source: Path, output: Path, *options: str) -> Path:
 
 @contextmanager
 def opened(boot: Path, store: Path) -> Iterator[NativeImage]:
-    with open_bootstrap(boot, DirectorySource(boot.parent / "blobs"), store=store) as image:
+    with open_bootstrap(boot, FolderSource(boot.parent), store=store) as image:
         yield image
 
 

@@ -11,13 +11,14 @@ import pytest
 from lamina.build.source_image import open_source_image
 from lamina.erofs.layout import BlobFeature
 from lamina.errors import Error, IntegrityError
-from lamina.fetch.source import DirectorySource
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_bootstrap, open_image
+from lamina.image.open import open_image
 from tests.integration.test_index import index, ordinary_image
 from tests.support.index_layers import COMPRESSIONS, lower_layer, nydus_targz_ref, upper_layer
+from tests.support.native_images import open_bootstrap
 from tests.support.nydusd import nydusd_mount
+from tests.support.serving import FolderSource
 
 pytestmark = pytest.mark.tools
 
@@ -30,7 +31,7 @@ def test_images_of_nydus_compare_equal(
     layers = [compress(lower_layer()), compress(upper_layer())]
     boot = nydus_targz_ref(peer("nydus-image"), layers, tmp_path / "nydus")
     plain = ordinary_image(tmp_path / "layout", kind)
-    source = DirectorySource(tmp_path / "nydus" / "blobs")
+    source = FolderSource(tmp_path / "nydus")
     with (
         open_bootstrap(boot, source, store=tmp_path / "store") as image,
         open_source_image(plain) as wanted,
@@ -78,7 +79,7 @@ def test_damaged_layers_are_errors(peer: Callable[[str], Path], tmp_path: Path) 
         damaged = bytearray(layer)
         damaged[place] ^= 4
         file.write_bytes(damaged)
-        source = DirectorySource(file.parent)
+        source = FolderSource(file.parents[1])
         with open_bootstrap(boot, source, store=tmp_path / f"s{number}") as image:
             failed = 0
             for path, stat in image.walk():

@@ -19,7 +19,6 @@ import pytest
 
 from lamina.errors import NotFoundError
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap
 from lamina.linux.process import start_time_ticks
 from lamina.linux.syscalls import SyscallError
 from lamina.serve import mounts
@@ -28,7 +27,7 @@ from lamina.serve.service import mounting
 from lamina.serve.service.client import service_status
 from lamina.serve.state import MountRecords, state_directory
 from lamina.store.holds import held_blobs
-from tests.support.native_images import BuiltImage
+from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import (
     ROOT,
     FolderSource,

@@ -20,10 +20,9 @@ from lamina.errors import NotFoundError, UsageError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap
 from lamina.linux.syscalls import SyscallError
 from lamina.serve.mount import Mount, mount_image
-from tests.support.native_images import BuiltImage
+from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import FolderSource, forget_pages, is_mounted, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap
 from lamina.linux.mount import SuperblockWatch
 from lamina.serve.mount import mount_image
 from lamina.serve.readahead import LAZY_KIB
+from tests.support.native_images import open_bootstrap
 from tests.support.serving import FolderSource, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
 

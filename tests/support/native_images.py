@@ -10,6 +10,7 @@ import stat
 import struct
 import tarfile
 from array import array
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from lamina.codec.digest import Digester, digest
 from lamina.erofs.layout import BlobEntry, ChunkIndex, round_up
 from lamina.erofs.tree import Node
 from lamina.erofs.writer import BootstrapOptions, write_bootstrap
+from lamina.fetch.source import Source
+from lamina.image.blob_set import BlobSet
+from lamina.image.mapped import mapped_bootstrap
+from lamina.image.metadata_layer import MetadataFiles, chunk_sets
+from lamina.image.native import NativeImage, Origin
+from lamina.image.open import node_store
 from lamina.registry.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
@@ -34,6 +41,7 @@ from lamina.registry.manifest import (
 )
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import open_repository
+from lamina.store.node import NodeStore
 
 
 @dataclass
@@ -213,3 +221,20 @@ def image_files(folder: str | os.PathLike[str], image: BuiltImage) -> Path:
     (base / "blobs" / image.blob_id).write_bytes(image.blob)
     (base / "image.boot").write_bytes(image.bootstrap)
     return base / "image.boot"
+
+
+def open_bootstrap(
+    bootstrap: str | os.PathLike[str],
+    source: Source,
+    *,
+    store: NodeStore | str | os.PathLike[str] | None = None,
+) -> NativeImage:
+    """Open what :func:`image_files` writes, with the blobs in *source*."""
+    path = Path(bootstrap)
+    node = node_store(store)
+    with ExitStack() as stack:
+        opened = stack.enter_context(mapped_bootstrap(path))
+        files = MetadataFiles("", {}, chunk_sets(opened))
+        blobs = BlobSet(opened, files, source, node)
+        stack.callback(blobs.close)
+        return NativeImage(opened, blobs, origin=Origin(path), resources=stack.pop_all())

@@ -20,13 +20,18 @@ from pathlib import Path
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FetchError
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap
 from lamina.linux.mount import read_mount_table
 from lamina.serve.daemon import MountRequest, serve_foreground
 from lamina.serve.service.mounting import mount_by_service
 from lamina.serve.service.spec import MountSpec, open_spec
 from lamina.serve.state import MountRecord
-from tests.support.native_images import BuiltImage, build_image, image_files, some_bytes
+from tests.support.native_images import (
+    BuiltImage,
+    build_image,
+    image_files,
+    open_bootstrap,
+    some_bytes,
+)
 
 ROOT = Path(__file__).parents[2]
 CHUNK_SIZE = 16384

@@ -7,11 +7,10 @@ was decoded).  Trying again and asking others is :mod:`lamina.fetch.fetcher`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from lamina.errors import FetchError, NotFoundError
+from lamina.errors import FetchError
 
 if TYPE_CHECKING:
     from lamina.registry.repository import Repository
@@ -64,32 +63,6 @@ class RepositorySource:
     def _read(self, blob_id: str, offset: int, size_bytes: int, timeout_s: float | None) -> bytes:
         digest = self._digests.get(blob_id, f"sha256:{blob_id}")
         data = self._repository.read_range(digest, offset, size_bytes, timeout_s=timeout_s)
-        return exactly(data, self.name, blob_id, offset, size_bytes)
-
-
-class DirectorySource:
-    """Blobs as files of a directory, named by their id (``nydus-image create --blob-dir``)."""
-
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.name = os.fspath(directory)
-
-    def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
-        """Return exactly these bytes; raises FetchError, or NotFoundError if there is no file."""
-        if os.sep in blob_id or blob_id.startswith("."):
-            raise NotFoundError(f"blob id {blob_id!r} cannot be the name of a file")
-        path = os.path.join(self.name, blob_id)
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"there is no blob {blob_id} in {self.name}") from error
-        except OSError as error:
-            raise FetchError(f"cannot open {path}: {error.strerror}") from error
-        try:
-            data = os.pread(fd, size_bytes, offset)
-        except OSError as error:
-            raise FetchError(f"cannot read {path}: {error.strerror}") from error
-        finally:
-            os.close(fd)
         return exactly(data, self.name, blob_id, offset, size_bytes)
 
 

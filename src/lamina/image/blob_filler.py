@@ -78,8 +78,6 @@ class BlobFiller:
         self._recent = RecentBytes() if parts.table.cuts_contexts else None
         self._failures = FailureLog()
         self.statistics = Statistics()
-        self.on_complete: Callable[[], None] | None = None
-        """Called, from whatever thread, when the last missing chunk was marked here."""
 
     def fill(
         self, wanted: dict[int, tuple[Piece, list[int]]], write: Write | None, deadline: float
@@ -156,10 +154,7 @@ class BlobFiller:
         cache = self._parts.cache
         missing = [chunk for chunk in order.wanted[piece.first][1] if not cache.is_ready(chunk)]
         left = [chunk for chunk in missing if not self._get_local(chunk, order.write)]
-        if left:
-            return False
-        self._completed()
-        return True
+        return not left
 
     def _get_local(self, chunk: int, write: Write | None) -> bool:
         parts = self._parts
@@ -264,7 +259,6 @@ class BlobFiller:
         )
         self._count(Statistics(decoded_pieces=1, decoded_bytes=piece.raw_size))
         self._offer(chunks)
-        self._completed()
 
     def _offer(self, chunks: list[tuple[int, memoryview]]) -> None:
         """Let other blobs of the node know what is here."""
@@ -324,10 +318,6 @@ class BlobFiller:
             end = offset + len(data)
         if parts:
             yield start, parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _completed(self) -> None:
-        if self.on_complete is not None and self._parts.cache.complete:
-            self.on_complete()
 
     def _count(self, more: Statistics) -> None:
         with self._counting:

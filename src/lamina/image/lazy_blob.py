@@ -9,7 +9,7 @@ evicted while it reads, a kernel does not.  Whoever lets a kernel read the file 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -120,14 +120,6 @@ class LazyBlob:
     def let_go(self) -> None:
         """End one :meth:`hold`."""
         self.cache.let_go()
-
-    def call_when_complete(self, callback: Callable[[], None]) -> None:
-        """Call *callback* when the last missing chunk arrives here, from the thread that got it.
-
-        It must not read the blob, may be called more than once, and is not if another process
-        completes the blob.
-        """
-        self._filler.on_complete = callback
 
     def ensure(
         self,

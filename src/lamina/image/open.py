@@ -34,7 +34,7 @@ from lamina.image.indexed import (
 )
 from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
-from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
+from lamina.image.metadata_layer import MetadataFiles, unpack_metadata_layer
 from lamina.image.native import NativeImage, Origin
 from lamina.image.sealed import Content, no_key_error, open_sealed
 from lamina.image.shared_storage import refuse_shared_storage
@@ -270,26 +270,6 @@ def _keep_table(
     """Remember a chunk table that was fetched, among those *known* of the image."""
     known[blob_id] = table
     node.put_record(RECORD, digest, files._replace(tables=known).encode())
-
-
-def open_bootstrap(
-    bootstrap: str | os.PathLike[str],
-    source: Source,
-    *,
-    store: NodeStore | str | os.PathLike[str] | None = None,
-) -> NativeImage:
-    """Open a bootstrap file with its blobs in *source*, as ``nydus-image create -B -D`` made them.
-
-    Raises NotFoundError if there is no such file and FormatError if it is no bootstrap.
-    """
-    path = Path(bootstrap)
-    node = node_store(store)
-    with ExitStack() as stack:
-        opened = stack.enter_context(mapped_bootstrap(path))
-        files = MetadataFiles("", {}, chunk_sets(opened))
-        blobs = BlobSet(opened, files, source, node)
-        stack.callback(blobs.close)
-        return NativeImage(opened, blobs, origin=Origin(path), resources=stack.pop_all())
 
 
 def find_manifest(

@@ -54,7 +54,6 @@ class WholeFiller(BlobFiller):
             for chunk in chunks:
                 if not is_ready(chunk) and not self._get_local(chunk, write):
                     self._wait_for(chunk, write)
-        self._completed()
 
     def _wait_for(self, chunk: int, write: Write | None) -> None:
         is_ready = self._parts.cache.is_ready

@@ -6,9 +6,9 @@ import random
 import struct
 
 import pytest
+from tests.support.blob_check import check_blob, check_data
 from tests.support.rafs import Image, make_image
 
-from lamina.blob.check import check_blob, check_data
 from lamina.blob.decode import decode_piece
 from lamina.blob.layout import tar_header
 from lamina.blob.table import ChunkTable

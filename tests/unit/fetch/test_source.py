@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from lamina.errors import FetchError, NotFoundError
-from lamina.fetch.source import DirectorySource, RepositorySource, TimedSource, source_name
+from lamina.errors import FetchError
+from lamina.fetch.source import RepositorySource, TimedSource, source_name
 
 
 class FakeRepository:
@@ -57,22 +55,6 @@ def test_a_repository_is_told_the_time() -> None:
     source.read_range_within("id", 0, 4, 2.5)
     source.read_range("id", 0, 4)
     assert repository.timeouts == [2.5, None]
-
-
-def test_a_directory_of_blobs(tmp_path: Path) -> None:
-    (tmp_path / "blob").write_bytes(b"0123456789")
-    source = DirectorySource(tmp_path)
-    assert source.read_range("blob", 3, 4) == b"3456"
-    assert source_name(source) == str(tmp_path)
-    with pytest.raises(FetchError, match="2 bytes"):
-        source.read_range("blob", 8, 4)
-    with pytest.raises(NotFoundError, match="no blob absent"):
-        source.read_range("absent", 0, 1)
-    with pytest.raises(NotFoundError, match="name of a file"):
-        source.read_range("../blob", 0, 1)
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(FetchError, match="Is a directory"):
-        source.read_range("folder", 0, 1)
 
 
 def test_a_source_without_a_name() -> None:

@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.native_images import MemorySource, build_image, image_files, some_bytes
+from tests.support.native_images import (
+    MemorySource,
+    build_image,
+    image_files,
+    open_bootstrap,
+    some_bytes,
+)
 
 from lamina.erofs.tree import Node
 from lamina.errors import Error
 from lamina.image import compare as compare_module
 from lamina.image.compare import Difference, compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_bootstrap
 
 
 def make(base: Path) -> Path:

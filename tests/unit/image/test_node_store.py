@@ -17,6 +17,7 @@ from tests.support.native_images import (
     MemorySource,
     build_image,
     image_files,
+    open_bootstrap,
     some_bytes,
 )
 
@@ -27,7 +28,6 @@ from lamina.fetch.link import Link, LinkEstimator
 from lamina.fetch.source import Source
 from lamina.image.blob_set import zones_of
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap
 from lamina.store.node import NodeStore
 
 CHUNK = 64 << 10

@@ -13,9 +13,11 @@ from tests.support.native_images import (
     build_image,
     image_files,
     metadata_layer,
+    open_bootstrap,
     push_image,
     some_bytes,
 )
+from tests.support.serving import FolderSource
 
 import lamina
 from lamina.erofs.layout import BlobFeature
@@ -28,11 +30,10 @@ from lamina.errors import (
     UnsupportedError,
     UsageError,
 )
-from lamina.fetch.source import DirectorySource
 from lamina.image import open as open_module
 from lamina.image.blob_set import BlobSet, check_supported
 from lamina.image.metadata_layer import MetadataFiles, chunk_sets, unpack_metadata_layer
-from lamina.image.open import open_bootstrap, open_image
+from lamina.image.open import open_image
 from lamina.registry.manifest import (
     OCI_CONFIG,
     OCI_INDEX,
@@ -200,7 +201,7 @@ def test_an_image_cannot_poison_the_blob_of_another(built: BuiltImage, tmp_path:
 
 def test_a_bootstrap_file_with_a_folder_of_blobs(built: BuiltImage, tmp_path: Path) -> None:
     path = image_files(tmp_path / "image", built)
-    source = DirectorySource(path.parent / "blobs")
+    source = FolderSource(path.parent)
     with open_bootstrap(path, source, store=tmp_path / "store") as image:
         assert image.open("etc/one").read() == FILES[b"etc/one"]
         assert image.bootstrap_path == path

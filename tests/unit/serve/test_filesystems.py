@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.native_images import BuiltImage
+from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import FolderSource, write_sample
 
 from lamina.errors import Error, StoreError
 from lamina.image.native import NativeImage
-from lamina.image.open import open_bootstrap
 from lamina.serve.device import read_exactly
 from lamina.serve.fuse_blob import BlobFilesystem
 from lamina.serve.fuse_server import MAX_READ_BYTES
