@@ -148,6 +148,20 @@ def test_a_second_mount_is_refused(lamina: Shell) -> None:
     lamina("umount", "mnt")
 
 
+def test_one_of_several_that_mount_at_once_is_taken(lamina: Shell) -> None:
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            lamina.words("mount", "-q", IMAGE, "mnt"),
+            cwd=lamina.folder,
+            env=lamina.environment,
+            stderr=subprocess.DEVNULL,
+        )
+
+    assert sorted(process.wait(60) for process in [start() for _ in range(3)]) == [0, 2, 2]
+    lamina("umount", "mnt")
+    assert f" {lamina.folder}/mnt " not in Path("/proc/self/mountinfo").read_text()
+
+
 def test_a_busy_mount(lamina: Shell) -> None:
     lamina("mount", IMAGE, "mnt")
     with (lamina.folder / "mnt/big").open("rb") as file:

@@ -16,7 +16,7 @@ from lamina.image.native import NativeImage
 from lamina.linux.process import start_time_ticks
 from lamina.serve.mount import Mount, mount_image
 from lamina.serve.mounts import clear_mountpoint
-from lamina.serve.state import MountRecord, MountRecords
+from lamina.serve.state import MountRecord, MountRecords, claimed_mountpoint
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -45,20 +45,26 @@ def serve_foreground(
     ``ready`` is called when the tree can be read.  Must run in the main thread.  Raises UsageError
     if an image is mounted there already, and what opening and mounting raise.
     """
-    clear_mountpoint(os.path.realpath(request.mountpoint))
-    with _stop_signals() as stop_fd, request.open_image() as image:
-        mounted = mount_image(image, request.mountpoint, request.device, options=request.options)
-        records = MountRecords()
-        record = _record(request, image, mounted)
-        try:
-            records.write(record)
-            if ready is not None:
-                ready(record)
-            if not mounted.wait(stop_fd):
-                LOG.info("told to stop, unmounting %s", mounted.mountpoint)
-        finally:
-            mounted.close()
-            records.remove(record)
+    mountpoint = os.path.realpath(request.mountpoint)
+    with contextlib.ExitStack() as claim:
+        claim.enter_context(claimed_mountpoint(mountpoint))
+        clear_mountpoint(mountpoint)
+        with _stop_signals() as stop_fd, request.open_image() as image:
+            mounted = mount_image(
+                image, request.mountpoint, request.device, options=request.options
+            )
+            records = MountRecords()
+            record = _record(request, image, mounted)
+            try:
+                records.write(record)
+                claim.close()
+                if ready is not None:
+                    ready(record)
+                if not mounted.wait(stop_fd):
+                    LOG.info("told to stop, unmounting %s", mounted.mountpoint)
+            finally:
+                mounted.close()
+                records.remove(record)
 
 
 def _record(request: MountRequest, image: NativeImage, mounted: Mount) -> MountRecord:

@@ -153,6 +153,23 @@ def _abort_owner(fd: int) -> str:
     return f" (process {pid})"
 
 
+@contextlib.contextmanager
+def claimed_mountpoint(mountpoint: str) -> Iterator[None]:
+    """Let one process at a time mount on a folder, from the look whether it is free until its
+    record is written; others wait.  The folder is an absolute path.
+
+    The lock of each folder is one byte of a file, so that no files are left behind.
+    """
+    fd = os.open(
+        state_directory() / "mountpoints.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX, 1, int(_key(mountpoint)[:15], 16))
+        yield
+    finally:
+        os.close(fd)
+
+
 class MountRecords:
     """The records below a state folder."""
 

@@ -29,7 +29,12 @@ from lamina.serve.service.channel import Channel
 from lamina.serve.service.client import ServiceGoneError, connect_or_start, expect
 from lamina.serve.service.fanotify_setup import set_up_group
 from lamina.serve.service.spec import MountSpec
-from lamina.serve.state import MountRecord, MountRecords, mounting_lock
+from lamina.serve.state import (
+    MountRecord,
+    MountRecords,
+    claimed_mountpoint,
+    mounting_lock,
+)
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -70,8 +75,14 @@ def mount_by_service(spec: MountSpec) -> MountRecord:
     Needs one thread.  Raises UsageError, NotFoundError, KernelError, UnsupportedError, and what
     opening the image raises.
     """
-    # First, because a broken mount is no folder.
-    clear_mountpoint(os.path.realpath(spec.mountpoint))
+    mountpoint = os.path.realpath(spec.mountpoint)
+    with claimed_mountpoint(mountpoint):
+        # First, because a broken mount is no folder.
+        clear_mountpoint(mountpoint)
+        return _mount_on_cleared(spec)
+
+
+def _mount_on_cleared(spec: MountSpec) -> MountRecord:
     spec = msgspec.structs.replace(spec, mountpoint=mount_target(spec.mountpoint))
     attributes = mount_attributes(spec.options)
     if spec.device not in DEVICES:
