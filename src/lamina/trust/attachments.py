@@ -5,14 +5,13 @@ Each of its layers is a payload, with the signature over it in an annotation.
 
 from __future__ import annotations
 
-import base64
 import io
 from contextlib import suppress
 from typing import Final, NamedTuple
 
 import msgspec
 
-from lamina.errors import FormatError, IntegrityError, NotFoundError
+from lamina.errors import FormatError, IntegrityError, NotFoundError, UnsupportedError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
 from lamina.registry.repository import Repository
@@ -22,6 +21,9 @@ from lamina.trust.simple_signing import MAX_PAYLOAD_BYTES
 SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE: Final = "dev.cosignproject.cosign/signature"
 MAX_SIGNATURES: Final = 128
+
+UNREADABLE: Final = (NotFoundError, FormatError, IntegrityError, UnsupportedError)
+"""What is raised by reading a signature that is not what it should be."""
 
 
 class Attached(NamedTuple):
@@ -50,7 +52,7 @@ def read_signatures(repository: Repository, digest: str) -> list[Attached]:
             continue
         if layer.size > MAX_PAYLOAD_BYTES:
             continue
-        with suppress(NotFoundError, FormatError, IntegrityError):
+        with suppress(*UNREADABLE):
             signature = strict_json.decode_base64(encoded, "signature")
             with repository.open_blob(layer) as stream:
                 found.append(Attached(stream.read(), signature))
@@ -65,7 +67,7 @@ def add_signature(repository: Repository, digest: str, attached: Attached) -> De
     """
     manifest = _read_manifest(repository, digest)
     layers = manifest.layers if manifest else ()
-    encoded = base64.b64encode(attached.signature).decode("ascii")
+    encoded = strict_json.encode_base64(attached.signature)
     layer = m.describe(SIMPLE_SIGNING, attached.payload, {SIGNATURE: encoded})
     repository.push_blob(layer, io.BytesIO(attached.payload))
     layers = (*layers, layer)

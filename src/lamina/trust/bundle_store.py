@@ -6,15 +6,12 @@ import io
 from contextlib import suppress
 from typing import Final
 
-from lamina.errors import FormatError, IntegrityError, NotFoundError, UnsupportedError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
 from lamina.registry.referrers import list_referrers, push_referrer
 from lamina.registry.repository import Repository
 from lamina.trust import bundle
-
-UNREADABLE: Final = (NotFoundError, FormatError, IntegrityError, UnsupportedError)
-"""What is raised by reading a signature that is not what it should be."""
+from lamina.trust.attachments import UNREADABLE
 
 _CONTENT: Final = "dev.sigstore.bundle.content"
 _PREDICATE: Final = "dev.sigstore.bundle.predicateType"

@@ -19,7 +19,6 @@ from lamina.trust.secret import Secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers import CipherContext
-    from typing_extensions import Buffer
 
 CIPHER: Final = "AES_256_CTR_HMAC_SHA256"
 KEY_BYTES: Final = 32
@@ -69,20 +68,9 @@ class DecryptingStream(io.RawIOBase):
         self._source = source
         self._cipher = _counter_mode(key, nonce)
 
-    def readable(self) -> bool:
-        """Always true."""
-        return True
-
     def read(self, size: int = -1, /) -> bytes:
         """The next plaintext; b"" at the end."""
         return self._cipher.update(self._source.read(size))
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        """Fill a buffer as far as one :meth:`read` goes."""
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
 
 def _counter_mode(key: Secret, nonce: bytes) -> CipherContext:

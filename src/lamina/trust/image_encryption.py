@@ -34,6 +34,7 @@ from lamina.trust.recipients import (
     unwrap,
     wrap,
 )
+from lamina.trust.strict_json import encode_base64
 
 _OF_DOCKER: Final = {
     m.DOCKER_LAYER: m.OCI_LAYER,
@@ -239,7 +240,7 @@ def encrypt_layer(
     annotations = {
         **layer.annotations,
         **wrap(options, recipients),
-        PUBLIC_OPTIONS: _encoded(PublicOptions(encryptor.hmac()).encode()),
+        PUBLIC_OPTIONS: encode_base64(PublicOptions(encryptor.hmac()).encode()),
     }
     options.key.close()
     return msgspec.structs.replace(
@@ -301,9 +302,3 @@ def _store_authenticated(
             authenticator.update(data)
             sealed.write(data)
     check_hmac(authenticator, public.hmac, f"layer {layer.digest}")
-
-
-def _encoded(data: bytes) -> str:
-    import base64
-
-    return base64.b64encode(data).decode("ascii")

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from lamina.errors import FormatError, TrustError, UnsupportedError
@@ -104,19 +106,12 @@ def decrypt(text: bytes, keys: Sequence[PrivateKey]) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     message = _parse(text)
-    for recipient in message.recipients:
-        for key in keys:
-            content_key = _unwrap(recipient, key)
-            if content_key is None:
-                continue
-            try:
-                return AESGCM(content_key).decrypt(
-                    message.iv,
-                    message.ciphertext + message.tag,
-                    message.protected.encode("ascii"),
-                )
-            except InvalidTag:
-                continue
+    sealed, head = message.ciphertext + message.tag, message.protected.encode("ascii")
+    for recipient, key in product(message.recipients, keys):
+        content_key = _unwrap(recipient, key)
+        if content_key is not None:
+            with suppress(InvalidTag):
+                return AESGCM(content_key).decrypt(message.iv, sealed, head)
     raise TrustError("none of the keys given opens the JWE")
 
 

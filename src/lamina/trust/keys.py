@@ -149,10 +149,7 @@ def load_public_key(data: bytes, source: str) -> PublicKey:
         key, algorithm = public_from_jwk(document, f"key {source}")
         return PublicKey(_checked(key, source), source, algorithm)
     try:
-        if b"-----BEGIN" in data:
-            loaded: Any = load_pem_public_key(data)
-        else:
-            loaded = load_der_public_key(data)
+        loaded = (load_pem_public_key if b"-----BEGIN" in data else load_der_public_key)(data)
     except (ValueError, UnsupportedAlgorithm):
         raise FormatError(
             f"{source} is no public key", hint="it must be PEM, DER or JWK; a private key is not it"

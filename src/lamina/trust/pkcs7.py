@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from lamina.errors import FormatError, TrustError, UnsupportedError
@@ -79,10 +81,9 @@ def load_certificate(data: bytes, source: str) -> Certificate:
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     try:
-        if b"-----BEGIN" in data:
-            certificate = x509.load_pem_x509_certificate(data)
-        else:
-            certificate = x509.load_der_x509_certificate(data)
+        is_pem = b"-----BEGIN" in data
+        load = x509.load_pem_x509_certificate if is_pem else x509.load_der_x509_certificate
+        certificate = load(data)
         key = certificate.public_key()
     except Exception:  # noqa: BLE001 - the parser raises what has no common ancestor
         raise FormatError(f"{source} is no X.509 certificate") from None
@@ -158,20 +159,14 @@ def decrypt(
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     envelope = _parse(message)
-    for certificate in certificates:
+    for certificate, key in product(certificates, keys):
         encrypted_key = envelope.encrypted_keys.get(certificate.issuer_and_serial)
-        if encrypted_key is None:
-            continue
-        for key in keys:
-            if key.kind != "RSA" or not certificate.belongs_to(key):
-                continue
-            try:
+        if encrypted_key is not None and key.kind == "RSA" and certificate.belongs_to(key):
+            with suppress(ValueError, InvalidTag):
                 private = cast("RSAPrivateKey", key.key)
                 content_key = private.decrypt(encrypted_key, padding.PKCS1v15())
                 if len(content_key) == _KEY_BYTES[envelope.algorithm]:
                     return AESGCM(content_key).decrypt(envelope.nonce, envelope.sealed, None)
-            except (ValueError, InvalidTag):
-                continue
     raise TrustError(
         "no certificate and key given opens the PKCS#7 message",
         hint="give both: --decryption-key key.pem --decryption-key cert.pem",

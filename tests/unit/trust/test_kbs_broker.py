@@ -111,6 +111,22 @@ def test_revoked_signer_loses_its_keys_at_once(broker: RunningBroker) -> None:
         client.fetch(RESOURCE)
 
 
+def test_a_store_that_cannot_be_read_gives_no_key(broker: RunningBroker) -> None:
+    client = broker.client()
+    client.fetch(RESOURCE)
+    path = Path(broker.broker.store.path)
+    sound = path.read_bytes()
+    path.write_bytes(b"damaged")
+    try:
+        with pytest.raises(FetchError, match="InternalError"):
+            client.fetch(RESOURCE)
+    finally:
+        path.write_bytes(sound)
+    *_, error, last = broker.audit()
+    assert (error["event"], error["reason"]) == ("error", "FormatError")
+    assert (last["event"], last["reason"]) == ("resource", "InternalError")
+
+
 def test_a_rule_that_is_met(broker: RunningBroker) -> None:
     broker.put(URI, KEY, Rule(("sample",), ("m1",), (OTHER, IMAGE), 7))
     client = broker.client(SampleEvidence("m1"))

@@ -60,17 +60,19 @@ class Broker:
     store: KeyStore
     audit: AuditLog
     sessions: Sessions = field(default_factory=Sessions)
-    issuer: TokenIssuer | None = None
+    issuer: TokenIssuer = field(init=False)
 
     def __post_init__(self) -> None:
         self.issuer = TokenIssuer.new(self.sessions.lifetime_s)
 
     def handle(self, request: Request) -> Reply:
         """Answer a request.  Never raises errors of Lamina: they become refusals."""
+        path, _, query = request.target.partition("?")
+        name = path.removeprefix(f"{protocol.PREFIX}/")
+        event = name.partition("/")[0][:20]
         facts: dict[str, Any] = {"client": request.client}
-        event = "request"
         try:
-            event, reply = self._dispatch(request, facts)
+            reply = self._dispatch(request, name, query, facts)
         except RefusedError as refused:
             status, problem = refused.status, refused.problem
         except Error as error:
@@ -81,7 +83,6 @@ class Broker:
             if not self._note(event, {**facts, "result": "ok"}):
                 return _refusal(500, Problem("InternalError", "the audit log cannot be written"))
             return reply
-        event = facts.pop("event", event)
         self._note(event, {**facts, "result": "refused", "reason": problem.name})
         return _refusal(status, problem)
 
@@ -92,20 +93,16 @@ class Broker:
             return False
         return True
 
-    def _dispatch(self, request: Request, facts: dict[str, Any]) -> tuple[str, Reply]:
-        path, _, query = request.target.partition("?")
-        name = path.removeprefix(f"{protocol.PREFIX}/")
-        facts["event"] = name.partition("/")[0][:20]
+    def _dispatch(self, request: Request, name: str, query: str, facts: dict[str, Any]) -> Reply:
         match request.method, name:
             case "POST", "auth":
-                reply = self._auth(request, facts)
+                return self._auth(request, facts)
             case "POST", "attest":
-                reply = self._attest(request, facts)
-            case "GET", _ if name.startswith("resource/") and name != path:
-                reply = self._resource(request, name.removeprefix("resource/"), query, facts)
+                return self._attest(request, facts)
+            case "GET", _ if name.startswith("resource/"):
+                return self._resource(request, name.removeprefix("resource/"), query, facts)
             case _:
                 raise RefusedError(404, "PluginNotFound", "there is nothing at this path")
-        return facts.pop("event"), reply
 
     def _auth(self, request: Request, facts: dict[str, Any]) -> Reply:
         document = _document(request.body, "request for a challenge")
@@ -143,7 +140,6 @@ class Broker:
             raise RefusedError(401, "VerifierNotFound", str(error)) from None
         except (FormatError, TrustError) as error:
             raise RefusedError(401, "AttestationFailed", str(error)) from None
-        assert self.issuer is not None
         session.token = self.issuer.issue(attested, runtime)
         session.tee_key = runtime["tee-pubkey"]
         # Last: other threads take the session for attested from here on.
@@ -167,7 +163,7 @@ class Broker:
     def _guest(self, request: Request, facts: dict[str, Any]) -> tuple[Attested, dict[str, Any]]:
         """Who asks: by the token in the request, else by its session."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self.issuer is not None:
+        if scheme.lower() == "bearer":
             try:
                 return self.issuer.check(token.strip())
             except (FormatError, TrustError) as error:

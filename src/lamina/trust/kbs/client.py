@@ -7,8 +7,6 @@ that comes back is taken as hostile.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 import threading
 from dataclasses import dataclass, field
@@ -106,7 +104,7 @@ class KbsClient:
             "runtime-data": runtime,
             "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
         }
-        answer = self._post("attest", body, {"Cookie": f"{protocol.SESSION_COOKIE}={cookie}"})
+        answer = self._post("attest", body, _headers(cookie))
         if answer.status != 200:
             raise self._refused(answer, f"does not believe the {tee} evidence of this machine")
         document = strict_json.parse_object(answer.body, self._named("attestation"))
@@ -124,7 +122,7 @@ class KbsClient:
             raise self._refused(answer, "refuses to begin an attestation")
         document = strict_json.parse_object(answer.body, self._named("challenge"))
         nonce = strict_json.text_of(document.get("nonce"), self._named("nonce"))
-        if _decoded_length(nonce) not in _NONCE_LIMITS:
+        if len(strict_json.decode_base64(nonce, self._named("nonce"))) not in _NONCE_LIMITS:
             raise FormatError(f"the {self._named('nonce')} is none")
         if nonce in self._nonces:
             raise TrustError(
@@ -172,10 +170,3 @@ def _public_jwk(key: PrivateKey) -> dict[str, str]:
     public = key.key.public_key()
     assert isinstance(public, ec.EllipticCurvePublicKey)
     return {**ec_public_jwk(public), "alg": protocol.KEY_ALGORITHM}
-
-
-def _decoded_length(nonce: str) -> int:
-    try:
-        return len(base64.b64decode(nonce.encode("ascii"), validate=True))
-    except (ValueError, binascii.Error):
-        return 0

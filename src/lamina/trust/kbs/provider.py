@@ -15,7 +15,7 @@ from lamina.trust.kbs.client import KbsClient
 from lamina.trust.kbs.connection import parse_endpoint
 from lamina.trust.kbs.evidence import SAMPLE, SAMPLE_MEASUREMENT, SOURCES, make_source
 from lamina.trust.kbs.protocol import NO_CLAIMS, Claims
-from lamina.trust.kbs_packet import parse_resource
+from lamina.trust.kbs_packet import WRAP_TYPE, parse_resource
 from lamina.trust.keys import read_key_file
 from lamina.trust.secret import Secret
 
@@ -70,10 +70,8 @@ def parse_parameter(parameter: str) -> dict[str, str]:
                 hint=f"write provider:{PROVIDER_NAME}:keyid=kbs:///REPOSITORY/TYPE/TAG",
             )
         fields[name] = value
-    if "keyid" not in fields or fields.get("algorithm", kbs_packet.WRAP_TYPE) != "A256GCM":
-        raise UsageError(
-            f"{parameter[:200]!r} has no keyid, or another algorithm than {kbs_packet.WRAP_TYPE}"
-        )
+    if "keyid" not in fields or fields.get("algorithm", WRAP_TYPE) != WRAP_TYPE:
+        raise UsageError(f"{parameter[:200]!r} has no keyid, or another algorithm than {WRAP_TYPE}")
     return fields
 
 
