@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from lamina.cli.output import binary_size, shown_name
-from lamina.errors import FormatError
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
@@ -121,12 +120,9 @@ def _entry_kind(entry: Descriptor) -> str:
 
 
 def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
-    from lamina.registry.manifest import MAX_CONFIG_BYTES, parse_config
+    from lamina.registry.repository import read_config
 
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
-    with repository.open_blob(manifest.config) as stream:
-        config = parse_config(stream.read())
+    config = read_config(repository, manifest)
     return {
         "platform": str(config.platform) if config.architecture else None,
         **config_facts(config),

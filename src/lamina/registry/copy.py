@@ -11,21 +11,19 @@ import io
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import BinaryIO, Final, cast
 
 import msgspec
 
 from lamina.errors import FetchError, FormatError, NotFoundError
 from lamina.registry.manifest import (
     CONFIG_TYPES,
-    MAX_CONFIG_BYTES,
     Descriptor,
     Index,
     Manifest,
     Platform,
     describe,
     encode,
-    parse_config,
     parse_manifest,
 )
 from lamina.registry.platform import (
@@ -35,10 +33,7 @@ from lamina.registry.platform import (
     platforms_of,
     select_platform,
 )
-from lamina.registry.repository import Repository
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from lamina.registry.repository import Repository, read_config
 
 _MAX_DEPTH: Final = 4
 _MAX_MANIFESTS: Final = 2000
@@ -190,10 +185,7 @@ def _check_platform(source: Repository, manifest: Manifest, platforms: Sequence[
     wanted = {_names(parse_platform(text)) for text in platforms}
     if manifest.config.media_type not in CONFIG_TYPES:
         return
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
-    with source.open_blob(manifest.config) as stream:
-        own = normalise(parse_config(stream.read()).platform)
+    own = normalise(read_config(source, manifest).platform)
     if own.architecture and _names(own) not in wanted:
         raise NotFoundError(
             f"{source.reference} has no manifest for {', '.join(sorted(platforms))}",
@@ -244,9 +236,6 @@ class _BlobSource(io.RawIOBase):
         self._stream: BinaryIO | None = None
         self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
     def seekable(self) -> bool:
         return True
 
@@ -268,12 +257,6 @@ class _BlobSource(io.RawIOBase):
         data = self._stream.read(size)
         self._position += len(data)
         return data
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
 
     def close(self) -> None:
         if not self.closed:

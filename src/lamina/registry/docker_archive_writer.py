@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final, cast
 
 from lamina.archive.stream import open_layer
 from lamina.errors import FormatError, IntegrityError, UnsupportedError
 from lamina.registry.archive_file import ArchiveFile
 from lamina.registry.manifest import (
-    MAX_CONFIG_BYTES,
     NYDUS_BLOB,
     Descriptor,
     Index,
     Manifest,
     encode,
-    parse_config,
     parse_manifest,
 )
 from lamina.registry.reference import full_name
+from lamina.registry.repository import read_config
 from lamina.registry.staged import StagedRepository
+from lamina.registry.verify import HashingReader
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -50,9 +49,8 @@ class DockerArchiveWriter(StagedRepository):
     def _write_archive(self, archive: ArchiveFile) -> None:
         manifest = self._manifest
         assert manifest is not None
-        with self.open_blob(manifest.config) as stream:
-            raw = stream.read(MAX_CONFIG_BYTES)
-        diff_ids = parse_config(raw).rootfs.diff_ids
+        config = read_config(self, manifest)
+        diff_ids = config.rootfs.diff_ids
         if len(diff_ids) != len(manifest.layers):
             raise FormatError(
                 f"the image has {len(manifest.layers)} layers and {len(diff_ids)} diff_ids"
@@ -62,29 +60,17 @@ class DockerArchiveWriter(StagedRepository):
             if names[position] not in names[:position]:
                 self._add_layer(archive, layer, diff_id, names[position])
         config_name = f"{manifest.config.hex}.json"
-        archive.add(config_name, raw)
+        archive.add(config_name, config.raw)
         tags = [full_name(self._tag)] if self._tag else []
         item = {"Config": config_name, "RepoTags": tags, "Layers": names}
         archive.add("manifest.json", encode([item]))
 
     def _add_layer(self, archive: ArchiveFile, layer: Descriptor, diff_id: str, name: str) -> None:
         with self.open_blob(layer) as blob, open_layer(blob, layer.media_type) as stream:
-            hashing = _Hashing(cast("BinaryIO", stream))
+            hashing = HashingReader(cast("BinaryIO", stream))
             archive.add_stream(name, cast("BinaryIO", hashing))
             # What follows the tar's end in the blob is part of its digest.
             while blob.read(1 << 20):
                 pass
-        if f"sha256:{hashing.hexdigest()}" != diff_id:
+        if hashing.digest != diff_id:
             raise IntegrityError(f"the layer {layer.digest} does not have the diff_id {diff_id}")
-
-
-class _Hashing:
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._hash = hashlib.sha256()
-        self.hexdigest = self._hash.hexdigest
-
-    def read(self, size_bytes: int) -> bytes:
-        data = self._source.read(size_bytes)
-        self._hash.update(data)
-        return data

@@ -167,14 +167,10 @@ class LayoutFolder:
         for entry in os.scandir(self.path):
             if not entry.name.startswith(_TEMPORARY):
                 continue
-            with contextlib.suppress(OSError):
-                fd = os.open(entry.path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if time.time() - os.fstat(fd).st_mtime > _STALE_S:
-                        os.unlink(entry.path)
-                finally:
-                    os.close(fd)
+            with contextlib.suppress(OSError), open(entry.path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(file.fileno()).st_mtime > _STALE_S:
+                    os.unlink(entry.path)
 
 
 class LayoutBlobWriter:

@@ -79,7 +79,7 @@ class LocalRepository:
             if wanted in (entry.digest, entry.annotations.get(REF_NAME)):
                 return _unnamed(entry)
         if is_digest(wanted):
-            data = self._small_blob(wanted, MAX_MANIFEST_BYTES)
+            data = self._manifest_bytes(wanted)
             check_digest(data, wanted, self._reference.path)
             return Descriptor(
                 media_type=detect_media_type(data, f"manifest {wanted}"),
@@ -93,12 +93,7 @@ class LocalRepository:
     def manifest(self, which: Descriptor | str | None = None) -> tuple[Descriptor, bytes]:
         """A manifest or index with its bytes, length and digest verified."""
         descriptor = which if isinstance(which, Descriptor) else self.resolve(which)
-        if descriptor.size > MAX_MANIFEST_BYTES:
-            raise FormatError(
-                f"{self._reference.path}: the manifest {descriptor.digest} has {descriptor.size} "
-                f"bytes, more than {MAX_MANIFEST_BYTES}"
-            )
-        data = self._small_blob(descriptor.digest, MAX_MANIFEST_BYTES)
+        data = self._manifest_bytes(descriptor.digest)
         check_bytes(data, descriptor, self._reference.path)
         return descriptor, data
 
@@ -187,12 +182,12 @@ class LocalRepository:
             raise NotFoundError(f"{self._reference.path} has no blob {digest}")
         return extent
 
-    def _small_blob(self, digest: str, limit_bytes: int) -> bytes:
+    def _manifest_bytes(self, digest: str) -> bytes:
         extent = self._extent(digest)
-        if extent.size_bytes > limit_bytes:
+        if extent.size_bytes > MAX_MANIFEST_BYTES:
             raise FormatError(
-                f"{self._reference.path}: {digest} has {extent.size_bytes} bytes, "
-                f"more than {limit_bytes}"
+                f"{self._reference.path}: the manifest {digest} has {extent.size_bytes} "
+                f"bytes, more than {MAX_MANIFEST_BYTES}"
             )
         return read_extent(extent, 0, extent.size_bytes)
 

@@ -30,7 +30,6 @@ DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
 DOCKER_LAYER_GZIP: Final = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 DOCKER_LAYER_ZSTD: Final = "application/vnd.docker.image.rootfs.diff.tar.zstd"
-DOCKER_FOREIGN_LAYER: Final = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 NYDUS_BLOB: Final = "application/vnd.oci.image.layer.nydus.blob.v1"
 NYDUS_CONFIG: Final = "application/vnd.nydus.image.config.v1+json"
 NYDUS_MANIFEST_ARTIFACT: Final = "application/vnd.nydus.image.manifest.v1+json"
@@ -52,11 +51,8 @@ NYDUS_BLOB_MARK: Final = "containerd.io/snapshot/nydus-blob"
 NYDUS_BOOTSTRAP_MARK: Final = "containerd.io/snapshot/nydus-bootstrap"
 NYDUS_FS_VERSION: Final = "containerd.io/snapshot/nydus-fs-version"
 NYDUS_REF: Final = "containerd.io/snapshot/nydus-ref"
-NYDUS_ENCRYPTED_BLOB: Final = "containerd.io/snapshot/nydus-encrypted-blob"
 NYDUS_SOURCE_DIGEST: Final = "containerd.io/snapshot/nydus-source-digest"
-NYDUS_SOURCE_REFERENCE: Final = "containerd.io/snapshot/nydus-source-reference"
 NYDUS_BUILDER_VERSION: Final = "containerd.io/snapshot/nydus-builder-version"
-NYDUS_EMPTY_LAYER: Final = "containerd.io/snapshot/nydus-empty-layer"
 INDEX_TABLE_HEAD: Final = "dev.lamina.index.table.head"
 """How many bytes of the chunk table of an indexed layer are needed before anything is read."""
 SEALED_SUITE: Final = "dev.lamina.sealed.suite"
@@ -255,11 +251,8 @@ def parse_manifest(data: bytes, what: str = "manifest") -> Manifest | Index:
     1.
     """
     is_index = detect_media_type(data, what) in INDEX_TYPES
-    document: Manifest | Index
-    if is_index:
-        document = _decode(data, Index, what, MAX_MANIFEST_BYTES)
-    else:
-        document = _decode(data, Manifest, what, MAX_MANIFEST_BYTES)
+    kind: type[Manifest | Index] = Index if is_index else Manifest
+    document = _decode(data, kind, what, MAX_MANIFEST_BYTES)
     document.__dict__["raw_bytes"] = data
     return document
 

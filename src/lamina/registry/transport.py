@@ -75,13 +75,11 @@ class Pool:
         request = (method, *_prepared(url, headers, proxy), body, deadline)
         try:
             kept = self._take(url.origin)
+            # Of other methods the server may have done something before it broke.
+            passing = (ConnectionError,) if method in ("GET", "HEAD") else ()
             if kept is not None:
-                try:
+                with contextlib.suppress(*passing):
                     return self._exchange(kept, url.origin, request)
-                except ConnectionError:
-                    # Of other methods the server may have done something before it broke.
-                    if method not in ("GET", "HEAD"):
-                        raise
             fresh = self._connect(url.origin, proxy, deadline)
             return self._exchange(fresh, url.origin, request)
         except OSError as error:

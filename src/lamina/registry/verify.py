@@ -60,6 +60,25 @@ def _compare(hasher: Hash, digest: str, source: str) -> None:
         )
 
 
+class HashingReader:
+    """Hashes what is read through it."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """The sha256 digest of all that was read so far."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def read(self, size: int = -1, /) -> bytes:
+        """What the source gives."""
+        data = self._source.read(size)
+        self._hash.update(data)
+        return data
+
+
 class _VerifiedStream(io.RawIOBase):
     """A stream that fails on its last byte if length or digest are wrong, so that no reader can
     miss it.

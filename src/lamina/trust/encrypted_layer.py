@@ -6,7 +6,6 @@ which is the caller's part, HMAC, then the diff_id over the decompressed plainte
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, Final, cast
 
 from lamina.archive.stream import READ_BYTES, LayerStream
 from lamina.errors import FormatError, IntegrityError
+from lamina.registry.verify import HashingReader, new_hash
 from lamina.trust.ctr_hmac import DecryptingStream, check_hmac, new_hmac
 from lamina.trust.layer_options import PrivateOptions, PublicOptions
 from lamina.trust.recipients import PUBLIC_OPTIONS, DecryptionKeys, unwrap
@@ -98,8 +98,9 @@ def check_plaintext(
     Raises IntegrityError if somebody made another layer for the same key.
     """
     sealed.seek(0)
-    plain = _HashingStream(DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce))
-    content = hashlib.new(diff_id.partition(":")[0])
+    decrypted = DecryptingStream(cast("BinaryIO", sealed), private.key, private.nonce)
+    plain = HashingReader(cast("BinaryIO", decrypted))
+    content = new_hash(diff_id)
     stream = LayerStream(cast("BinaryIO", plain), MAX_LAYER_BYTES)
     try:
         while data := stream.read(READ_BYTES):
@@ -109,30 +110,16 @@ def check_plaintext(
         raise IntegrityError(f"the plaintext of layer {layer.digest} is damaged: {error}") from None
     while plain.read(READ_BYTES):
         pass
-    if f"{diff_id.partition(':')[0]}:{content.hexdigest()}" != diff_id:
+    if content.hexdigest() != diff_id.partition(":")[2]:
         raise IntegrityError(
             f"the plaintext of layer {layer.digest} is not the one that the configuration names "
             f"({diff_id})",
             hint="somebody replaced the layer by another one, encrypted to the same key",
         )
-    digest = f"sha256:{plain.digest.hexdigest()}"
-    if private.digest not in (digest, diff_id):
+    if private.digest not in (plain.digest, diff_id):
         raise IntegrityError(
             f"the digest that was encrypted with the key of layer {layer.digest} is of another "
             "plaintext",
             hint="the wrapped key belongs to another layer",
         )
-    return digest
-
-
-class _HashingStream:
-    """Hashes what is read through it."""
-
-    def __init__(self, source: DecryptingStream) -> None:
-        self._source = source
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int = -1, /) -> bytes:
-        data = self._source.read(size)
-        self.digest.update(data)
-        return data
+    return plain.digest

@@ -21,7 +21,7 @@ from lamina.errors import FormatError, UnsupportedError, UsageError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
 from lamina.registry.platform import host_platform, select_platform
-from lamina.registry.repository import Repository
+from lamina.registry.repository import Repository, read_config
 from lamina.trust.ctr_hmac import DecryptingStream, Encryptor, check_hmac, new_hmac
 from lamina.trust.encrypted_layer import SUFFIX, check_plaintext, read_options
 from lamina.trust.layer_options import PrivateOptions, PublicOptions
@@ -164,11 +164,7 @@ class _Work:
         self.layers: list[Descriptor] = []
 
     def diff_ids(self) -> tuple[str, ...]:
-        config = self.manifest.config
-        if config.size > m.MAX_CONFIG_BYTES:
-            raise FormatError(f"the image configuration has {config.size} bytes")
-        with self.source.open_blob(config) as stream:
-            found = m.parse_config(stream.read()).rootfs.diff_ids
+        found = read_config(self.source, self.manifest).rootfs.diff_ids
         if len(found) != len(self.manifest.layers):
             raise FormatError(
                 f"the configuration has {len(found)} diff_ids, "
