@@ -22,6 +22,9 @@ class Error(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            # What a traceback shows; the command line prints the hint by itself.
+            self.add_note(f"hint: {hint}")
 
 
 class UsageError(Error):

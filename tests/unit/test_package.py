@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import traceback
 
 import lamina
 from lamina.errors import Error
@@ -23,3 +24,12 @@ def test_importing_it_imports_nothing_heavy() -> None:
     loaded = {name.split(".")[0] for name in output.split()}
     assert not loaded & {"msgspec", "zstandard", "fsspec", "urllib3", "blake3", "json", "logging"}
     assert "lamina.image" not in output.split()
+
+
+def test_tracebacks_show_hints() -> None:
+    error = Error("it broke", hint="mend it")
+    assert traceback.format_exception_only(error)[-2:] == [
+        "lamina.errors.Error: it broke\n",
+        "hint: mend it\n",
+    ]
+    assert not hasattr(Error("it broke"), "__notes__")

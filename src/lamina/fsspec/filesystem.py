@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 from fsspec.spec import AbstractFileSystem
 
-from lamina.errors import UnsupportedError, UsageError
+from lamina.errors import UsageError
 from lamina.image.base import Stat
-from lamina.image.errors import NotDirectoryError, PathNotFoundError
+from lamina.image.errors import (
+    LinkLoopError,
+    NotDirectoryError,
+    PathNotFoundError,
+    ReadOnlyError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,17 +25,29 @@ if TYPE_CHECKING:
     from lamina.image.native import NativeImage
 
 SCHEME: Final = "lamina://"
+_REGISTRY: Final = "docker://"
+_LEADS_NOWHERE: Final = (PathNotFoundError, NotDirectoryError, LinkLoopError)
+
+
+class SizedReader(io.BufferedReader):
+    """A file of an image that tells its size, as fsspec's block readers expect."""
+
+    def __init__(self, raw: io.RawIOBase, size: int) -> None:
+        super().__init__(raw, 128 * 1024)
+        self.size = size
 
 
 class LaminaFileSystem(AbstractFileSystem):
     """The files of one native image, fetched and verified as they are read.
 
-    A URL is ``lamina://REFERENCE//PATH``: everything up to the first ``//`` names the image, as
-    ``registry.example/app:1`` or ``oci:/srv/layout:latest``.  With the option *reference* a URL is
-    only ``lamina://PATH``.  Paths in answers are absolute inside the image.
+    A URL is ``lamina://REFERENCE//PATH``: everything up to the first ``//``, not counting that of
+    ``docker://``, names the image, as ``registry.example/app:1`` or ``oci:/srv/layout:latest``.
+    With the option *reference* a URL is only ``lamina://PATH``.  Paths in answers are absolute
+    inside the image.
 
     The image is opened at the first access and kept open, because fsspec keeps file systems;
-    :meth:`close` lets go of both.  Whatever would write raises UnsupportedError.
+    :meth:`close` lets go of both.  Whatever would write raises
+    :class:`~lamina.image.errors.ReadOnlyError`.
     """
 
     protocol: ClassVar[str] = "lamina"
@@ -143,16 +160,39 @@ class LaminaFileSystem(AbstractFileSystem):
             described["destination"] = os.fsdecode(self.image.readlink(stat))
             try:
                 target = self.image.stat(stat.path)
-            except (PathNotFoundError, NotDirectoryError):
+            except _LEADS_NOWHERE:
                 return described
             if target.is_file:
                 described.update(type="file", size=target.size)
         return described
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.BufferedReader:
+    def exists(self, path: str, **_: Any) -> bool:
+        """Tell whether *path* leads to anything; a registry that fails is no answer but raises."""
+        return self._find(path) is not None
+
+    def isfile(self, path: str) -> bool:
+        """Tell whether *path* leads to a regular file; raises as :meth:`exists` does."""
+        found = self._find(path)
+        return found is not None and found.is_file
+
+    def isdir(self, path: str) -> bool:
+        """Tell whether *path* leads to a directory; raises as :meth:`exists` does."""
+        found = self._find(path)
+        return found is not None and found.is_dir
+
+    def _find(self, path: str) -> Stat | None:
+        try:
+            return self.image.stat(self._strip_protocol(path))
+        except _LEADS_NOWHERE:
+            return None
+
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> SizedReader:
         if mode != "rb":
+            if set(mode) - set("rwaxbt+"):
+                raise ValueError(f"invalid mode: {mode!r}")
             _refuse()
-        return self.image.open(path)
+        stat = self.image.stat(path)
+        return SizedReader(self.image.open(stat).detach(), stat.size)
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
@@ -169,7 +209,7 @@ class LaminaFileSystem(AbstractFileSystem):
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
 
     def mkdir(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise UnsupportedError: images are read-only."""
+        """Raise ReadOnlyError."""
         _refuse()
 
     makedirs = rmdir = rm = rm_file = cp_file = mv = touch = pipe_file = put_file = mkdir
@@ -178,7 +218,10 @@ class LaminaFileSystem(AbstractFileSystem):
 
 def _split(url: str) -> tuple[str, bool, str]:
     """Split a URL into (reference, whether it has one, path)."""
-    reference, separator, path = url.removeprefix(SCHEME).partition("//")
+    rest = url.removeprefix(SCHEME)
+    reference, separator, path = rest.removeprefix(_REGISTRY).partition("//")
+    if rest.startswith(_REGISTRY):
+        reference = _REGISTRY + reference
     return (reference, True, path) if separator and reference else ("", False, reference + path)
 
 
@@ -199,6 +242,4 @@ def _describe(name: str, stat: Stat) -> dict[str, Any]:
 
 
 def _refuse() -> NoReturn:
-    raise UnsupportedError(
-        "an image is read-only", hint="Build a new image with what is to change."
-    )
+    raise ReadOnlyError("an image is read-only", hint="Build a new image with what is to change.")

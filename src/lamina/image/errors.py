@@ -51,3 +51,9 @@ class FileKindError(UsageError, OSError):
     """A device, fifo, socket or link where another kind of file is wanted."""
 
     errno = errno.EINVAL  # type: ignore[misc]
+
+
+class ReadOnlyError(UnsupportedError, OSError):
+    """A change to an image was asked for."""
+
+    errno = errno.EROFS  # type: ignore[misc]

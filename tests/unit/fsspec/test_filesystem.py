@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import builtins
 import datetime as dt
+import errno
 import importlib
 import io
 import pickle
@@ -15,7 +16,7 @@ import pytest
 from tests.support.native_images import build_image, push_image, some_bytes
 
 from lamina.erofs.tree import Node
-from lamina.errors import UnsupportedError, UsageError
+from lamina.errors import FetchError, UnsupportedError, UsageError
 from lamina.fsspec import LaminaFileSystem
 
 
@@ -34,6 +35,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
         b"data/to-file": link(b"lines.txt"),
         b"data/to-dir": link(b"deep"),
         b"data/to-nothing": link(b"absent"),
+        b"data/to-itself": link(b"to-itself"),
         b"pipe": Node(stat.S_IFIFO | 0o644),
     }
     layout = tmp_path_factory.mktemp("image") / "layout"
@@ -75,6 +77,11 @@ def test_a_registry_in_a_url() -> None:
     assert LaminaFileSystem._get_kwargs_from_urls(url) == {
         "reference": "registry.example:5000/team/app:1.2"
     }
+    url = "lamina://docker://registry.example/app//usr/share/x"
+    assert LaminaFileSystem._get_kwargs_from_urls(url) == {
+        "reference": "docker://registry.example/app"
+    }
+    assert LaminaFileSystem._strip_protocol(url) == "/usr/share/x"
     assert LaminaFileSystem._strip_protocol(url) == "/usr/share/x"
 
 
@@ -120,6 +127,7 @@ def test_listing(files: LaminaFileSystem) -> None:
         "/data/lines.txt": "file",
         "/data/to-dir": "link",
         "/data/to-file": "file",
+        "/data/to-itself": "link",
         "/data/to-nothing": "link",
     }
     assert listed["/data/to-file"]["size"] == len(LINES)
@@ -188,6 +196,31 @@ def test_errors_are_the_usual_ones(files: LaminaFileSystem) -> None:
         files.ls("/absent")
     with pytest.raises(IsADirectoryError):
         files.cat_file("/data")
+    with pytest.raises(OSError, match="read-only") as caught:
+        files.open("/data/lines.txt", "r+b")
+    assert caught.value.errno == errno.EROFS
+    with pytest.raises(ValueError, match="zz"):
+        files.open("/data/lines.txt", "zz")
+
+
+def test_a_registry_that_fails_is_no_answer() -> None:
+    away = LaminaFileSystem("localhost:1/app", skip_instance_cache=True)
+    for question in (away.exists, away.isfile, away.isdir):
+        with pytest.raises(FetchError):
+            question("/etc/passwd")
+
+
+def test_links_that_lead_nowhere_do_not_exist(files: LaminaFileSystem) -> None:
+    for path in ("/data/to-itself", "/data/to-nothing", "/data/lines.txt/below"):
+        assert not files.exists(path)
+        assert not files.isfile(path)
+        assert not files.isdir(path)
+
+
+def test_blocks_between_delimiters(files: LaminaFileSystem) -> None:
+    assert files.read_block("/data/lines.txt", 3, 4, b"\n") == b"second\n"
+    with files.open("/data/to-file") as file:
+        assert file.size == len(LINES)
 
 
 def test_nothing_can_be_written(files: LaminaFileSystem, tmp_path: Path) -> None:
