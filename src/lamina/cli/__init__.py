@@ -29,7 +29,14 @@ def entry() -> NoReturn:
     import os
     import sys
 
-    code = main()
+    try:
+        from lamina.cli.streams import prepare_streams
+
+        prepare_streams()
+        code = main()
+    except KeyboardInterrupt:
+        # While modules are imported; from then on the frame takes it.
+        code = 128 + 2
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()

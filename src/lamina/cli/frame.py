@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from lamina.cli import exit_codes
+from lamina.cli.output import flush_output, print_json, print_text
 from lamina.cli.page import Page, Row, Section, page_sections, paragraphs, render_text
 from lamina.cli.parser import Parser, count_leading_options, terminal_width
 from lamina.cli.verbs import VERBS, Verb, find_verb, load_verb
@@ -42,10 +43,6 @@ def run_command(arguments: Sequence[str]) -> int:
     """Run ``lamina`` with these arguments (without the program's name) and return its exit code."""
     try:
         return _guarded(list(arguments))
-    except SystemExit as request:
-        # argparse leaves the process after it has shown help.
-        sys.stdout.flush()
-        return request.code if isinstance(request.code, int) else 0
     except BrokenPipeError:
         # Python flushes stdout once more at exit; that must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -57,8 +54,12 @@ def run_command(arguments: Sequence[str]) -> int:
 def _guarded(arguments: list[str]) -> int:
     invocation = Invocation(arguments)
     try:
-        code = dispatch(arguments, invocation)
-        sys.stdout.flush()
+        try:
+            code = dispatch(arguments, invocation)
+        except SystemExit as request:
+            # argparse leaves the process after it has shown help.
+            code = request.code if isinstance(request.code, int) else 0
+        flush_output()
         return code
     except Error as error:
         return _report(error, invocation, error.exit_code)
@@ -159,7 +160,10 @@ def _show_help(words: Sequence[str], *, failed: bool) -> int:
         text = verb_parser(_verb_called(words[0])).format_help()
     else:
         text = top_help(terminal_width())
-    (sys.stderr if failed else sys.stdout).write(text)
+    if failed:
+        sys.stderr.write(text)
+    else:
+        print_text(text)
     return UsageError.exit_code if failed else 0
 
 
@@ -199,10 +203,9 @@ def _report(error: Error, invocation: Invocation, code: int) -> int:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     if invocation.wants_json:
-        from lamina.cli.output import print_json
-
         body = {"kind": type(error).__name__, "message": str(error), "hint": error.hint}
-        print_json({"error": {**body, "exit_code": code}})
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, Error):
+            print_json({"error": {**body, "exit_code": code}})
+            sys.stdout.flush()
     story.tell_error(error)
     return code

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from lamina.cli.output import binary_size, shown_name
+from lamina.cli.output import binary_size, shown_text
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
@@ -181,7 +180,7 @@ def print_facts(facts: dict[str, Any], print_line: Lines, size: Callable[[int], 
     """The facts for people; what an image says of itself cannot steer their terminal."""
 
     def line(text: str) -> None:
-        print_line(shown_name(os.fsencode(text)))
+        print_line(shown_text(text))
 
     line(f"{facts['reference']}")
     line(f"  kind       {facts['kind']}")

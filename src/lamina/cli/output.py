@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from lamina.errors import Error
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document on one line; names that are no UTF-8 keep their bytes as lone
     surrogates.
     """
-    sys.stdout.write(json.dumps(value, separators=(", ", ": ")) + "\n")
+    import json
+
+    print_line(json.dumps(value, separators=(", ", ": ")))
 
 
 def print_line(text: str) -> None:
-    """Print one line."""
-    sys.stdout.write(f"{text}\n")
+    """Print one line.  Raises as :func:`print_text`."""
+    print_text(f"{text}\n")
+
+
+def print_text(text: str) -> None:
+    """Print text as it is.  Raises Error if standard output does not take it."""
+    try:
+        sys.stdout.write(text)
+    except OSError as error:
+        raise _failure(error) from error
+
+
+def flush_output() -> None:
+    """Write out what is still in memory.  Raises as :func:`print_text`."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise _failure(error) from error
 
 
 def print_bytes(data: bytes | memoryview) -> None:
-    """Print raw bytes, after all text before them."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
+    """Print raw bytes, after all text before them.  Raises as :func:`print_text`."""
+    try:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+    except OSError as error:
+        raise _failure(error) from error
 
 
 def print_table(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> None:
@@ -45,14 +67,22 @@ def shown_name(name: bytes) -> str:
     r"""A file name for a terminal: unprintable characters and bytes that are no UTF-8 as
     ``\xNN``.
     """
-    text = os.fsdecode(name)
+    return shown_text(os.fsdecode(name))
+
+
+def shown_text(text: str) -> str:
+    r"""Text for a terminal: unprintable characters, and surrogates that stand for bytes that are no
+    UTF-8, as ``\xNN``.
+    """
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def _escape(character: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+    escaped = "\udc80" <= character <= "\udcff"
+    data = character.encode("utf-8", "surrogateescape" if escaped else "surrogatepass")
+    return "".join(f"\\x{byte:02x}" for byte in data)
 
 
 def human_size(size_bytes: int) -> str:
@@ -72,3 +102,10 @@ def binary_size(size_bytes: int) -> str:
         if size_bytes >= 1 << shift:
             return f"{size_bytes / (1 << shift):g} {unit}"
     return f"{size_bytes} B"
+
+
+def _failure(error: OSError) -> Exception:
+    # A reader who left is no error.
+    if isinstance(error, BrokenPipeError):
+        return error
+    return Error(f"cannot write to standard output: {error.strerror}")

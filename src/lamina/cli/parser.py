@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, NoReturn
 
+from lamina.cli.output import print_text
 from lamina.cli.page import (
     Page,
     page_sections,
@@ -46,6 +47,10 @@ class Parser(argparse.ArgumentParser):
         )
         body = page_sections(self.page, self)
         return render_text(f"Usage: {self.usage_line}", lines, body, terminal_width())
+
+    def _print_message(self, message: str, file: object = None) -> None:  # noqa: ARG002
+        """Print the help page; argparse's own hides that it could not be written."""
+        print_text(message)
 
     @property
     def usage_line(self) -> str:

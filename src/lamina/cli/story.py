@@ -78,7 +78,7 @@ def tell_error(error: Error) -> None:
         return
     _write("error", str(error), {})
     if error.hint:
-        sys.stderr.write(f"hint: {error.hint}\n")
+        _write_line(f"hint: {_shown(error.hint)}")
 
 
 def _write(
@@ -89,6 +89,25 @@ def _write(
         line = json.dumps({"time": round(moment, 3), "level": level, "message": message, **fields})
     else:
         mark = "" if level in ("info", "error") else f"{level}: "
-        line = f"lamina: {mark}{message}"
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+        line = f"lamina: {mark}{_shown(message)}"
+    _write_line(line)
+
+
+def _write_line(line: str) -> None:
+    try:
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        raise
+    except OSError:
+        # A log that is full must not end the work that it tells of.
+        pass
+
+
+def _shown(message: str) -> str:
+    """Lines for a terminal: names in them come from images, registries and the command line."""
+    if message.isprintable():
+        return message
+    from lamina.cli.output import shown_text
+
+    return "\n".join(map(shown_text, message.split("\n")))

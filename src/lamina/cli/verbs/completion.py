@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from typing import Final
 
 from lamina.cli.options import add_output_options
-from lamina.cli.output import print_json
+from lamina.cli.output import print_json, print_text
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
@@ -49,5 +48,5 @@ def run(args: Namespace) -> int:
     if args.json:
         print_json({"shell": args.shell, "script": script})
     else:
-        sys.stdout.write(script)
+        print_text(script)
     return 0

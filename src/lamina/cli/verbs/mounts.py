@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from typing import Final
 
 from lamina.cli.options import add_output_options
-from lamina.cli.output import print_json, print_line, print_table
+from lamina.cli.output import print_bytes, print_json, print_table, shown_text
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
@@ -53,7 +54,7 @@ def run(args: Namespace) -> int:
     mounts = list_mounts()
     if args.mountpoints:
         for status in mounts:
-            print_line(status.record.mountpoint)
+            print_bytes(os.fsencode(status.record.mountpoint) + b"\n")
     elif args.json:
         for status in mounts:
             print_json(
@@ -72,12 +73,12 @@ def run(args: Namespace) -> int:
             pid = status.pids.get("supervisor", status.pids.get("server"))
             rows.append(
                 (
-                    status.record.mountpoint,
-                    status.record.image,
+                    shown_text(status.record.mountpoint),
+                    shown_text(status.record.image),
                     status.record.device,
                     str(status.state),
                     str(pid or "-"),
-                    _share(status.ready_bytes, status.total_bytes),
+                    "100 %" if status.resident else _share(status.ready_bytes, status.total_bytes),
                 )
             )
         print_table(rows)
