@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,8 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "images").mkdir(parents=True)
     (here / "images" / "node").mkdir()
     (here / "app.tar").write_text("")
+    (here / "my lay" / "sub").mkdir(parents=True)
+    (here / "work@home").mkdir()
     return folder
 
 
@@ -108,6 +112,43 @@ def test_bash(scripts: Path, line: str, expected: set[str]) -> None:
         assert expected <= found
     else:
         assert found == expected
+
+
+def typed(scripts: Path, keys: str) -> str:
+    """The arguments that `lamina` gets when an interactive bash reads these keys and Enter."""
+    bash = require_tool("bash")[0]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(scripts / "here")
+        os.environ.update(TERM="dumb", PS1="", INPUTRC="/dev/null")
+        os.execv(bash, ["bash", "--norc", "--noprofile", "-i"])
+    setup = f"stty -echo; source {scripts}/bash; lamina() {{ printf '<%s>' \"$@\"; }}; echo READY\n"
+    os.write(terminal, f"{setup}{keys}\nexit\n".encode())
+    said = b""
+    with contextlib.suppress(OSError):
+        while data := os.read(terminal, 65536):
+            said += data
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    return said.decode().rpartition("READY")[2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "arguments"),
+    [
+        ("lamina ls ./my\t", "<ls><./my lay/>"),
+        ("lamina ls oci:my\t", "<ls><oci:my lay/>"),
+        ("lamina ls oci:my\\ lay/s\t", "<ls><oci:my lay/sub/>"),
+        ('lamina ls "oci:my\t', "<ls><oci:my lay>"),
+        ('lamina ls oci:"my\t', "<ls><oci:my lay/>"),
+        ("lamina ls 'oci:my\t", "<ls><oci:my lay>"),
+        ("lamina ls oci:work@\t", "<ls><oci:work@home>"),
+        ("lamina mount oci:my\\ lay im\t", "<mount><oci:my lay><images/>"),
+        ("lamina convert --compressor=z\t a", "<convert><--compressor=zstd><a>"),
+    ],
+)
+def test_what_an_interactive_bash_makes_of_it(scripts: Path, keys: str, arguments: str) -> None:
+    assert arguments in typed(scripts, keys)
 
 
 def test_zsh(scripts: Path) -> None:

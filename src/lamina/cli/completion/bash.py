@@ -9,10 +9,8 @@ from lamina.cli.completion.words import TRANSPORTS, Option, VerbWords
 
 _HEAD: Final = r"""# bash completion for lamina; load it with:  source <(lamina completion bash)
 _lamina() {
-    # Words are cut at blanks only: bash itself also cuts at ":" and "=", which references contain.
-    local line=${COMP_LINE:0:COMP_POINT} words verb="" word option="" kind="" value count=-1 index
-    read -ra words <<<"$line"
-    [[ -z $line || $line == *[[:space:]] ]] && words+=("")
+    local words=() cut=0 quote="" verb="" word option="" kind="" value count=-1 index
+    _lamina_split "${COMP_LINE:0:COMP_POINT}"
     local cur=${words[${#words[@]}-1]}
     for ((index = 1; index < ${#words[@]} - 1; index++)); do
         word=${words[index]}
@@ -40,10 +38,37 @@ _lamina() {
     fi
     _lamina_reply "$kind" "$value"
     # bash replaces only what follows its last word break.
-    if [[ $cur == *[:=]* ]]; then
-        local cut=${value%"${value##*[:=]}"}
-        COMPREPLY=("${COMPREPLY[@]#"$cut"}")
-    fi
+    cut=$((cut - ${#cur} + ${#value}))
+    ((cut > 0)) && COMPREPLY=("${COMPREPLY[@]#"${value:0:cut}"}")
+}
+
+# Fills `words` as a shell would read the line: bash's own words are cut at ":" and "=" too, which
+# references contain, and keep their quotes.  `cut` is how much of the last word bash leaves as it
+# is, `quote` the mark that is still open.
+_lamina_split() {
+    local line=$1 text="" begun="" char index
+    for ((index = 0; index < ${#line}; index++)); do
+        char=${line:index:1}
+        if [[ $char == "$quote" ]]; then
+            quote=""
+        elif [[ $quote == "'" ]]; then
+            text+=$char
+        elif [[ $char == "\\" ]]; then
+            index=$((index + 1)) text+=${line:index:1} begun=1
+        elif [[ -n $quote ]]; then
+            text+=$char
+        elif [[ $char == [\"\'] ]]; then
+            quote=$char cut=${#text} begun=1
+        elif [[ $char == [[:space:]] ]]; then
+            [[ -n $begun ]] && words+=("$text")
+            text="" cut=0 begun=""
+        else
+            text+=$char begun=1
+            # An "@" belongs to what bash replaces.
+            case $char in [:=]) cut=${#text} ;; @) cut=$((${#text} - 1)) ;; esac
+        fi
+    done
+    words+=("$text")
 }
 
 _lamina_reply() {
@@ -67,10 +92,17 @@ _lamina_reply() {
             compopt -o filenames 2>/dev/null
             mapfile -t COMPREPLY < <(compgen -f -P "${value%%:*}:" -- "${value#*:}")
         else
-            mapfile -t COMPREPLY < <(
-                compgen -W "@TRANSPORTS@" -- "$value"
-                compgen -d -S / -- "$value"
-            )
+            local folders transports
+            mapfile -t folders < <(compgen -d -- "$value")
+            mapfile -t transports < <(compgen -W "@TRANSPORTS@" -- "$value")
+            if ((${#transports[@]} == 0)); then
+                compopt -o filenames 2>/dev/null
+            elif ((${#folders[@]} > 0)); then
+                # Not as filenames, because of the ":" of the others; so quoted here.
+                [[ -n $quote ]] || mapfile -t folders < <(printf '%q\n' "${folders[@]}")
+                folders=("${folders[@]/%//}")
+            fi
+            COMPREPLY=("${transports[@]}" "${folders[@]}")
         fi
         ;;
     "words "*) mapfile -t COMPREPLY < <(compgen -W "${kind#words }" -- "$value") ;;

@@ -9,7 +9,7 @@ from lamina.cli.frame import top_parser, verb_parser
 from lamina.cli.page import argument_name, positionals
 from lamina.cli.verbs import VERBS
 
-TRANSPORTS: Final = ("docker://", "oci:", "oci-archive:", "docker-archive:", "dir:")
+TRANSPORTS: Final = ("docker://", "oci:", "oci-archive:", "docker-archive:")
 
 _KINDS: Final = {
     "FILE": "file",
