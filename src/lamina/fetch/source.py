@@ -7,7 +7,6 @@ was decoded).  Trying again and asking others is :mod:`lamina.fetch.fetcher`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from lamina.errors import FetchError
@@ -41,14 +40,10 @@ def source_name(source: Source) -> str:
 class RepositorySource:
     """Blobs of one OCI repository, where a blob's id is the hex of its digest."""
 
-    def __init__(self, repository: Repository, *, digests: Mapping[str, str] | None = None) -> None:
-        """Read from *repository*, which stays the caller's.
-
-        *digests* gives the registry digest of blobs whose id is not it (RAFS v6 §2.8).
-        """
+    def __init__(self, repository: Repository) -> None:
+        """Read from *repository*, which stays the caller's."""
         self.name = str(repository.reference)
         self._repository = repository
-        self._digests = digests or {}
 
     def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
         """Return exactly these bytes; raises FetchError naming the repository, or NotFoundError."""
@@ -61,7 +56,7 @@ class RepositorySource:
         return self._read(blob_id, offset, size_bytes, timeout_s)
 
     def _read(self, blob_id: str, offset: int, size_bytes: int, timeout_s: float | None) -> bytes:
-        digest = self._digests.get(blob_id, f"sha256:{blob_id}")
+        digest = f"sha256:{blob_id}"
         data = self._repository.read_range(digest, offset, size_bytes, timeout_s=timeout_s)
         return exactly(data, self.name, blob_id, offset, size_bytes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -13,7 +12,7 @@ from typing import Final
 from lamina.errors import Error
 from lamina.fetch.link import UNKNOWN, Link, LinkEstimator
 from lamina.registry.reference import Reference
-from lamina.store.node import NodeStore
+from lamina.store.node import NodeStore, name_digest
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -23,8 +22,7 @@ CHANGE: Final = 0.25
 
 
 def _key(reference: Reference) -> str:
-    place = reference.registry or reference.transport
-    return f"sha256:{hashlib.sha256(place.encode()).hexdigest()}"
+    return name_digest(reference.registry or reference.transport)
 
 
 def known_link(store: NodeStore, reference: Reference) -> Link:

@@ -7,12 +7,12 @@ is read and written under a lock, so that two openings at once cannot lower it.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from lamina.errors import TrustError
+from lamina.store.node import name_digest
 
 if TYPE_CHECKING:
     from lamina.registry.reference import Reference
@@ -60,7 +60,7 @@ def check_release(
 
 def _read(store: NodeStore, reference: Reference) -> tuple[str, _Releases]:
     name = str(reference.with_version())
-    key = f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+    key = name_digest(name)
     data = store.record(RECORD, key)
     if data is not None:
         try:

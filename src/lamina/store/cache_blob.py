@@ -105,32 +105,24 @@ class CacheBlob:
         """How many chunks are ready."""
         return self._readiness.ready_count
 
-    @property
-    def used_bytes(self) -> int:
-        """What the file takes on disk."""
-        return os.fstat(self.fd).st_blocks * 512
-
     def put(
         self, parts: Iterable[tuple[int, Data]], chunks: range, write: Write | None = None
     ) -> None:
         """Write *parts*, (offset, data) each, and then mark *chunks*.
 
         Makes room first if the store has a budget, and when the disk is full.  *write* is used in
-        place of :meth:`write` and may raise OSError.  Raises StoreError.
+        place of writing to the file itself and may raise OSError.  Raises StoreError.
         """
         todo = list(parts)
         size = sum(-(-len(data) // 4096) * 4096 for _, data in todo)
-        with self.space.room(size) as room:
-            try:
-                self._put(todo, chunks, write)
-            except OSError as error:
-                if not room.is_full(error) or not room.more(size):
-                    raise store_error(f"write to {self.path}", error) from error
-                self._retry(todo, chunks, write)
-
-    def _retry(self, todo: list[tuple[int, Data]], chunks: range, write: Write | None) -> None:
         try:
-            self._put(todo, chunks, write)
+            with self.space.room(size):
+                try:
+                    self._put(todo, chunks, write)
+                except OSError as error:
+                    if not self.space.make_more(error, size):
+                        raise
+                    self._put(todo, chunks, write)
         except OSError as error:
             raise store_error(f"write to {self.path}", error) from error
 
@@ -167,13 +159,6 @@ class CacheBlob:
                 yield
             finally:
                 unlock(self.lock_fd, Lock.WRITE)
-
-    def write(self, offset: int, data: Data) -> None:
-        """Write *data* at *offset* of the address space.  Raises StoreError."""
-        try:
-            write_all(self.fd, data, offset)
-        except OSError as error:
-            raise store_error(f"write to {self.path}", error) from error
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill *buffer* from the file, whatever is there; returns the count.  Raises StoreError."""

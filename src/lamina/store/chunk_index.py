@@ -28,7 +28,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
-from lamina.store.files import FILE_MODE, make_private_directory, store_error, write_all
+from lamina.store.files import make_private_directory, replacing, store_error, write_all
 
 MAGIC: Final = b"LAMINDEX"
 VERSION: Final = 1
@@ -129,14 +129,6 @@ def _read_usable(path: Path) -> bytes | None:
 
 
 def _replace(path: Path, data: bytes) -> int:
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    try:
+    with replacing(path) as fd:
         write_all(fd, data, 0)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
     return len(data)

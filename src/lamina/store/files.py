@@ -117,3 +117,33 @@ def write_atomically(path: Path, data: bytes | bytearray | memoryview) -> None:
     with new_file(path.parent) as file:
         file.write(data)
         file.commit(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[int]:
+    """Give the descriptor of a new file that is put in place of *path* after the block, unless that
+    raises; who has the old one open keeps it.
+
+    Nothing is flushed: after a power cut the file may be damaged.  Raises OSError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        yield fd
+        os.rename(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have the file at *path*, which is made if need be, locked against everybody else (flock)."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

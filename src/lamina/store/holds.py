@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from lamina.store.files import FILE_MODE, make_private_directory, store_error
+from lamina.store.files import make_private_directory, replacing, store_error, write_all
 from lamina.store.readiness import current_boot_id
 
 SYSFS: Final = "/sys/class/bdi"
@@ -43,14 +43,9 @@ class HoldRecord:
         document: dict[str, object] = {"boot": current_boot_id().hex()}
         found = sorted(paths)
         document |= {"paths": found} if found else {"before": sorted(before)}
-        temporary = self._path.with_name(f".{self._path.name}")
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-            try:
-                os.write(fd, json.dumps(document).encode())
-            finally:
-                os.close(fd)
-            os.rename(temporary, self._path)
+            with replacing(self._path) as fd:
+                write_all(fd, json.dumps(document).encode(), 0)
         except OSError as error:
             raise store_error(f"write {self._path}", error) from error
         self._written = True

@@ -30,26 +30,27 @@ not, and blobs follow the rules of their readiness map.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import mmap
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from lamina.errors import FormatError, IntegrityError, StoreError
+from lamina.registry.reference import is_digest
 from lamina.store.cache_blob import CacheBlob
 from lamina.store.chunk_index import ChunkIndex
 from lamina.store.files import (
-    FILE_MODE,
     inode_generation,
+    locked,
     make_private_directory,
     new_file,
+    replacing,
     store_error,
     write_atomically,
 )
@@ -62,7 +63,6 @@ from lamina.store.space import BUDGET_VARIABLE, Space, parse_budget
 MAX_BLOB_SIZE: Final = 1 << 44
 MAX_CHUNK_COUNT: Final = 1 << 24
 BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-DIGEST: Final = re.compile(r"(sha256):([0-9a-f]{64})|(sha512):([0-9a-f]{128})")
 RECORD_PREFIX: Final = 65
 RESIDENT: Final = "resident"
 
@@ -166,7 +166,7 @@ class NodeStore:
         folder = self.root / "records" / kind
         for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
             digest = name.replace("-", ":", 1)
-            if DIGEST.fullmatch(digest):
+            if is_digest(digest):
                 content = self.record(kind, digest)
                 if content is not None:
                     yield digest, content
@@ -199,11 +199,11 @@ class NodeStore:
         *name* is what the user calls it, *facts* is what else is to be remembered.
         """
         document = {"name": name, **facts, "blobs": sorted(blobs)}
-        self.put_record(RESIDENT, _name_digest(name), json.dumps(document).encode())
+        self.put_record(RESIDENT, name_digest(name), json.dumps(document).encode())
 
     def resident(self, name: str) -> dict[str, Any] | None:
         """Return what was given to :meth:`keep_resident`, or None."""
-        data = self.record(RESIDENT, _name_digest(name))
+        data = self.record(RESIDENT, name_digest(name))
         return None if data is None else _parsed_record(data)
 
     def residents(self) -> list[dict[str, Any]]:
@@ -213,7 +213,7 @@ class NodeStore:
 
     def release_resident(self, name: str) -> bool:
         """Undo :meth:`keep_resident`; False if there was nothing to undo."""
-        path = self._record_path(RESIDENT, _name_digest(name))
+        path = self._record_path(RESIDENT, name_digest(name))
         try:
             path.unlink()
         except FileNotFoundError:
@@ -314,18 +314,13 @@ class NodeStore:
     def _record_path(self, kind: str, digest: str) -> Path:
         return self.root / "records" / kind / "-".join(_parsed(digest))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep other openings and processes out of what is read and then written."""
-        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
+        return locked(self.root / "lock")
 
 
-def _name_digest(name: str) -> str:
+def name_digest(name: str) -> str:
+    """What a record about something that has a name and no digest is kept under."""
     return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
@@ -339,10 +334,10 @@ def _parsed_record(data: bytes) -> dict[str, Any] | None:
 
 
 def _parsed(digest: str) -> tuple[str, str]:
-    match = DIGEST.fullmatch(digest)
-    if match is None:
+    if not is_digest(digest):
         raise FormatError(f"{digest!r} is not a sha256 or sha512 digest")
-    return match[1] or match[3], match[2] or match[4]
+    algorithm, _, hex_digits = digest.partition(":")
+    return algorithm, hex_digits
 
 
 def _digest(data: bytes | bytearray | memoryview, like: str) -> str:
@@ -368,17 +363,9 @@ def _create_pair(
 
     Others may have an older pair open, so that is replaced and never changed.
     """
-    temporary = data_path.with_name(f".{data_path.name}.{os.urandom(8).hex()}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    try:
+    with replacing(data_path) as fd:
         os.truncate(fd, size_bytes)
         create_map(map_path, _expected_header(fd, size_bytes, chunk_count, identity), zones)
-        os.rename(temporary, data_path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
 
 
 def _expected_header(fd: int, size_bytes: int, chunk_count: int, identity: bytes) -> Header:

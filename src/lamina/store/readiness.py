@@ -51,7 +51,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from lamina.store.files import FILE_MODE, write_all
+from lamina.store.files import replacing, write_all
 
 HEADER_SIZE: Final = 4096
 MAGIC: Final = b"LAMREADY"
@@ -286,26 +286,21 @@ def create_map(path: Path, header: Header, zones: Sequence[tuple[int, int]] = ON
     Raises OSError.
     """
     header = header._replace(zone_count=len(zones))
-    temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    try:
-        data = encode_header(header).ljust(_zones_offset(header.chunk_count), b"\0")
-        data += b"".join(ZONE.pack(first, offset >> BLOCK_SHIFT, 0) for first, offset in zones)
+    data = encode_header(header).ljust(_zones_offset(header.chunk_count), b"\0")
+    data += b"".join(ZONE.pack(first, offset >> BLOCK_SHIFT, 0) for first, offset in zones)
+    with replacing(path) as fd:
         write_all(fd, data, 0)
-        os.rename(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
 
 
 def map_file(fd: int) -> ReadinessMap | None:
     """Map whatever map is open as *fd*, or return None if it is none.  Raises OSError."""
+    header = _read_header(fd)
+    return None if header is None else ReadinessMap(fd, header)
+
+
+def _read_header(fd: int) -> Header | None:
     header = decode_header(os.pread(fd, HEADER_SIZE, 0))
-    if header is None or os.fstat(fd).st_size != _file_size(header):
-        return None
-    return ReadinessMap(fd, header)
+    return None if header is None or os.fstat(fd).st_size != _file_size(header) else header
 
 
 def open_map(path: Path, expected: Header) -> tuple[ReadinessMap, int] | None:
@@ -328,8 +323,8 @@ def open_map(path: Path, expected: Header) -> tuple[ReadinessMap, int] | None:
 
 
 def _believed(fd: int, expected: Header) -> ReadinessMap | None:
-    header = decode_header(os.pread(fd, HEADER_SIZE, 0))
-    if header is None or os.fstat(fd).st_size != _file_size(header):
+    header = _read_header(fd)
+    if header is None:
         return None
     wanted = expected._replace(zone_count=header.zone_count)
     if header._replace(boot_id=expected.boot_id) != wanted:

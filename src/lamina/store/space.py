@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import logging
 import os
 import re
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from lamina.errors import StoreError, UsageError
-from lamina.store.files import FILE_MODE
+from lamina.linux.syscalls import LIBC
+from lamina.store.files import locked
 from lamina.store.holds import held_blobs
 from lamina.store.locks import Lock, is_locked, lock_exclusive, unlock
 from lamina.store.readiness import ReadinessMap, Zone, map_file, use_time
@@ -56,21 +56,6 @@ def parse_budget(text: str, root: Path) -> int:
         status = os.statvfs(root)
         return status.f_blocks * status.f_frsize * int(match[3]) // 100
     return int(match[1]) << 10 * (" KMGT".index(match[2].upper()) if match[2] else 0)
-
-
-class Room:
-    """Leave to write, see :meth:`Space.room`."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-
-    def is_full(self, error: OSError) -> bool:
-        """Tell whether *error* says that there is no space."""
-        return error.errno in _FULL
-
-    def more(self, size_bytes: int) -> bool:
-        """Evict for a disk that is full, whatever the budget is; False if nothing could go."""
-        return self._space.evict(max(size_bytes, FULL_DISK_STEP)) > 0
 
 
 class _Victim(NamedTuple):
@@ -130,15 +115,15 @@ class Space:
         return self._counted[1]
 
     @contextmanager
-    def room(self, size_bytes: int) -> Iterator[Room]:
+    def room(self, size_bytes: int) -> Iterator[None]:
         """Make room for so many bytes, which the caller then writes inside the block.
 
         Raises StoreError (ENOSPC) if the budget does not allow it.
         """
         if self.budget_bytes is None:
-            yield Room(self)
+            yield
             return
-        with self._locked():
+        with locked(self.root / "space.lock"):
             excess = self.used_bytes() + size_bytes - self.budget_bytes
             if excess > 0:
                 freed = self.evict(max(excess, self.budget_bytes // 64))
@@ -148,7 +133,13 @@ class Space:
                         f" {self.budget_bytes} bytes, and all that is in it is in use",
                         hint="raise --store-budget, or unmount or unpin an image",
                     )
-            yield Room(self)
+            yield
+
+    def make_more(self, error: OSError, size_bytes: int) -> bool:
+        """Evict for a disk that is full, whatever the budget is; False if *error* does not say that
+        it is, or nothing could go.
+        """
+        return error.errno in _FULL and self.evict(max(size_bytes, FULL_DISK_STEP)) > 0
 
     def evict(self, size_bytes: int) -> int:
         """Evict at least so many bytes if that is possible; returns how many were freed."""
@@ -201,15 +192,6 @@ class Space:
                 for zone in filterfalse(readiness.holds_something, readiness.zones()):
                     freed += _punch(data_fd, zone.offset, zone.end)
         return freed
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        fd = os.open(self.root / "space.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -275,8 +257,7 @@ def _punch(fd: int, offset: int, end: int) -> int:
 
 def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
     """Make a range of a file a hole (fallocate(2), ``FALLOC_FL_PUNCH_HOLE``).  Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
     arguments = ctypes.c_longlong(offset), ctypes.c_longlong(size_bytes)
-    if libc.fallocate(ctypes.c_int(fd), ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE), *arguments) != 0:
+    if LIBC.fallocate(ctypes.c_int(fd), ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE), *arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))

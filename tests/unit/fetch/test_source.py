@@ -33,14 +33,6 @@ def test_a_repository_is_asked_by_digest() -> None:
     assert source_name(source) == "docker://registry/app"
 
 
-def test_an_id_that_is_not_the_digest() -> None:
-    repository = FakeRepository(b"abcd")
-    digests = {"id": "sha256:real"}
-    source = RepositorySource(repository, digests=digests)  # type: ignore[arg-type]
-    source.read_range("id", 0, 4)
-    assert repository.asked == [("sha256:real", 0, 4)]
-
-
 @pytest.mark.parametrize("wrong", [b"abc", b"abcde", b""])
 def test_a_wrong_length_is_an_error(wrong: bytes) -> None:
     source = RepositorySource(FakeRepository(wrong))  # type: ignore[arg-type]

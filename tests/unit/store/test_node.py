@@ -83,7 +83,7 @@ def test_a_place_that_cannot_be_a_store(tmp_path: Path) -> None:
 
 def test_a_blob_is_one_file_for_all_who_open_it(store: NodeStore) -> None:
     with store.blob(BLOB, 8192, 2) as first, store.blob(BLOB, 8192, 2) as second:
-        first.write(4096, b"data")
+        first.put([(4096, b"data")], range(0))
         first.mark(1)
         buffer = bytearray(4)
         assert second.is_ready(1)
@@ -102,7 +102,7 @@ def test_images_that_disagree_do_not_share_a_blob(store: NodeStore) -> None:
         store.blob(BLOB, 4096, 1, identity=b"good") as good,
         store.blob(BLOB, 4096, 1, identity=b"evil") as evil,
     ):
-        evil.write(0, b"forged")
+        evil.put([(0, b"forged")], range(0))
         evil.mark(0)
         assert not good.is_ready(0)
         assert good.path != evil.path
@@ -111,7 +111,7 @@ def test_images_that_disagree_do_not_share_a_blob(store: NodeStore) -> None:
 @pytest.mark.parametrize(("size", "count"), [(8192, 1), (4096, 2)])
 def test_a_blob_of_another_shape_starts_empty(store: NodeStore, size: int, count: int) -> None:
     with store.blob(BLOB, 4096, 1) as old:
-        old.write(0, b"old")
+        old.put([(0, b"old")], range(0))
         old.mark(0)
         with store.blob(BLOB, size, count) as new:
             assert not new.is_ready(0)
@@ -122,7 +122,7 @@ def test_a_blob_of_another_shape_starts_empty(store: NodeStore, size: int, count
 @pytest.mark.parametrize("damage", ["data gone", "map gone", "map damaged", "data cut", "data new"])
 def test_a_pair_that_does_not_fit_starts_empty(store: NodeStore, damage: str) -> None:
     with store.blob(BLOB, 4096, 1) as blob:
-        blob.write(0, b"old")
+        blob.put([(0, b"old")], range(0))
         blob.mark(0)
         data, map_path = blob.path, blob.path.with_suffix(".ready")
     if damage == "data gone":
@@ -164,7 +164,7 @@ def test_a_complete_blob_that_was_closed_outlives_a_reboot(
     store: NodeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with store.blob(BLOB, 8192, 2) as blob:
-        blob.write(0, b"a" * 8192)
+        blob.put([(0, b"a" * 8192)], range(0))
         blob.mark(0, 2)
     for number in (1, 2):
         reboot(monkeypatch, number)
@@ -224,7 +224,7 @@ def test_writing_to_a_closed_blob_is_a_store_error(store: NodeStore) -> None:
     blob = store.blob(BLOB, 4096, 1)
     blob.close()
     with pytest.raises(StoreError):
-        blob.write(0, b"x")
+        blob.put([(0, b"x")], range(0))
 
 
 def test_metadata_is_kept_by_digest(store: NodeStore) -> None:
@@ -303,7 +303,7 @@ def test_records(store: NodeStore) -> None:
 
 def _mark_in_another_process(root: str, chunk: int) -> None:
     with NodeStore(Path(root)).blob(BLOB, 64 * 4096, 64) as blob:
-        blob.write(chunk * 4096, bytes([chunk]) * 4096)
+        blob.put([(chunk * 4096, bytes([chunk]) * 4096)], range(0))
         blob.mark(chunk)
 
 
@@ -330,7 +330,7 @@ def test_readiness_is_fail_closed_by_default() -> None:
 def test_another_file_with_the_number_of_the_old_one_is_not_believed(store: NodeStore) -> None:
     """As when a backup of the data is put in its place: file systems use numbers again."""
     with store.blob(BLOB, 8192, 2) as blob:
-        blob.write(0, b"x" * 8192)
+        blob.put([(0, b"x" * 8192)], range(0))
         blob.mark(0, 2)
         number = os.fstat(blob.fd).st_ino
     blob.path.unlink()
