@@ -262,6 +262,16 @@ def test_an_index_with_blobs_of_its_own_is_refused(tmp_path: Path) -> None:
         open_image(victim, store=tmp_path / "store").close()
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"{}")])
+def test_an_index_that_is_gone_or_damaged_is_passed_over(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
+    reference = ordinary_image(tmp_path / "layout", "tar")
+    first, second = index(reference), index(reference, chunk_size=4096)
+    damage(tmp_path / "layout" / "blobs" / second.digest.replace(":", "/"))
+    assert used_index(reference, tmp_path / "store") == first.digest
+
+
 def test_a_policy_is_asked_about_an_attached_index(tmp_path: Path) -> None:
     reference = ordinary_image(tmp_path / "layout", "tar")
     first, second = index(reference), index(reference, chunk_size=4096)

@@ -11,7 +11,7 @@ import stat as stat_bits
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from lamina.errors import FormatError
 from lamina.image.base import Image, Stat, shown
@@ -45,6 +45,9 @@ class Difference(NamedTuple):
         return f"{shown(self.path)}: {self.what}: {self.left} / {self.right}"
 
 
+_Pending: TypeAlias = Difference | Future[Difference | None]
+
+
 def compare(left: Image, right: Image, *, contents: bool = True) -> Iterator[Difference]:
     """Yield every difference between two trees, in the order of a walk.
 
@@ -52,29 +55,34 @@ def compare(left: Image, right: Image, *, contents: bool = True) -> Iterator[Dif
     entry that is only on one side is one difference, whatever is below it.  Without *contents*
     only the metadata is compared.
     """
-    with ThreadPoolExecutor(THREADS, "lamina-compare") as pool:
-        waiting: deque[Difference | Future[Difference | None]] = deque()
-        try:
-            for item in _Comparison(left, right).run():
-                if isinstance(item, Difference):
-                    waiting.append(item)
-                elif contents:
-                    waiting.append(pool.submit(_compare_contents, left, right, *item))
-                while len(waiting) > LOOKAHEAD or (waiting and _is_done(waiting[0])):
-                    yield from _result(waiting.popleft())
-            while waiting:
+    pool = ThreadPoolExecutor(THREADS, "lamina-compare")
+    waiting: deque[_Pending] = deque()
+    try:
+        for item in _begun(pool, left, right, contents=contents):
+            waiting.append(item)
+            while waiting and (len(waiting) > LOOKAHEAD or _is_done(waiting[0])):
                 yield from _result(waiting.popleft())
-        finally:
-            for pending in waiting:
-                if isinstance(pending, Future):
-                    pending.cancel()
+        while waiting:
+            yield from _result(waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _is_done(item: Difference | Future[Difference | None]) -> bool:
+def _begun(
+    pool: ThreadPoolExecutor, left: Image, right: Image, *, contents: bool
+) -> Iterator[_Pending]:
+    for item in _Comparison(left, right).run():
+        if isinstance(item, Difference):
+            yield item
+        elif contents:
+            yield pool.submit(_compare_contents, left, right, *item)
+
+
+def _is_done(item: _Pending) -> bool:
     return isinstance(item, Difference) or item.done()
 
 
-def _result(item: Difference | Future[Difference | None]) -> Iterator[Difference]:
+def _result(item: _Pending) -> Iterator[Difference]:
     found = item.result() if isinstance(item, Future) else item
     if found is not None:
         yield found

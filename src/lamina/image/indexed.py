@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from lamina.errors import Error, IntegrityError, TrustError
+from lamina.errors import Error, FormatError, IntegrityError, NotFoundError, TrustError
 from lamina.registry.manifest import (
     CONFIG_TYPES,
     INDEX_TABLE_HEAD,
@@ -88,9 +88,9 @@ def find_index(
     """Return the index of ``image``, a manifest and its digest, that was attached last; None
     without one.
 
-    One that was built on this node goes first.  Those that belong to another image or that the
-    policy refuses are passed over; if nothing else is left, the error of the last is raised:
-    IntegrityError or TrustError.  Also raises what the repository raises.
+    One that was built on this node goes first.  Those that are damaged, belong to another image or
+    that the policy refuses are passed over; if nothing else is left, the error of the last is
+    raised: FormatError, IntegrityError or TrustError.  Also raises what the repository raises.
     """
     built = _built_here(node, image)
     if built is not None:
@@ -102,18 +102,20 @@ def find_index(
     for entry in reversed(list_referrers(repository, digest)):
         if entry.artifact_type not in _KINDS or not entry.is_manifest:
             continue
-        _, data = repository.manifest(entry)
-        index = parse_image_manifest(data, f"index {entry.digest}")
-        if not is_index_image(index):
-            continue
         try:
+            index = parse_image_manifest(repository.manifest(entry)[1], f"index {entry.digest}")
+            if not is_index_image(index):
+                continue
             found = check_subject(Indexed(index, entry.digest, manifest, digest))
             if policy is not None:
                 policy(repository, entry, described)
-        except (IntegrityError, TrustError) as error:
+        except NotFoundError:
+            # A list may name what was removed since.
+            continue
+        except (FormatError, IntegrityError, TrustError) as error:
             refusal = refusal or error
             continue
-        node.put_metadata(data, entry.digest)
+        node.put_metadata(index.raw, entry.digest)
         return found
     if refusal is not None:
         raise refusal

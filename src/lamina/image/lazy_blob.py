@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
@@ -167,12 +168,12 @@ class LazyBlob:
             pieces = self._missing(window)
             if not pieces:
                 return
-            if background:
+            with nullcontext() if background else self.source.traffic.foreground():
                 self._filler.fill(pieces, write, deadline)
-            else:
-                with self.source.traffic.foreground():
-                    self._filler.fill(pieces, write, deadline)
-        raise StoreError(
+        raise self._overtaken()
+
+    def _overtaken(self) -> StoreError:
+        return StoreError(
             f"what is read of {self.path} is evicted faster than it can be read",
             hint="raise --store-budget",
         )
@@ -243,10 +244,7 @@ class LazyBlob:
             count = self.cache.read_ready(offset, view, chunks)
             if count >= 0:
                 return count
-        raise StoreError(
-            f"what is read of {self.path} is evicted faster than it can be read",
-            hint="raise --store-budget",
-        )
+        raise self._overtaken()
 
     def close(self) -> None:
         """Close the cache file; may be called again.  Nobody may be reading any more."""

@@ -101,8 +101,8 @@ def unpack_metadata_layer(
             bootstrap = _keep(reader, entry, MAX_BOOTSTRAP_BYTES, store)
         elif table:
             tables[table[1].decode("ascii")] = _keep(reader, entry, 2 * MAX_TABLE_SIZE, store)
-            if len(tables) > MAX_BLOBS:
-                raise FormatError(f"the metadata layer has chunk tables of over {MAX_BLOBS} blobs")
+        if len(tables) > MAX_BLOBS:
+            raise FormatError(f"the metadata layer has chunk tables of over {MAX_BLOBS} blobs")
     reader.drain()
     if bootstrap is None:
         raise FormatError("the metadata layer has no image/image.boot")

@@ -15,6 +15,7 @@ from lamina.errors import Error, FormatError, StoreError, UsageError
 from lamina.fetch.amplify import background_span_bytes
 from lamina.fetch.traffic import TokenBucket
 from lamina.image.base import Stat, shown
+from lamina.image.lazy_blob import LazyBlob
 from lamina.image.native import FileChunk, NativeImage
 from lamina.store.node import NodeStore
 
@@ -175,20 +176,28 @@ def fetch_gently(
     """
     for extent in extents:
         blob = image.blobs[extent.blob_index]
-        fetcher = blob.source
         position, end = extent.offset, extent.offset + extent.size_bytes
         while position < end:
-            size = min(background_span_bytes(fetcher.link), end - position)
-            chunks = blob.table.chunks_in(position, size)
-            if blob.cache.first_missing(chunks.start, chunks.stop) >= 0:
-                # Nothing is claimed while this waits, so no reader waits for it.
-                if not fetcher.traffic.wait_idle(size, bucket, stopped):
-                    return False
-                blob.ensure(position, size, background=True)
+            size = min(background_span_bytes(blob.source.link), end - position)
+            if not _fetch_idle(blob, position, size, stopped, bucket):
+                return False
             position += size
             if progress is not None:
                 progress(size)
     return not stopped.is_set()
+
+
+def _fetch_idle(
+    blob: LazyBlob, offset: int, size: int, stopped: threading.Event, bucket: TokenBucket | None
+) -> bool:
+    """Make a range ready once no reader waits; False if it was stopped before."""
+    chunks = blob.table.chunks_in(offset, size)
+    if blob.cache.first_missing(chunks.start, chunks.stop) >= 0:
+        # Nothing is claimed while this waits, so no reader waits for it.
+        if not blob.source.traffic.wait_idle(size, bucket, stopped):
+            return False
+        blob.ensure(offset, size, background=True)
+    return True
 
 
 class BackgroundFill:
@@ -210,19 +219,22 @@ class BackgroundFill:
     def _run(self) -> None:
         while not self._stopped.is_set():
             try:
-                early = extents_of(self._image, prefetch_list(self._image))
-                extents = [*early, *whole_image(self._image)]
-                if fetch_gently(self._image, extents, self._stopped, bucket=self._bucket):
-                    for blob in self._image.blobs:
-                        blob.cache.flush()
-                    self.finished.set()
-                    return
+                self._complete()
+                return
             except Error as error:
                 LOG.warning("completing the image in the background failed: %s", error)
                 self._stopped.wait(RETRY_S)
             except Exception:
                 LOG.exception("completing the image in the background ended because of a defect")
                 return
+
+    def _complete(self) -> None:
+        image = self._image
+        extents = [*extents_of(image, prefetch_list(image)), *whole_image(image)]
+        if fetch_gently(image, extents, self._stopped, bucket=self._bucket):
+            for blob in image.blobs:
+                blob.cache.flush()
+            self.finished.set()
 
     def close(self) -> None:
         """Stop; may be called again."""

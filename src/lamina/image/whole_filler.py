@@ -53,22 +53,25 @@ class WholeFiller(BlobFiller):
         for _, chunks in wanted.values():
             for chunk in chunks:
                 if not is_ready(chunk) and not self._get_local(chunk, write):
-                    self._wait_for(chunk, write)
+                    while self._wait_for_turn(chunk):
+                        self._take_turn(chunk, write)
 
-    def _wait_for(self, chunk: int, write: Write | None) -> None:
+    def _wait_for_turn(self, chunk: int) -> bool:
+        """Return True when it is the caller's turn to move the pass on; False when the chunk is
+        ready.
+        """
         is_ready = self._parts.cache.is_ready
-        while True:
-            with self._turn:
-                before = self._failure
-                while self._moving and not is_ready(chunk):
-                    self._turn.wait()
-                    # A pass that failed fails for all who wait, or each would try as long again.
-                    if self._failure is not None and self._failure is not before:
-                        raise self._failure
-                if is_ready(chunk):
-                    return
-                self._moving = True
-            self._take_turn(chunk, write)
+        with self._turn:
+            before = self._failure
+            while self._moving and not is_ready(chunk):
+                self._turn.wait()
+                # A pass that failed fails for all who wait, or each would try as long again.
+                if self._failure is not None and self._failure is not before:
+                    raise self._failure
+            if is_ready(chunk):
+                return False
+            self._moving = True
+            return True
 
     def _take_turn(self, chunk: int, write: Write | None) -> None:
         """Move the pass on by one piece, and let the others go on."""
