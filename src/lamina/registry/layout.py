@@ -78,6 +78,16 @@ class LayoutFolder:
         self.check()
         self._remove_stale()
 
+    def check_place(self) -> None:
+        """Raise StoreError if the folder, which is not there yet, could not be made."""
+        above = os.path.abspath(self.path)
+        while not os.path.lexists(above):
+            above = os.path.dirname(above)
+        if not os.path.isdir(above):
+            raise StoreError(f"cannot write to {self.path}: {above} is no folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise StoreError(f"cannot write to {self.path}: {above} is not yours to write to")
+
     def _fill(self) -> None:
         if set(os.listdir(self.path)) - {"blobs", INDEX_FILE}:
             raise FormatError(
@@ -94,6 +104,8 @@ class LayoutFolder:
 
     def index(self) -> Index:
         """The index, as it is on disk now."""
+        if not os.path.isdir(self.path):
+            raise NotFoundError(f"there is no OCI layout folder {self.path}")
         path = self.file(INDEX_FILE)
         return parse_index(read_small_file(path, MAX_MANIFEST_BYTES), path)
 
@@ -235,12 +247,15 @@ class LayoutBlobWriter:
 
 
 class LayoutRepository(LocalRepository):
-    """An OCI layout folder as a repository."""
+    """An OCI layout folder as a repository.  One that is not there is made by the first write."""
 
     def __init__(self, reference: Reference, *, write: bool) -> None:
         self._folder = LayoutFolder(reference.path)
         self._write = write
-        if write:
+        self._absent = write and not os.path.lexists(reference.path)
+        if self._absent:
+            self._folder.check_place()
+        elif write:
             self._folder.create()
         else:
             self._folder.check()
@@ -318,6 +333,9 @@ class LayoutRepository(LocalRepository):
     def _check_writable(self) -> None:
         if not self._write:
             raise self._read_only()
+        if self._absent:
+            self._folder.create()
+            self._absent = False
 
 
 def check_layout_marker(data: bytes, where: str) -> None:

@@ -433,3 +433,20 @@ def test_module_entry_point() -> None:
     assert done.returncode == 0
     assert set(json.loads(done.stdout)) == {"lamina", "python", "machine"}
     assert lamina("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["run", "--rm"], "IMAGE"),
+        (["key"], "generate|public, NAME"),
+        (["policy", "check"], "FILE"),
+        (["mount", "image"], "DIR"),
+    ],
+)
+def test_what_is_missing_is_called_as_in_the_help(
+    arguments: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) in (2, 125)
+    message = f"lamina: the following arguments are required: {missing}\n"
+    assert capsys.readouterr().err.startswith(message)

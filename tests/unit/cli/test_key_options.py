@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from lamina.cli.key_options import key_texts_for_later
+from lamina.cli.key_options import key_passphrase, key_texts_for_later
 
 
 @pytest.mark.parametrize(
@@ -38,3 +40,15 @@ def test_a_passphrase_from_a_descriptor(scheme: str) -> None:
         with contextlib.suppress(OSError):
             os.close(reader)
     assert text == f"{scheme}/k.pem:pass=secret//x"
+
+
+def test_a_key_without_a_passphrase_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COSIGN_PASSWORD", raising=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert key_passphrase("Passphrase", twice=True).reveal() == b""
+    assert "the new key has none" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert key_passphrase("Passphrase", twice=True).reveal() == b""
+    assert capsys.readouterr().err == ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lamina.errors import IntegrityError, UnsupportedError
+from lamina.errors import IntegrityError, NotFoundError, StoreError, UnsupportedError
 from lamina.registry.layout import LayoutRepository
 from lamina.registry.manifest import describe
 from lamina.registry.reference import parse_reference
@@ -57,3 +58,30 @@ def test_a_layout_that_is_read_only_takes_none(tmp_path: Path) -> None:
     layout(tmp_path).close()
     with layout(tmp_path, write=False) as repository, pytest.raises(UnsupportedError):
         repository.start_blob()
+
+
+def test_a_layout_is_made_by_the_first_write(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with layout(folder) as repository:
+        with pytest.raises(NotFoundError, match="no OCI layout folder"):
+            repository.resolve()
+        assert not repository.has_blob(describe("text/plain", DATA).digest, len(DATA))
+        assert not (tmp_path / "a").exists()
+        with repository.start_blob() as writer:
+            writer.write(DATA)
+            writer.commit(describe("text/plain", DATA))
+    with layout(folder, write=False) as repository:
+        assert repository.has_blob(describe("text/plain", DATA).digest, len(DATA))
+
+
+def test_a_layout_that_could_not_be_made_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StoreError, match="file is no folder"):
+        layout(tmp_path / "file" / "a")
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: not path.endswith("closed"))
+    with pytest.raises(StoreError, match="closed is not yours to write to"):
+        layout(tmp_path / "closed" / "a" / "b")
+    layout(tmp_path / "open").close()
