@@ -99,6 +99,7 @@ def key_passphrase(question: str, *, twice: bool = False) -> Secret:
     """
     import sys
 
+    from lamina.cli import story
     from lamina.errors import UsageError
     from lamina.trust.cosign_key import PASSWORD_VARIABLE
     from lamina.trust.secret import Secret, take_from_environment
@@ -107,7 +108,10 @@ def key_passphrase(question: str, *, twice: bool = False) -> Secret:
     if found is not None:
         return found
     if not sys.stdin.isatty():
-        return Secret(sys.stdin.readline().rstrip("\r\n").encode())
+        line = sys.stdin.readline()
+        if twice and not line:
+            story.warn("there is no passphrase on standard input, so the new key has none")
+        return Secret(line.rstrip("\r\n").encode())
     import getpass
 
     answer = getpass.getpass(f"{question}: ")

@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 from lamina.cli.output import print_text
 from lamina.cli.page import (
     Page,
+    argument_name,
     page_sections,
     paragraphs,
     positionals,
@@ -71,6 +72,10 @@ class Parser(argparse.ArgumentParser):
         """
         # argparse hides the arguments while it looks for options among them.
         self._synopsis = self.usage = synopsis(self)
+        for item in positionals(self):
+            # For its message about what is missing: the name that the synopsis has.
+            item.metavar = argument_name(item)
+            item.required = item.required and item.nargs != argparse.REMAINDER
         tail = next((item for item in positionals(self) if item.nargs == argparse.REMAINDER), None)
         if tail is None:
             return self.parse_intermixed_args(list(arguments))
