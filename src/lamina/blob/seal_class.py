@@ -167,18 +167,21 @@ class TenantPieces(_TenantClass):
         """The ``size`` bytes of a piece.  Raises IntegrityError if it is not the one of its key."""
         from cryptography.exceptions import InvalidTag
 
-        refused = IntegrityError(
-            f"piece {index} of the tenant class cannot be opened: it was changed, or belongs to "
-            "another place",
-            hint="fetch it again from another source",
-        )
         if not 0 <= index < len(self._keys) or len(stored) != self.stored_size(size):
-            raise refused
+            raise _refused(index)
         try:
             padded = aes_gcm(self._keys.key(index)).decrypt(_ZERO_NONCE, stored, None)
         except InvalidTag:
-            raise refused from None
+            raise _refused(index) from None
         return padded[:size]
+
+
+def _refused(index: int) -> IntegrityError:
+    return IntegrityError(
+        f"piece {index} of the tenant class cannot be opened: it was changed, or belongs to "
+        "another place",
+        hint="fetch it again from another source",
+    )
 
 
 class PublicPieces:

@@ -8,7 +8,6 @@ know.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -126,7 +125,7 @@ def _blob(entry: _Entry) -> SealedBlob:
     try:
         key = BlobKey(_decoded(entry.key)) if entry.key else None
         keys = PieceKeys(_decoded(entry.keys)) if entry.keys else None
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise FormatError("the sealed description has a key that is no base64") from None
     if keys is not None and len(keys) != entry.pieces:
         raise FormatError(f"the sealed description has {len(keys)} keys for {entry.pieces} pieces")

@@ -91,8 +91,9 @@ def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret
     """
     import sys
 
+    from lamina.cli.key_options import ask_passphrase
     from lamina.errors import UsageError
-    from lamina.trust.secret import Secret, read_passphrase, take_from_environment
+    from lamina.trust.secret import read_passphrase, take_from_environment
 
     variable = STORE_PASSWORD_ENVIRONMENT[0]
     # Taken in any case: no child may inherit it.
@@ -106,9 +107,4 @@ def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret
             "there is no passphrase for the key store",
             hint=f"give --passphrase-file FILE, or set {variable}",
         )
-    import getpass
-
-    answer = getpass.getpass("Passphrase of the key store: ")
-    if twice and getpass.getpass("The same again: ") != answer:
-        raise UsageError("the two passphrases differ")
-    return Secret(answer.encode())
+    return ask_passphrase("Passphrase of the key store", twice=twice)

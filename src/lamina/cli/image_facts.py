@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from lamina.cli.output import binary_size, shown_text
+from lamina.cli.output import binary_size, share, shown_text
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
@@ -231,9 +231,9 @@ def _print_tree(facts: dict[str, Any], line: Lines, size: Callable[[int], str]) 
         packed = " (packed)" if blob["packed"] else ""
         if blob["read_whole"]:
             packed = ", one stream that is decompressed from its begin at the first read"
-        ready = 100 * blob["ready_chunks"] / max(blob["chunks"], 1)
+        here = share(blob["ready_chunks"], blob["chunks"])
         line(f"  blob {number:<6}{blob['id']}")
         line(
             f"             {size(blob['stored_bytes'])} for {size(blob['plain_bytes'])}, "
-            f"{blob['chunks']} chunks in {blob['pieces']} pieces{packed}, {ready:.0f} % here"
+            f"{blob['chunks']} chunks in {blob['pieces']} pieces{packed}, {here} here"
         )

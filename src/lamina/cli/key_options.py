@@ -100,7 +100,6 @@ def key_passphrase(question: str, *, twice: bool = False) -> Secret:
     import sys
 
     from lamina.cli import story
-    from lamina.errors import UsageError
     from lamina.trust.cosign_key import PASSWORD_VARIABLE
     from lamina.trust.secret import Secret, take_from_environment
 
@@ -112,7 +111,15 @@ def key_passphrase(question: str, *, twice: bool = False) -> Secret:
         if twice and not line:
             story.warn("there is no passphrase on standard input, so the new key has none")
         return Secret(line.rstrip("\r\n").encode())
+    return ask_passphrase(question, twice=twice)
+
+
+def ask_passphrase(question: str, *, twice: bool) -> Secret:
+    """A passphrase that is typed on the terminal.  Raises UsageError if two differ."""
     import getpass
+
+    from lamina.errors import UsageError
+    from lamina.trust.secret import Secret
 
     answer = getpass.getpass(f"{question}: ")
     if twice and getpass.getpass("The same again: ") != answer:

@@ -11,9 +11,12 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lamina.errors import Error, IntegrityError
+
+if TYPE_CHECKING:
+    from lamina.image.base import Image
 
 _TEXT: Final = b"lamina lamina lamina lamina lamina lamina lamina lamina\n"
 _PACKED: Final = {
@@ -164,11 +167,7 @@ def _round_trip() -> None:
     ):
         check_bootstrap(image.bootstrap.view)
         _same("the link", image.readlink("/link"), b"etc/hello")
-        found = {
-            stat.path[1:].decode(): image.pread(stat, 0, stat.size)
-            for _, stat in image.walk()
-            if stat.is_file
-        }
+        found = _contents(image)
         _same("the tree", {name: len(data) for name, data in found.items()},
               {name: len(data) for name, data in files.items()})  # fmt: skip
         _same("the content", found == files, True)
@@ -179,23 +178,28 @@ def _refusal() -> None:
     from lamina.image.open import open_image
 
     with _converted() as (folder, _):
-        path = max(
-            (folder / "native" / "blobs" / "sha256").iterdir(), key=lambda f: f.stat().st_size
-        )
-        data = bytearray(path.read_bytes())
-        data[16] ^= 0x01
-        path.chmod(0o644)
-        path.write_bytes(data)
-        reference, store = f"oci:{folder}/native:tiny", folder / "store"
+        _flip_byte(folder / "native" / "blobs" / "sha256")
         with (
             suppressed_log(),
             contextlib.suppress(Error),
-            open_image(reference, store=store) as image,
+            open_image(f"oci:{folder}/native:tiny", store=folder / "store") as image,
         ):
-            for _, stat in image.walk():
-                if stat.is_file:
-                    image.pread(stat, 0, stat.size)
+            _contents(image)
             raise AssertionError("an image with a flipped byte was read without an error")
+
+
+def _flip_byte(blobs: Path) -> None:
+    """Damage the largest blob, which has the data."""
+    path = max(blobs.iterdir(), key=lambda blob: blob.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[16] ^= 0x01
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def _contents(image: Image) -> dict[str, bytes]:
+    files = (stat for _, stat in image.walk() if stat.is_file)
+    return {stat.path[1:].decode(): image.pread(stat, 0, stat.size) for stat in files}
 
 
 @contextlib.contextmanager

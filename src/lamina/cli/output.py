@@ -96,6 +96,13 @@ def human_size(size_bytes: int) -> str:
     return f"{size:.{digits}f} {unit}"
 
 
+def share(part: int, whole: int) -> str:
+    """``42 %``: never 100 % for what is not complete, nor 0 % for what is begun."""
+    if part in (0, whole):
+        return "0 %" if whole and not part else "100 %"
+    return f"{min(max(round(100 * part / whole), 1), 99)} %"
+
+
 def binary_size(size_bytes: int) -> str:
     """A size that is a power of two, or nearly: ``128 KiB``."""
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):

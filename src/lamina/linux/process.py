@@ -12,11 +12,9 @@ from lamina.linux.syscalls import LIBC, checked, from_os_error
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
-PR_SET_NO_NEW_PRIVS = 38
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
-CLONE_NEWNET = 0x40000000
 
 OOM_SCORE_ADJ_MIN = -1000
 """The process that the OOM killer never picks (linux/oom.h)."""
@@ -38,14 +36,6 @@ def set_name(name: str) -> None:
         "prctl",
         "cannot set the process name",
     )
-
-
-def enter_namespace(fd: int, kind: int) -> None:
-    """Join the namespace behind ``fd`` (``/proc/PID/ns/...``); needs CAP_SYS_ADMIN there.
-
-    ``CLONE_NEWNS`` and ``CLONE_NEWUSER`` are refused (EINVAL) in a process with several threads.
-    """
-    checked(LIBC.setns(fd, kind), "setns", f"cannot join namespace {kind:#x}")
 
 
 def leave_namespaces(kinds: int) -> None:

@@ -9,7 +9,6 @@ docker-credential-helpers.
 
 from __future__ import annotations
 
-import binascii
 import os
 import re
 from base64 import b64decode
@@ -140,7 +139,7 @@ def _from_entry(entry: _AuthEntry, path: str) -> Credentials | None:
     if entry.auth:
         try:
             pair = b64decode(entry.auth, validate=True).rstrip(b"\0").decode()
-        except (binascii.Error, UnicodeError, ValueError):
+        except ValueError:
             raise UsageError(
                 f"the credentials file {path} has an entry that is not base64"
             ) from None

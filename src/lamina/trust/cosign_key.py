@@ -7,7 +7,6 @@ The PEM label is ``ENCRYPTED SIGSTORE PRIVATE KEY``, in older files
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 from typing import Final
@@ -100,7 +99,7 @@ def _unarmoured(data: bytes, what: str) -> bytes:
         if begin and end:
             try:
                 return base64.b64decode("".join(body.split()), validate=True)
-            except binascii.Error:
+            except ValueError:
                 break
     raise FormatError(f"the {what} is no private key of cosign")
 

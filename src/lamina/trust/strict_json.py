@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Collection
 from typing import Any, NoReturn
@@ -65,7 +64,7 @@ def decode_base64(value: Any, what: str, size_bytes: int | None = None) -> bytes
     """Decode standard base64 with padding, of exactly ``size_bytes`` if that is given."""
     try:
         data = base64.b64decode(text_of(value, what).encode("ascii"), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise FormatError(f"the {what} is no base64") from None
     if base64.b64encode(data).decode("ascii") != value:
         raise FormatError(f"the {what} is no base64")
@@ -78,7 +77,7 @@ def decode_base64url(value: Any, what: str, size_bytes: int | None = None) -> by
     try:
         encoded = text.encode("ascii")
         data = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise FormatError(f"the {what} is no base64url") from None
     # Python skips characters that do not belong and ignores spare bits.
     if encode_base64url(data) != text:

@@ -171,8 +171,6 @@ _INIT_IN = struct.Struct("=IIII")
 _READ_IN = struct.Struct("=QQIIQII")
 # size u32 | padding u32
 _XATTR_IN = struct.Struct("=II")
-# flags u32 | open_flags u32
-_OPEN_IN = struct.Struct("=II")
 # getattr_flags u32 | dummy u32 | fh u64
 _GETATTR_IN = struct.Struct("=IIQ")
 # nlookup u64
@@ -180,10 +178,6 @@ _FORGET_IN = struct.Struct("=Q")
 # count u32 | dummy u32, then nodeid u64 | nlookup u64 each
 _BATCH_FORGET_IN = struct.Struct("=II")
 _FORGET_ONE = struct.Struct("=QQ")
-# unique u64
-_INTERRUPT_IN = struct.Struct("=Q")
-# fh u64 | offset u64 | whence u32 | padding u32
-_LSEEK_IN = struct.Struct("=QQII")
 
 _LARGEST_NAME = 4096
 
@@ -244,11 +238,6 @@ def decode_xattr(request: Request) -> XattrRequest:
     return XattrRequest(size_bytes, _name(request, _XATTR_IN.size) if named else b"")
 
 
-def decode_open(request: Request) -> int:
-    """Decode OPEN or OPENDIR: the ``O_*`` flags."""
-    return _unpack(_OPEN_IN, request)[0]
-
-
 def decode_forget(request: Request) -> list[tuple[int, int]]:
     """Decode FORGET or BATCH_FORGET: (nodeid, lookups forgotten) pairs."""
     if request.opcode == Opcode.FORGET:
@@ -258,14 +247,3 @@ def decode_forget(request: Request) -> list[tuple[int, int]]:
     if count * _FORGET_ONE.size > len(body):
         raise FormatError(f"FUSE request {request.unique} forgets more nodes than it names")
     return list(_FORGET_ONE.iter_unpack(body[: count * _FORGET_ONE.size]))
-
-
-def decode_interrupt(request: Request) -> int:
-    """Decode INTERRUPT: the ``unique`` of the request that its caller gave up."""
-    return _unpack(_INTERRUPT_IN, request)[0]
-
-
-def decode_lseek(request: Request) -> tuple[int, int]:
-    """Decode LSEEK: (offset, whence)."""
-    _, offset, whence, _ = _unpack(_LSEEK_IN, request)
-    return offset, whence

@@ -30,6 +30,18 @@ def test_human_sizes(size: int, text: str) -> None:
     assert output.human_size(size) == text
 
 
+def test_shares_do_not_round_to_none_or_all() -> None:
+    pairs = [(0, 0), (0, 9), (1, 9999), (1, 2), (9998, 9999), (9, 9)]
+    assert [output.share(*pair) for pair in pairs] == [
+        "100 %",
+        "0 %",
+        "1 %",
+        "50 %",
+        "99 %",
+        "100 %",
+    ]
+
+
 def test_binary_sizes() -> None:
     assert [output.binary_size(size) for size in (4096, 131072, 1 << 20, 100)] == [
         "4 KiB",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from contextlib import closing
+from io import BufferedReader
 from typing import Final
 
 from lamina.cli.options import (
@@ -56,15 +57,17 @@ def run(args: Namespace) -> int:
     with closing(open_any(args, args.image)) as image:
         for path in args.paths:
             with image.open(path) as file:
-                if args.json:
-                    _print_object(path, file.read())
-                    continue
-                while block := file.read(_READ_BYTES):
-                    print_bytes(block)
+                (_print_object if args.json else _print_content)(path, file)
     return 0
 
 
-def _print_object(path: str, data: bytes) -> None:
+def _print_content(_path: str, file: BufferedReader) -> None:
+    while block := file.read(_READ_BYTES):
+        print_bytes(block)
+
+
+def _print_object(path: str, file: BufferedReader) -> None:
     import base64
 
+    data = file.read()
     print_json({"path": path, "size": len(data), "base64": base64.b64encode(data).decode()})

@@ -12,7 +12,7 @@ from lamina.cli.options import (
     add_output_options,
     add_registry_options,
 )
-from lamina.cli.output import human_size, print_json, print_line, print_table, shown_name
+from lamina.cli.output import human_size, print_json, print_line, print_table, share, shown_name
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
@@ -68,14 +68,14 @@ def run(args: Namespace) -> int:
             blob.blob_id,
             human_size(blob.ready_bytes),
             human_size(blob.size_bytes),
-            _share(blob.ready_bytes, blob.size_bytes),
+            share(blob.ready_bytes, blob.size_bytes),
             f"{blob.ready_chunks}/{blob.chunks}",
         )
         for blob in blobs
     ]
     print_table(rows)
     for file in files:
-        print_line(f"{_share(file.ready_bytes, file.size_bytes):>5}  {shown_name(file.path)}")
+        print_line(f"{share(file.ready_bytes, file.size_bytes):>5}  {shown_name(file.path)}")
     return 0
 
 
@@ -98,10 +98,3 @@ def _print_objects(blobs: list[BlobCoverage], files: list[FileCoverage]) -> None
                 "size": file.size_bytes,
             }
         )
-
-
-def _share(part: int, whole: int) -> str:
-    # Never 100 % for what is not complete, nor 0 % for what is begun.
-    if part in (0, whole):
-        return "0 %" if whole and not part else "100 %"
-    return f"{min(max(round(100 * part / whole), 1), 99)} %"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamina.cli.options import add_output_options
-from lamina.cli.output import print_bytes, print_json, print_table, shown_text
+from lamina.cli.output import print_bytes, print_json, print_table, share, shown_text
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from lamina.serve.mounts import MountStatus
 
 PAGE: Final = Page(
     """
@@ -68,24 +71,26 @@ def run(args: Namespace) -> int:
                 }
             )
     elif mounts:
-        rows = [("MOUNTPOINT", "IMAGE", "DEVICE", "STATE", "PID", "HERE")]
-        for status in mounts:
-            pid = status.pids.get("supervisor", status.pids.get("server"))
-            rows.append(
-                (
-                    shown_text(status.record.mountpoint),
-                    shown_text(status.record.image),
-                    status.record.device,
-                    str(status.state),
-                    str(pid or "-"),
-                    "100 %" if status.resident else _share(status.ready_bytes, status.total_bytes),
-                )
-            )
-        print_table(rows)
+        head = ("MOUNTPOINT", "IMAGE", "DEVICE", "STATE", "PID", "HERE")
+        print_table([head, *map(_row, mounts)])
     return 0
 
 
-def _share(ready_bytes: int | None, total_bytes: int | None) -> str:
-    if ready_bytes is None or total_bytes is None:
+def _row(status: MountStatus) -> tuple[str, ...]:
+    pid = status.pids.get("supervisor", status.pids.get("server"))
+    return (
+        shown_text(status.record.mountpoint),
+        shown_text(status.record.image),
+        status.record.device,
+        str(status.state),
+        str(pid or "-"),
+        _here(status),
+    )
+
+
+def _here(status: MountStatus) -> str:
+    if status.resident:
+        return "100 %"
+    if status.ready_bytes is None or status.total_bytes is None:
         return "-"
-    return f"{100 * ready_bytes // total_bytes} %" if total_bytes else "100 %"
+    return share(status.ready_bytes, status.total_bytes)

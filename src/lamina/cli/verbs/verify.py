@@ -19,6 +19,7 @@ from lamina.cli.verbs.sign import annotation
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
+    from lamina.trust.image_signature import Demand
     from lamina.trust.keyless import KeylessSigner
 
 PAGE: Final = Page(
@@ -138,13 +139,23 @@ def _add_demands(parser: Parser) -> None:
     )
 
 
+def _demand(args: Namespace, signer: KeylessSigner | None) -> Demand:
+    """What one signature must fulfil, without a policy file."""
+    from lamina.trust.identity import ANY_NAME, IdentityRule
+    from lamina.trust.image_signature import Demand
+    from lamina.trust.keys import load_public_key, read_key_file
+
+    keys = tuple(load_public_key(read_key_file(path, private=False), path) for path in args.key)
+    kind = ANY_NAME if args.any_name else "matchRepository"
+    rule = IdentityRule(kind) if args.any_name or args.match_repository else IdentityRule()
+    return Demand(keys, rule, args.min_release, args.suite, dict(args.annotation), signer)
+
+
 def run(args: Namespace) -> int:
     """Verify, and tell the digest that was proven."""
     from lamina.registry.reference import parse_reference
     from lamina.registry.repository import open_repository
-    from lamina.trust.identity import ANY_NAME, IdentityRule
-    from lamina.trust.image_signature import Demand, verify_image
-    from lamina.trust.keys import load_public_key, read_key_file
+    from lamina.trust.image_signature import verify_image
     from lamina.trust.policy import load_policy
 
     signer = _signer(args)
@@ -162,14 +173,7 @@ def run(args: Namespace) -> int:
         if args.policy:
             verified = load_policy(args.policy).check(repository, wanted)
         else:
-            keys = tuple(
-                load_public_key(read_key_file(path, private=False), path) for path in args.key
-            )
-            kind = ANY_NAME if args.any_name else "matchRepository"
-            loose = args.any_name or args.match_repository
-            rule = IdentityRule(kind) if loose else IdentityRule()
-            demand = Demand(keys, rule, args.min_release, args.suite, dict(args.annotation), signer)
-            verified = verify_image(repository, [demand], wanted)
+            verified = verify_image(repository, [_demand(args, signer)], wanted)
     if args.json:
         found = [{"identity": p.reference, "optional": p.optional} for p in verified.payloads]
         print_json({"digest": verified.descriptor.digest, "signatures": found})
