@@ -206,6 +206,26 @@ def test_a_native_image_with_what_it_was_made_of(tmp_path: Path) -> None:
         assert not found or os.geteuid() != 0
 
 
+def test_a_folder_cannot_have_the_mode_of_a_link(tmp_path: Path) -> None:
+    images = []
+    for name, mode in (("a", 0o644), ("b", 0o777)):
+        link = Node(stat.S_IFLNK | mode, size=1, target=b"x", mtime=1_700_000_000)
+        built = build_image({}, nodes={b"link": link}, pack_size=4096)
+        path = image_files(tmp_path / name, built)
+        images.append(open_bootstrap(path, MemorySource(built), store=tmp_path / "store"))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link").symlink_to("x")
+    os.utime(folder / "link", (0, 1_700_000_000), follow_symlinks=False)
+    os.utime(folder, (0, 0))
+    for image in images:
+        for found in (compare(image, FolderImage(folder)), compare(FolderImage(folder), image)):
+            assert [one for one in found if one.what != "owner"] == []
+    assert [one.what for one in compare(*images)] == ["mode"]
+    for image in images:
+        image.close()
+
+
 class Failing(FolderImage):
     def pread(self, stat: object, offset: int, size: int) -> bytes:
         raise Error("the disk is on fire")

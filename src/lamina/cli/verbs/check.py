@@ -178,10 +178,10 @@ def _tell_checked(args: Namespace, result: dict[str, int], differences: int) -> 
     if differences:
         raise _different(differences, args.a, "its index")
     if not args.json:
-        read = f", {human_size(result['read_bytes'])} read" if args.data else ""
+        read = f"{human_size(result['read_bytes'])} read" if args.data else "data not read (--data)"
         print_line(
             f"{result['inodes']} inodes, {result['chunks']} chunks in {result['blobs']} blobs"
-            f"{read}: no fault"
+            f", {read}: no fault"
         )
 
 
