@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lamina.errors import Error
+from lamina.errors import Error, UsageError
 from lamina.version import VERSION
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def open(  # noqa: A001
 
     Raises :class:`lamina.Error`; see :func:`lamina.image.open.open_image` for its kinds.
     """
+    _check_arguments(reference, index)
     from lamina.image.access import read_access
 
     access = read_access(decryption_keys, policy, allow_older=allow_older)
@@ -79,3 +80,14 @@ def open(  # noqa: A001
     return open_image(
         reference, store=store, options=options, platform=platform, index=index, access=access
     )
+
+
+def _check_arguments(reference: object, index: object) -> None:
+    """Refuse what no type checker has seen, before it is taken for something else."""
+    if not isinstance(reference, str) and not hasattr(reference, "transport"):
+        kind = type(reference).__name__
+        raise TypeError(f"an image reference is text like 'oci:DIR:TAG' or 'HOST/NAME', not {kind}")
+    if isinstance(index, str) and index not in ("auto", "always", "never"):
+        raise UsageError(
+            f"{index!r} is no use of an index", hint="write index='auto', 'always' or 'never'"
+        )

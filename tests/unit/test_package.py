@@ -3,9 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+from pathlib import Path
+
+import pytest
 
 import lamina
-from lamina.errors import Error
+from lamina.errors import Error, UsageError
 from lamina.version import VERSION
 
 
@@ -24,6 +27,15 @@ def test_importing_it_imports_nothing_heavy() -> None:
     loaded = {name.split(".")[0] for name in output.split()}
     assert not loaded & {"msgspec", "zstandard", "fsspec", "urllib3", "blake3", "json", "logging"}
     assert "lamina.image" not in output.split()
+
+
+def test_arguments_that_make_no_sense() -> None:
+    with pytest.raises(TypeError, match="not PosixPath"):
+        lamina.open(Path("layout"))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="not NoneType"):
+        lamina.open(None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="'nevr'"):
+        lamina.open("oci:layout", index="nevr")  # type: ignore[arg-type]
 
 
 def test_tracebacks_show_hints() -> None:
