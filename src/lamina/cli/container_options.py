@@ -41,7 +41,7 @@ def add_container_options(parser: Parser) -> None:
     add("--hostname", default="", metavar="NAME", help="host name in the container")
     add("--read-only", action="store_true", help="let the container write nowhere but to volumes")
     add("--cap-add", action="append", default=[], metavar="CAPABILITY",
-        help="add to docker's default capabilities; may be repeated")  # fmt: skip
+        help="add to docker's default capabilities, or ALL; may be repeated")  # fmt: skip
     add("--cap-drop", action="append", default=[], metavar="CAPABILITY",
         help="take away a capability, or ALL; may be repeated")  # fmt: skip
     add("--ulimit", action="append", default=[], metavar="NAME=SOFT[:HARD]",

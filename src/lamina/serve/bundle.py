@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from lamina.errors import FormatError, UsageError
+from lamina.linux.capabilities import CAPABILITIES
 from lamina.registry.manifest import RuntimeConfig
 from lamina.serve.container_user import ContainerUser
 from lamina.serve.seccomp import seccomp_profile
@@ -25,6 +26,7 @@ from lamina.serve.seccomp import seccomp_profile
 Network = Literal["host", "none"]
 
 DEFAULT_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_ALL: Final = "CAP_ALL"
 DEFAULT_CAPABILITIES: Final = (
     "CAP_AUDIT_WRITE",
     "CAP_CHOWN",
@@ -148,12 +150,15 @@ def working_directory(config: RuntimeConfig, options: ContainerOptions) -> str:
 
 
 def capability_set(added: Iterable[str], dropped: Iterable[str]) -> list[str]:
-    """Docker's default set, plus and minus; ``ALL`` drops all of it.  Names may lack ``CAP_``
-    and be in lower case.
+    """Docker's default set, plus and minus; ``ALL`` adds or drops all.  Names may lack ``CAP_``
+    and be in lower case.  Raises UsageError for one that Linux has not: runtimes ignore it.
     """
-    removed = {_capability(name) for name in dropped}
-    kept = set() if "CAP_ALL" in removed else set(DEFAULT_CAPABILITIES) - removed
-    return sorted(kept | {_capability(name) for name in added})
+    more = {_capability(name) for name in added}
+    less = {_capability(name) for name in dropped}
+    if _ALL in more:
+        return sorted(set(CAPABILITIES) - less)
+    kept = set() if _ALL in less else set(DEFAULT_CAPABILITIES) - less
+    return sorted(kept | more)
 
 
 def runtime_config(
@@ -316,7 +321,7 @@ def _host_file(path: str) -> str | None:
 def _capability(name: str) -> str:
     upper = name.upper()
     full = upper if upper.startswith("CAP_") else f"CAP_{upper}"
-    if not full.replace("_", "").isalpha():
+    if full not in CAPABILITIES and full != _ALL:
         raise UsageError(
             f"{name!r} is no capability", hint="capabilities(7) lists them, as NET_ADMIN"
         )

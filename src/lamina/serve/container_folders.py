@@ -67,9 +67,9 @@ def create_folders(store_root: str, name: str | None, run_root: str = RUN_ROOT) 
     bundle = os.path.join(run_root, "containers", container_id)
     changes = os.path.join(store_root, "containers", container_id)
     folders = ContainerFolders(container_id, bundle, changes)
-    _make(bundle, container_id)
+    _make(bundle, container_id, f"another --name; if that one runs no more, remove {bundle}")
     try:
-        _make(changes, container_id)
+        _make(changes, container_id, f"another --name, or remove {changes}")
     except BaseException:
         os.rmdir(bundle)
         raise
@@ -78,14 +78,14 @@ def create_folders(store_root: str, name: str | None, run_root: str = RUN_ROOT) 
     return folders
 
 
-def _make(path: str, container_id: str) -> None:
+def _make(path: str, container_id: str, choices: str) -> None:
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         os.mkdir(path, 0o700)
     except FileExistsError:
         raise UsageError(
             f"there is a container of the name {container_id!r} already",
-            hint=f"choose another --name, or remove {path}",
+            hint=f"choose {choices}",
         ) from None
     except OSError as error:
         raise StoreError(f"cannot make a folder for the container: {error}") from error

@@ -21,8 +21,9 @@ def test_random_and_given_names(tmp_path: Path) -> None:
     assert named.upper == f"{store}/containers/box/upper"
     for folder in (named.bundle, named.changes, named.image, named.rootfs):
         assert os.stat(folder).st_mode & 0o777 == 0o700
-    with pytest.raises(UsageError, match="'box'"):
+    with pytest.raises(UsageError, match="'box'") as caught:
         create_folders(store, "box", run)
+    assert "if that one runs no more" in str(caught.value.hint)
 
 
 def test_a_name_whose_changes_are_kept(tmp_path: Path) -> None:
