@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lamina.cli.options import client_options
+from lamina.cli.options import client_options, pair_options
 from lamina.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from lamina.image.base import Image
     from lamina.image.native import NativeImage
     from lamina.registry.reference import Reference
-    from lamina.registry.repository import ClientOptions
+    from lamina.registry.repository import ClientOptions, Repository
     from lamina.store.node import NodeStore
 
 
@@ -97,6 +99,21 @@ def proven(
 
     with open_repository(where, options=client_options(args)) as repository:
         return prove(access, repository, node_store(args), where, refresh=refresh)
+
+
+@contextmanager
+def open_pair(args: argparse.Namespace) -> Iterator[tuple[Repository, Repository]]:
+    """SRC for reading and DST for writing.  Raises what opening them raises."""
+    from lamina.registry.reference import parse_reference
+    from lamina.registry.repository import open_repository
+
+    source_options, destination_options = pair_options(args)
+    source, destination = parse_reference(args.source), parse_reference(args.destination)
+    with (
+        open_repository(source, options=source_options) as origin,
+        open_repository(destination, write=True, options=destination_options) as target,
+    ):
+        yield origin, target
 
 
 def _open_always(

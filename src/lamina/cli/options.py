@@ -207,7 +207,7 @@ def split_credentials(text: str) -> tuple[str, str]:
 
 
 def ask_credentials(args: argparse.Namespace) -> None:
-    """Complete ``--creds`` now, for a process that will serve in the background."""
+    """Complete ``--creds``: a process that serves in the background has no terminal to ask on."""
     if args.creds is not None:
         args.creds = ":".join(split_credentials(args.creds))
 
@@ -228,8 +228,11 @@ def client_options(args: argparse.Namespace, creds: str | None = None) -> Client
     """
     from lamina.registry.repository import ClientOptions
 
-    text = creds if creds is not None else args.creds
-    username, password = split_credentials(text) if text is not None else (None, None)
+    if creds is None:
+        # Once, however many clients there are.
+        ask_credentials(args)
+        creds = args.creds
+    username, password = split_credentials(creds) if creds is not None else (None, None)
     return ClientOptions(
         plain_http=True if args.plain_http else None,
         ca_file=args.ca_file,

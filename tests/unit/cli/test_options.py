@@ -126,3 +126,12 @@ def test_platforms() -> None:
     for text in ("linux", "linux/", "a/b/c/d", ""):
         with pytest.raises(argparse.ArgumentTypeError):
             platform_name(text)
+
+
+def test_a_password_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("se:cret\nthe next line\n"))
+    verb = find_verb("copy")
+    assert verb is not None
+    args = verb_parser(verb).parse(["--creds", "me", "a", "b"])
+    found = [*pair_options(args), client_options(args)]
+    assert {(options.username, options.password) for options in found} == {("me", "se:cret")}

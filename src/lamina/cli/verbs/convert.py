@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from lamina.cli.broker_options import add_broker_options, brokers
+from lamina.cli.broker_options import add_broker_options, broker_provider, brokers
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_encryption_key_option,
@@ -223,7 +223,6 @@ def _seal_options(args: Namespace) -> SealOptions | None:
 
 def _tenant_key(args: Namespace) -> TenantKey:
     from lamina.blob.seal_class import TenantKey
-    from lamina.cli.broker_options import broker_provider
     from lamina.trust.keys import read_key_file
 
     text = args.tenant_key

@@ -6,12 +6,7 @@ from argparse import Namespace
 from typing import Final
 
 from lamina.cli import story
-from lamina.cli.options import (
-    REGISTRY_ENVIRONMENT,
-    add_output_options,
-    add_pair_options,
-    pair_options,
-)
+from lamina.cli.options import REGISTRY_ENVIRONMENT, add_output_options, add_pair_options
 from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
@@ -56,19 +51,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Copy, and tell the digest."""
+    from lamina.cli.opening import open_pair
     from lamina.registry.copy import plan_copy, run_copy
     from lamina.registry.platform import host_platform
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
 
-    source_options, destination_options = pair_options(args)
-    source = parse_reference(args.source)
-    destination = parse_reference(args.destination)
-    with (
-        open_repository(source, options=source_options) as origin,
-        open_repository(destination, write=True, options=destination_options) as target,
-        open_meter() as meter,
-    ):
+    with open_pair(args) as (origin, target), open_meter() as meter:
         only = None if args.all else args.platform or str(host_platform())
         plan = plan_copy(origin, only=only)
         advance = meter.add("copy", plan.size_bytes)

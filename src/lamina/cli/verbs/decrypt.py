@@ -5,23 +5,17 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
-from lamina.cli import story
 from lamina.cli.broker_options import add_broker_options, brokers
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_decryption_key_option,
     protect_process,
 )
-from lamina.cli.options import (
-    REGISTRY_ENVIRONMENT,
-    add_output_options,
-    add_pair_options,
-    pair_options,
-)
-from lamina.cli.output import print_json, print_line
+from lamina.cli.options import REGISTRY_ENVIRONMENT, add_output_options, add_pair_options
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import open_meter
+from lamina.cli.verbs.encrypt import tell_changed
 
 PAGE: Final = Page(
     """
@@ -65,31 +59,15 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Decrypt, and tell the digest."""
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
+    from lamina.cli.opening import open_pair
     from lamina.trust.image_encryption import decrypt_image
     from lamina.trust.recipients import parse_decryption_keys
 
     protect_process()
     keys = parse_decryption_keys(args.decryption_key, brokers(args))
-    source_options, destination_options = pair_options(args)
-    source, destination = parse_reference(args.source), parse_reference(args.destination)
-    with (
-        open_repository(source, options=source_options) as origin,
-        open_repository(destination, write=True, options=destination_options) as target,
-        open_meter() as meter,
-    ):
+    with open_pair(args) as (origin, target), open_meter() as meter:
         changed = decrypt_image(
             origin, target, keys, platform=args.platform, advance=meter.add("decrypt")
         )
-    report = {
-        "digest": changed.descriptor.digest,
-        "reference": args.destination,
-        "layers": list(changed.layers),
-    }
-    if args.json:
-        print_json(report)
-        return 0
-    print_line(changed.descriptor.digest)
-    story.tell(f"{len(changed.layers)} layers decrypted")
+    tell_changed(args, changed, "decrypted")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.broker_options import add_broker_options, brokers
@@ -13,16 +13,14 @@ from lamina.cli.key_options import (
     add_encryption_key_option,
     protect_process,
 )
-from lamina.cli.options import (
-    REGISTRY_ENVIRONMENT,
-    add_output_options,
-    add_pair_options,
-    pair_options,
-)
+from lamina.cli.options import REGISTRY_ENVIRONMENT, add_output_options, add_pair_options
 from lamina.cli.output import print_json, print_line
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import open_meter
+
+if TYPE_CHECKING:
+    from lamina.trust.image_encryption import Changed
 
 PAGE: Final = Page(
     """
@@ -76,8 +74,7 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Encrypt, and tell the digest."""
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
+    from lamina.cli.opening import open_pair
     from lamina.trust.image_encryption import encrypt_image
     from lamina.trust.recipients import parse_decryption_keys, parse_recipients
 
@@ -85,13 +82,7 @@ def run(args: Namespace) -> int:
     known = brokers(args)
     recipients = parse_recipients(args.encryption_key, known)
     keys = parse_decryption_keys(args.decryption_key, known) if args.decryption_key else None
-    source_options, destination_options = pair_options(args)
-    source, destination = parse_reference(args.source), parse_reference(args.destination)
-    with (
-        open_repository(source, options=source_options) as origin,
-        open_repository(destination, write=True, options=destination_options) as target,
-        open_meter() as meter,
-    ):
+    with open_pair(args) as (origin, target), open_meter() as meter:
         changed = encrypt_image(
             origin,
             target,
@@ -101,14 +92,15 @@ def run(args: Namespace) -> int:
             platform=args.platform,
             advance=meter.add("encrypt"),
         )
-    report = {
-        "digest": changed.descriptor.digest,
-        "reference": args.destination,
-        "layers": list(changed.layers),
-    }
-    if args.json:
-        print_json(report)
-        return 0
-    print_line(changed.descriptor.digest)
-    story.tell(f"{len(changed.layers)} layers encrypted")
+    tell_changed(args, changed, "encrypted")
     return 0
+
+
+def tell_changed(args: Namespace, changed: Changed, what: str) -> None:
+    """Tell the digest, and how many layers were encrypted or decrypted."""
+    digest, layers = changed.descriptor.digest, list(changed.layers)
+    if args.json:
+        print_json({"digest": digest, "reference": args.destination, "layers": layers})
+        return
+    print_line(digest)
+    story.tell(f"{len(layers)} layers {what}")

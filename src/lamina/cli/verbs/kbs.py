@@ -197,22 +197,26 @@ def _policy(args: Namespace, store: KeyStore, resource: ResourcePath) -> None:
 
     def change(old: Entry | None) -> Entry:
         if old is None:
-            raise NotFoundError(f"there is no {resource} in the key store")
+            raise _absent(resource)
         return old._replace(rule=None if args.nobody else rule)
 
     if rule is not None or args.nobody:
         store.change(resource, change)
     elif resource not in store.entries:
-        raise NotFoundError(f"there is no {resource} in the key store")
+        raise _absent(resource)
     _show(args, resource, store.entries[resource].rule)
 
 
 def _remove(args: Namespace, store: KeyStore, resource: ResourcePath) -> None:
     if resource not in store.entries:
-        raise NotFoundError(f"there is no {resource} in the key store")
+        raise _absent(resource)
     store.change(resource, lambda _: None)
     if args.json:
         print_json({"resource": str(resource), "rule": None})
+
+
+def _absent(resource: ResourcePath) -> NotFoundError:
+    return NotFoundError(f"there is no {resource} in the key store")
 
 
 def _value(args: Namespace) -> Any:
