@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -11,10 +12,15 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
+LOG: Final = logging.getLogger("lamina")
+
 T = TypeVar("T")
 
 CONNECTIONS: Final = 4
 """Requests in flight for one caller: enough to fill a link of 100 MB/s at 20 ms."""
+
+MOST_LATER: Final = 3
+"""How many jobs may be waiting that nobody waits for."""
 
 
 class Parallel:
@@ -27,8 +33,10 @@ class Parallel:
     def __init__(self, connections: int = CONNECTIONS) -> None:
         self.connections = connections
         self._pool: ThreadPoolExecutor | None = None
+        self._aside: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._later = 0
 
     def run(self, work: Callable[[T], None], items: Iterable[T]) -> None:
         """Call *work* for every item; returns when none is running.
@@ -67,18 +75,39 @@ class Parallel:
             if self._closed:
                 return []
             if self._pool is None:
-                from concurrent.futures import ThreadPoolExecutor
-
-                self._pool = ThreadPoolExecutor(self.connections - 1, "lamina-fetch")
+                self._pool = _threads(self.connections - 1, "lamina-fetch")
             return [self._pool.submit(drain) for _ in range(count)]
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Have a thread of its own call *job* soon; :meth:`close` waits for it.
+
+        Items of :meth:`run` may wait for what *job* does, and *job* for nobody.  The caller does it
+        at once where several are waiting: who is slower than his callers must not keep more and
+        more memory.
+        """
+        with self._lock:
+            is_taken = not self._closed and self._later < MOST_LATER
+            if is_taken:
+                self._later += 1
+                if self._aside is None:
+                    self._aside = _threads(1, "lamina-later")
+                self._aside.submit(self._do_later, job)
+        if not is_taken:
+            _do(job)
+
+    def _do_later(self, job: Callable[[], None]) -> None:
+        _do(job)
+        with self._lock:
+            self._later -= 1
 
     def close(self) -> None:
         """End the helper threads once they are done; may be called again."""
         with self._lock:
             self._closed = True
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
+            pools, self._pool, self._aside = (self._pool, self._aside), None, None
+        for pool in pools:
+            if pool is not None:
+                pool.shutdown()
 
     def __enter__(self) -> Self:
         return self
@@ -90,3 +119,16 @@ class Parallel:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _threads(count: int, name: str) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(count, name)
+
+
+def _do(job: Callable[[], None]) -> None:
+    try:
+        job()
+    except Exception:
+        LOG.exception("work that nobody waits for failed")

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -31,7 +32,7 @@ from lamina.fetch.source import Source, source_name
 from lamina.fetch.spans import Span, plan_spans
 from lamina.image.failure_log import FailureLog
 from lamina.image.statistics import Statistics
-from lamina.store.cache_blob import CacheBlob, Write
+from lamina.store.cache_blob import CacheBlob
 from lamina.store.local_chunks import LocalChunks, blob_tag
 
 LOG: Final = logging.getLogger("lamina")
@@ -57,7 +58,6 @@ class _Order:
     wanted.
     """
 
-    write: Write | None
     deadline: float
     wanted: dict[int, tuple[Piece, list[int]]]
     flights: dict[int, Flight[int]] = field(default_factory=dict)
@@ -79,16 +79,14 @@ class BlobFiller:
         self._failures = FailureLog()
         self.statistics = Statistics()
 
-    def fill(
-        self, wanted: dict[int, tuple[Piece, list[int]]], write: Write | None, deadline: float
-    ) -> None:
+    def fill(self, wanted: dict[int, tuple[Piece, list[int]]], deadline: float) -> None:
         """Get pieces, given by their first chunk with the chunks of them that are wanted, or wait
         for who does.
 
         When it returns, they have been ready, or somebody who claimed them gave up.
         """
         mine, others = self._flights.claim(wanted)
-        order = _Order(write, deadline, wanted, {flight.key: flight for flight in mine})
+        order = _Order(deadline, wanted, {flight.key: flight for flight in mine})
         try:
             pieces = [piece for piece in self._claimed(order) if not self._from_here(piece, order)]
             if pieces and not order.failures:
@@ -153,10 +151,10 @@ class BlobFiller:
         """Get what is wanted of a piece without a source; False if some of it is still missing."""
         cache = self._parts.cache
         missing = [chunk for chunk in order.wanted[piece.first][1] if not cache.is_ready(chunk)]
-        left = [chunk for chunk in missing if not self._get_local(chunk, order.write)]
+        left = [chunk for chunk in missing if not self._get_local(chunk)]
         return not left
 
-    def _get_local(self, chunk: int, write: Write | None) -> bool:
+    def _get_local(self, chunk: int) -> bool:
         parts = self._parts
         doubtful = parts.cache.is_doubtful(chunk)
         if parts.local is None and not doubtful:
@@ -173,7 +171,7 @@ class BlobFiller:
             return False
         if doubtful and self._salvage(chunk, entry):
             return True
-        return parts.local is not None and self._copy(chunk, entry, parts.local, write)
+        return parts.local is not None and self._copy(chunk, entry, parts.local)
 
     def _salvage(self, chunk: int, entry: ChunkEntry) -> bool:
         """Believe again what the file has from before a power cut, if the digest says so."""
@@ -190,15 +188,15 @@ class BlobFiller:
             cache.dispel(chunk)
         return False
 
-    def _copy(self, chunk: int, entry: ChunkEntry, local: LocalChunks, write: Write | None) -> bool:
+    def _copy(self, chunk: int, entry: ChunkEntry, local: LocalChunks) -> bool:
         size, offset = entry.uncompressed_size, entry.uncompressed_offset
         cache, only = self._parts.cache, range(chunk, chunk + 1)
         for data, tag, source_offset in local.candidates(entry.digest, size):
             if digest(self._kind, data) != entry.digest:
                 continue
             share = partial(self._share, local, tag, source_offset, offset, data)
-            if write is not None or not cache.take(chunk, offset, size, share):
-                cache.put([(offset, data)], only, write)
+            if not cache.take(chunk, offset, size, share):
+                cache.put([(offset, data)], only)
             self._count(Statistics(copied_bytes=size))
             return True
         return False
@@ -225,18 +223,39 @@ class BlobFiller:
                 self._flights.land(order.flights[piece.first], error)
             return
         view = memoryview(data)
+        ahead: list[tuple[Piece, memoryview, Flight[int]]] = []
         for piece in span.pieces:
             start = piece.offset - span.offset
-            ahead = piece.first not in order.wanted
+            stored = view[start : start + piece.size]
+            if piece.first not in order.wanted:
+                ahead.append((piece, stored, order.flights.pop(piece.first)))
+                continue
             try:
-                self._keep(piece, view[start : start + piece.size], source, order)
+                self._keep(piece, stored, source, order.deadline)
             except Error as error:
-                if not ahead:
-                    self._log(piece, error, source)
-                    order.failures.append(error)
-                self._flights.land(order.flights[piece.first], None if ahead else error)
+                self._log(piece, error, source)
+                order.failures.append(error)
+                self._flights.land(order.flights[piece.first], error)
             else:
                 self._flights.land(order.flights[piece.first])
+        if ahead:
+            self._parallel.later(partial(self._keep_ahead, ahead, source, order.deadline))
+
+    def _keep_ahead(
+        self,
+        ahead: Sequence[tuple[Piece, memoryview, Flight[int]]],
+        source: Source,
+        deadline: float,
+    ) -> None:
+        """Keep what nobody has asked for; of one that is damaged will hear who does."""
+        try:
+            for piece, stored, flight in ahead:
+                with suppress(Error):
+                    self._keep(piece, stored, source, deadline)
+                self._flights.land(flight)
+        finally:
+            for *_, flight in ahead:
+                self._flights.land(flight)
 
     def _stored(self, span: Span[Piece], deadline: float) -> tuple[bytes, Source]:
         """Return the stored bytes of a span, and who sent them."""
@@ -250,13 +269,11 @@ class BlobFiller:
             self._count(Statistics(requests=1, fetched_bytes=fetched_bytes))
         return data, source
 
-    def _keep(self, piece: Piece, stored: memoryview, source: Source, order: _Order) -> None:
+    def _keep(self, piece: Piece, stored: memoryview, source: Source, deadline: float) -> None:
         """Verify a piece, write it and mark it; a damaged one is asked for elsewhere."""
         parts = self._parts
-        chunks = self._decode(piece, stored, source, order.deadline)
-        parts.cache.put(
-            self._runs(chunks), range(piece.first, piece.first + piece.count), order.write
-        )
+        chunks = self._decode(piece, stored, source, deadline)
+        parts.cache.put(self._runs(chunks), range(piece.first, piece.first + piece.count))
         self._count(Statistics(decoded_pieces=1, decoded_bytes=piece.raw_size))
         self._offer(chunks)
 

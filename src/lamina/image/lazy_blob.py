@@ -24,7 +24,7 @@ from lamina.fetch.source import Source
 from lamina.image.blob_filler import BlobFiller, BlobParts
 from lamina.image.statistics import Statistics
 from lamina.image.whole_filler import WholeFiller
-from lamina.store.cache_blob import CacheBlob, StoreReadError, Write
+from lamina.store.cache_blob import CacheBlob, StoreReadError
 from lamina.store.local_chunks import LocalChunks
 
 if TYPE_CHECKING:
@@ -122,35 +122,20 @@ class LazyBlob:
         """End one :meth:`hold`."""
         self.cache.let_go()
 
-    def ensure(
-        self,
-        offset: int,
-        size_bytes: int,
-        *,
-        write: Write | None = None,
-        background: bool = False,
-    ) -> None:
+    def ensure(self, offset: int, size_bytes: int, *, background: bool = False) -> None:
         """Return when this range of the uncompressed address space has been made ready.
 
-        What lies beyond the end of the blob counts as ready.  *write* is used for what this call
-        gets instead of writing to the cache file itself; it must write all of the buffer to that
-        same file, may raise OSError, and is called from several threads at once.  With
-        *background* others that prefetch need not wait for this call.
+        What lies beyond the end of the blob counts as ready.  With *background* others that
+        prefetch need not wait for this call.
 
         Raises IntegrityError if the bytes are not the promised ones (from any source), FetchError
         if they do not come (DeadlineError, ETIMEDOUT, when it takes too long), StoreError if they
         cannot be written, and FormatError if the chunk table does not cover the range.  Whoever
         fetched logs each failure, and the same of the same piece once a minute.
         """
-        self.ensure_ranges([(offset, size_bytes)], write=write, background=background)
+        self.ensure_ranges([(offset, size_bytes)], background=background)
 
-    def ensure_ranges(
-        self,
-        ranges: Iterable[tuple[int, int]],
-        *,
-        write: Write | None = None,
-        background: bool = False,
-    ) -> None:
+    def ensure_ranges(self, ranges: Iterable[tuple[int, int]], *, background: bool = False) -> None:
         """The same for several ranges, (offset, size) each, with all requests in flight at once."""
         if self.cache.complete:
             return
@@ -158,18 +143,16 @@ class LazyBlob:
         wanted = [self.table.chunks_in(offset, size) for offset, size in ranges]
         wanted = [chunks for chunks in wanted if missing(chunks.start, chunks.stop) >= 0]
         for window in self._windows(wanted):
-            self._ensure_window(window, write, background)
+            self._ensure_window(window, background=background)
 
-    def _ensure_window(
-        self, window: Sequence[range], write: Write | None, background: bool
-    ) -> None:
+    def _ensure_window(self, window: Sequence[range], *, background: bool) -> None:
         deadline = time.monotonic() + self.source.policy.deadline_s
         for _ in range(MOST_TURNS):
             pieces = self._missing(window)
             if not pieces:
                 return
             with nullcontext() if background else self.source.traffic.foreground():
-                self._filler.fill(pieces, write, deadline)
+                self._filler.fill(pieces, deadline)
         raise self._overtaken()
 
     def _overtaken(self) -> StoreError:
@@ -240,7 +223,7 @@ class LazyBlob:
             return count
         chunks = self.table.chunks_in(offset, len(view))
         for _ in range(MOST_TURNS):
-            self._ensure_window([chunks], None, background=False)
+            self._ensure_window([chunks], background=False)
             count = self.cache.read_ready(offset, view, chunks)
             if count >= 0:
                 return count

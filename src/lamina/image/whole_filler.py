@@ -18,7 +18,6 @@ from lamina.fetch.parallel import Parallel
 from lamina.image.blob_filler import BlobFiller, BlobParts
 from lamina.image.statistics import Statistics
 from lamina.image.whole_layer import DecodedPiece, decode_whole
-from lamina.store.cache_blob import Write
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -42,7 +41,6 @@ class WholeFiller(BlobFiller):
     def fill(
         self,
         wanted: dict[int, tuple[Piece, list[int]]],
-        write: Write | None,
         deadline: float,  # noqa: ARG002 - see below
     ) -> None:
         """Get chunks from neighbours on this node, else by moving the pass on to them.
@@ -52,9 +50,9 @@ class WholeFiller(BlobFiller):
         is_ready = self._parts.cache.is_ready
         for _, chunks in wanted.values():
             for chunk in chunks:
-                if not is_ready(chunk) and not self._get_local(chunk, write):
+                if not is_ready(chunk) and not self._get_local(chunk):
                     while self._wait_for_turn(chunk):
-                        self._take_turn(chunk, write)
+                        self._take_turn(chunk)
 
     def _wait_for_turn(self, chunk: int) -> bool:
         """Return True when it is the caller's turn to move the pass on; False when the chunk is
@@ -73,14 +71,14 @@ class WholeFiller(BlobFiller):
             self._moving = True
             return True
 
-    def _take_turn(self, chunk: int, write: Write | None) -> None:
+    def _take_turn(self, chunk: int) -> None:
         """Move the pass on by one piece, and let the others go on."""
         failure: Error | None = None
         moved = False
         try:
             if self._pass is None or self._next_chunk > chunk:
                 self._begin()
-            self._move(write)
+            self._move()
             moved = True
         except Error as error:
             failure = error
@@ -107,14 +105,14 @@ class WholeFiller(BlobFiller):
         entry = parts.table.entry
         LOG.info("layer sha256:%s, %d bytes, is decompressed", entry.blob_id, entry.compressed_size)
 
-    def _move(self, write: Write | None) -> None:
+    def _move(self) -> None:
         """Decode the next piece and keep it."""
         assert self._pass is not None
         piece, chunks = next(self._pass)
         parts = self._parts
         stop = piece.first + piece.count
         if parts.cache.first_missing(piece.first, stop) >= 0:
-            parts.cache.put(self._runs(chunks), range(piece.first, stop), write)
+            parts.cache.put(self._runs(chunks), range(piece.first, stop))
             self._count(Statistics(decoded_pieces=1, decoded_bytes=piece.raw_size))
             self._offer(chunks)
         self._next_chunk = stop

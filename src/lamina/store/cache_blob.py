@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from lamina.store.space import Space
 
 Data: TypeAlias = bytes | bytearray | memoryview
-Write: TypeAlias = Callable[[int, Data], None]
 
 
 class StoreReadError(StoreError):
@@ -105,34 +104,28 @@ class CacheBlob:
         """How many chunks are ready."""
         return self._readiness.ready_count
 
-    def put(
-        self, parts: Iterable[tuple[int, Data]], chunks: range, write: Write | None = None
-    ) -> None:
+    def put(self, parts: Iterable[tuple[int, Data]], chunks: range) -> None:
         """Write *parts*, (offset, data) each, and then mark *chunks*.
 
-        Makes room first if the store has a budget, and when the disk is full.  *write* is used in
-        place of writing to the file itself and may raise OSError.  Raises StoreError.
+        Makes room first if the store has a budget, and when the disk is full.  Raises StoreError.
         """
         todo = list(parts)
         size = sum(-(-len(data) // 4096) * 4096 for _, data in todo)
         try:
             with self.space.room(size):
                 try:
-                    self._put(todo, chunks, write)
+                    self._put(todo, chunks)
                 except OSError as error:
                     if not self.space.make_more(error, size):
                         raise
-                    self._put(todo, chunks, write)
+                    self._put(todo, chunks)
         except OSError as error:
             raise store_error(f"write to {self.path}", error) from error
 
-    def _put(self, todo: list[tuple[int, Data]], chunks: range, write: Write | None) -> None:
+    def _put(self, todo: list[tuple[int, Data]], chunks: range) -> None:
         with self.writing():
             for offset, data in todo:
-                if write is None:
-                    write_all(self.fd, data, offset)
-                else:
-                    write(offset, data)
+                write_all(self.fd, data, offset)
             self._readiness.mark(chunks.start, len(chunks))
             if todo:
                 start, (last, data) = todo[0][0], todo[-1]

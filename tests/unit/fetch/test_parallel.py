@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import threading
+import time
+from functools import partial
 
 import pytest
 
-from lamina.fetch.parallel import Parallel
+from lamina.fetch.parallel import MOST_LATER, Parallel
 
 
 def test_all_items_are_worked_on() -> None:
@@ -73,3 +75,58 @@ def test_after_close_the_caller_does_all() -> None:
     done: list[int] = []
     parallel.run(done.append, range(5))
     assert done == [0, 1, 2, 3, 4]
+
+
+def test_what_can_wait_is_done_by_another_and_by_the_caller_when_that_one_is_busy() -> None:
+    go = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def wait() -> None:
+        threads.append(threading.current_thread())
+        go.wait(20)
+
+    with Parallel() as parallel:
+        for _ in range(MOST_LATER):
+            parallel.later(wait)
+        parallel.later(lambda: threads.append(threading.current_thread()))
+        assert threading.current_thread() in threads
+        go.set()
+    assert len(set(threads)) == 2
+
+
+def test_items_may_wait_for_what_can_wait() -> None:
+    """Also while all helpers do."""
+
+    def work(_: int) -> None:
+        done = threading.Event()
+        parallel.later(done.set)
+        assert done.wait(20)
+
+    with Parallel(3) as parallel:
+        parallel.run(work, range(30))
+
+
+def slowly(done: list[int]) -> None:
+    time.sleep(0.05)
+    done.append(1)
+
+
+def test_the_end_waits_for_what_can_wait() -> None:
+    done: list[int] = []
+    parallel = Parallel(2)
+    parallel.later(partial(slowly, done))
+    parallel.close()
+    assert done == [1]
+    parallel.later(lambda: done.append(2))
+    assert done == [1, 2], "after it, everything is done at once"
+
+
+def fail() -> None:
+    raise ZeroDivisionError
+
+
+def test_a_defect_in_what_can_wait_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with Parallel(2) as parallel:
+        for _ in range(5):
+            parallel.later(fail)
+    assert "ZeroDivisionError" in caplog.text

@@ -19,6 +19,7 @@ from lamina.erofs.reader import Bootstrap
 from lamina.errors import Error, FetchError, FormatError, IntegrityError, StoreError
 from lamina.fetch.source import Source
 from lamina.image.lazy_blob import LazyBlob
+from lamina.store import cache_blob
 from lamina.store.node import NodeStore
 
 PACK = 4096
@@ -407,34 +408,29 @@ def test_others_try_themselves_when_a_fetch_is_given_up(image: BuiltImage, tmp_p
         assert blob.cache.is_ready(0)
 
 
-def test_writing_through_somebody_elses_descriptor(image: BuiltImage, tmp_path: Path) -> None:
-    written: list[tuple[int, bytes]] = []
-    with opened(image, MemorySource(image), tmp_path) as blob:
-        blob.ensure(4096, 8192, write=lambda offset, data: written.append((offset, bytes(data))))
-        assert written == [
-            (4096, FILES[b"big"][4096:8192]),
-            (8192, FILES[b"big"][8192:12288]),
-        ]
-        assert blob.cache.is_ready(1)
-        assert blob.path.read_bytes()[4096:8192] == bytes(4096), "nothing else wrote"
-
-
-def test_a_full_disk_is_a_store_error(image: BuiltImage, tmp_path: Path) -> None:
-    def refuse(offset: int, data: object) -> None:
+def test_a_full_disk_is_a_store_error(
+    image: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with opened(image, MemorySource(image), tmp_path) as blob:
-        with pytest.raises(StoreError, match="No space left"):
-            blob.ensure(0, 1, write=refuse)
+        with monkeypatch.context() as full:
+            full.setattr(cache_blob, "write_all", refuse)
+            with pytest.raises(StoreError, match="No space left"):
+                blob.ensure(0, 1)
         assert not blob.cache.is_ready(0)
         blob.ensure(0, 1)
 
 
-def test_a_pack_is_written_at_once(image: BuiltImage, tmp_path: Path) -> None:
+def test_a_pack_is_written_at_once(
+    image: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[int] = []
+    monkeypatch.setattr(cache_blob, "write_all", lambda _fd, data, _at: written.append(len(data)))
     with opened(image, MemorySource(image), tmp_path) as blob:
         end = blob.table.chunk_extent(blob.table.chunk_count - 1)[0]
-        blob.ensure(end, 1, write=lambda _, data: written.append(len(data)))
+        blob.ensure(end, 1)
         assert len(written) == 1
         assert written[0] > 4096
 

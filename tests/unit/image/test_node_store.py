@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from lamina.codec.compress import Compressor
 from lamina.errors import Error, IntegrityError, StoreError
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import Link, LinkEstimator
+from lamina.fetch.parallel import Parallel
 from lamina.fetch.source import Source
 from lamina.image.blob_set import zones_of
 from lamina.image.native import NativeImage
@@ -316,16 +318,28 @@ def test_liars_only(tmp_path: Path) -> None:
         assert image.blobs[0].cache.ready_count == 0
 
 
+def linked(source: Source, link: Link) -> Fetcher:
+    """A fetcher that takes its link for this one, whatever it measures."""
+    fetcher = Fetcher([source], estimator=LinkEstimator(link))
+    fetcher.estimator.add = lambda *_: None  # type: ignore[method-assign]
+    return fetcher
+
+
+def far_away(source: Source) -> Fetcher:
+    return linked(source, Link(0.05, 3e6))
+
+
 def test_far_away_neighbours_come_along(tmp_path: Path) -> None:
     built = build_image({b"big": random.Random(1).randbytes(1 << 20)}, chunk_size=CHUNK // 4)
-    far = Fetcher([MemorySource(built)], estimator=LinkEstimator(Link(0.05, 3e6)))
-    near = Fetcher([MemorySource(built)], estimator=LinkEstimator(Link(0.0001, 1e9)))
+    far = far_away(MemorySource(built))
+    near = linked(MemorySource(built), Link(0.0001, 1e9))
     counts = []
     for name, fetcher in (("far", far), ("near", near)):
-        fetcher.estimator.add = lambda *_: None  # type: ignore[method-assign]
         store = NodeStore(tmp_path / name)
         with opened(tmp_path / "image", built, store, fetcher) as image:
             image.blobs[0].ensure(0, 1)
+            # What nobody waits for is kept a little later; who wants it waits for that.
+            image.blobs[0].ensure(CHUNK if name == "far" else 0, 1)
             counts.append(image.blobs[0].cache.ready_count)
             assert image.statistics.requests == 1
             for number in range(0, 1 << 20, CHUNK):
@@ -335,6 +349,54 @@ def test_far_away_neighbours_come_along(tmp_path: Path) -> None:
     assert counts[0] == 5, "75 kB behind what was asked for"
     assert counts[2] == 1, "nothing more than asked"
     assert counts[1] < counts[3] == 16
+
+
+def test_nobody_waits_for_what_was_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = build_image({b"big": random.Random(1).randbytes(1 << 20)}, chunk_size=CHUNK // 4)
+    fetcher = far_away(MemorySource(built))
+    jobs: list[Callable[[], None]] = []
+    monkeypatch.setattr(Parallel, "later", lambda _self, job: jobs.append(job))
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store"), fetcher) as image:
+        blob = image.blobs[0]
+        blob.ensure(0, 1)
+        assert blob.cache.ready_count == 1
+        reader = threading.Thread(target=blob.ensure, args=(CHUNK // 4, 1))
+        reader.start()
+        time.sleep(0.05)
+        assert blob.cache.ready_count == 1, "it waits, and does not fetch again"
+        for job in jobs:
+            job()
+        reader.join(20)
+        assert blob.cache.ready_count == 5
+        assert image.statistics.requests == 1
+
+
+def test_damage_of_what_was_not_asked_for_is_told_to_who_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = build_image({b"big": random.Random(1).randbytes(1 << 20)}, chunk_size=CHUNK // 4)
+    inner = MemorySource(built)
+
+    class Late:
+        """It flips a bit behind the first piece of what it sends."""
+
+        name = "late"
+
+        def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+            data = bytearray(inner.read_range(blob_id, offset, size_bytes))
+            if offset < sum(built.pieces[-1]) and size_bytes > CHUNK // 2:
+                data[CHUNK // 2] ^= 1
+            return bytes(data)
+
+    fetcher = far_away(Late())
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store"), fetcher) as image:
+        blob = image.blobs[0]
+        blob.ensure(0, 1)
+        blob.ensure(2 * CHUNK // 4, 1)
+        assert blob.cache.is_ready(2), "asked for alone, it is whole"
+        assert "ERROR" not in caplog.text
 
 
 def test_scattered_runs_are_fetched_together(tmp_path: Path) -> None:
