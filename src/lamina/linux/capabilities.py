@@ -47,3 +47,15 @@ CAPABILITIES: Final = (
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 )
+
+
+def bounding_set() -> frozenset[str]:
+    """The capabilities that this process may hand on, as /proc/self/status has them; without that,
+    all.
+    """
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+            bits = next(int(line[7:], 16) for line in file if line.startswith("CapBnd:"))
+    except (OSError, StopIteration, ValueError):
+        return frozenset(CAPABILITIES)
+    return frozenset(name for number, name in enumerate(CAPABILITIES) if bits >> number & 1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from lamina.errors import FormatError, UsageError
-from lamina.linux.capabilities import CAPABILITIES
+from lamina.linux.capabilities import CAPABILITIES, bounding_set
 from lamina.registry.manifest import RuntimeConfig
 from lamina.serve.container_user import ContainerUser
 from lamina.serve.seccomp import seccomp_profile
@@ -150,13 +150,13 @@ def working_directory(config: RuntimeConfig, options: ContainerOptions) -> str:
 
 
 def capability_set(added: Iterable[str], dropped: Iterable[str]) -> list[str]:
-    """Docker's default set, plus and minus; ``ALL`` adds or drops all.  Names may lack ``CAP_``
-    and be in lower case.  Raises UsageError for one that Linux has not: runtimes ignore it.
+    """Docker's default set, plus and minus; ``ALL`` adds all that this process has, or
+    drops all.  Names may lack ``CAP_`` and be in lower case.  Raises UsageError for one that Linux has not: runtimes ignore it.
     """
     more = {_capability(name) for name in added}
     less = {_capability(name) for name in dropped}
     if _ALL in more:
-        return sorted(set(CAPABILITIES) - less)
+        return sorted(bounding_set() - less)
     kept = set() if _ALL in less else set(DEFAULT_CAPABILITIES) - less
     return sorted(kept | more)
 
