@@ -150,8 +150,10 @@ def working_directory(config: RuntimeConfig, options: ContainerOptions) -> str:
 
 
 def capability_set(added: Iterable[str], dropped: Iterable[str]) -> list[str]:
-    """Docker's default set, plus and minus; ``ALL`` adds all that this process has, or
-    drops all.  Names may lack ``CAP_`` and be in lower case.  Raises UsageError for one that Linux has not: runtimes ignore it.
+    """Docker's default set, plus and minus; ``ALL`` adds all that this process has, or drops all.
+    Names may lack ``CAP_`` and be in lower case.
+
+    Raises UsageError for one that Linux has not: runtimes ignore it.
     """
     more = {_capability(name) for name in added}
     less = {_capability(name) for name in dropped}
