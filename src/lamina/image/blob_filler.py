@@ -341,8 +341,8 @@ class BlobFiller:
             self.statistics.add(more)
 
     def _log(self, piece: Piece, error: Error, source: Source) -> None:
-        silent = self._failures.untold((piece.first, type(error)))
-        if silent is None:
+        more = self._failures.untold((piece.first, type(error)))
+        if more is None:
             return
         LOG.error(
             "blob %s, chunks %d to %d, %d bytes at offset %d from %s: %s%s",
@@ -353,5 +353,5 @@ class BlobFiller:
             piece.offset,
             source_name(source),
             error,
-            f" ({silent} more times meanwhile)" if silent else "",
+            more,
         )

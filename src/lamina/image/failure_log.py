@@ -21,9 +21,9 @@ class FailureLog:
         self._lock = threading.Lock()
         self._told: dict[Hashable, tuple[float, int]] = {}
 
-    def untold(self, key: Hashable) -> int | None:
-        """Return None if the failure *key* was told lately; else how often it was not told since it
-        last was, and take it for told now.
+    def untold(self, key: Hashable) -> str | None:
+        """Return None if the failure *key* was told lately; else the end of its line, which says
+        how often it was not told since it last was, and take it for told now.
         """
         now = self._clock()
         with self._lock:
@@ -35,4 +35,4 @@ class FailureLog:
                 # The first key is the one that was not met for longest.
                 del self._told[next(iter(self._told))]
             self._told[key] = now, 0
-            return silent
+            return f" ({silent} more times meanwhile)" if silent else ""

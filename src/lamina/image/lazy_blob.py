@@ -30,8 +30,6 @@ from lamina.store.local_chunks import LocalChunks
 if TYPE_CHECKING:
     from lamina.linux.mount import SuperblockWatch
 
-__all__ = ["LazyBlob", "Statistics"]
-
 MOST_TURNS: Final = 1000
 """How often a reader gets its range ready again because it was evicted before it was read."""
 

@@ -19,7 +19,8 @@ from lamina.image.base import ImageBase, Stat, Where, below, shown
 from lamina.image.blob_set import BlobSet
 from lamina.image.errors import FileKindError, NotDirectoryError
 from lamina.image.file import require_file
-from lamina.image.lazy_blob import LazyBlob, Statistics
+from lamina.image.lazy_blob import LazyBlob
+from lamina.image.statistics import Statistics
 
 if TYPE_CHECKING:
     from lamina.registry.manifest import ImageConfig, Manifest

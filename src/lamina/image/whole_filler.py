@@ -93,9 +93,8 @@ class WholeFiller(BlobFiller):
                 self._turn.notify_all()
 
     def _tell(self, error: Error) -> None:
-        silent = self._failures.untold((self._next_chunk, type(error)))
-        if silent is not None:
-            more = f" ({silent} more times meanwhile)" if silent else ""
+        more = self._failures.untold((self._next_chunk, type(error)))
+        if more is not None:
             LOG.error("layer sha256:%s: %s%s", self._parts.table.blob_id, error, more)
 
     def _begin(self) -> None:

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from lamina.errors import AuthError, NotFoundError, UsageError
+from lamina.errors import AuthError, Error, NotFoundError, UsageError
 from lamina.registry.local import read_small_file
 from lamina.registry.reference import DEFAULT_REGISTRY
 from lamina.registry.repository import ClientOptions
@@ -94,6 +94,10 @@ def _from_file(path: str, registry: str, repository: str) -> Credentials | None:
         data = read_small_file(path, _MAX_FILE_BYTES)
     except NotFoundError:
         return None
+    except Error as error:
+        raise UsageError(
+            f"the credentials file cannot be used: {error}", hint="check it, or name another one"
+        ) from None
     try:
         file = msgspec.json.decode(data, type=_AuthFile)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

@@ -42,7 +42,7 @@ class TlsContexts:
         if self._ca_file is not None:
             _load_authority(context, self._ca_file)
         for folder in certificate_folders(origin):
-            for name in sorted(os.listdir(folder)):
+            for name in _names(folder):
                 path = os.path.join(folder, name)
                 if name.endswith(".crt"):
                     _load_authority(context, path)
@@ -58,6 +58,14 @@ def certificate_folders(origin: Origin) -> list[str]:
     names = dict.fromkeys((origin.authority, f"{origin.host}:{origin.port}"))
     folders = [os.path.join(root, name) for root in roots for name in names]
     return [folder for folder in folders if os.path.isdir(folder)]
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        reason = error.strerror
+        raise UsageError(f"cannot read the certificates in {folder}: {reason}") from error
 
 
 def _load_authority(context: ssl.SSLContext, path: str) -> None:

@@ -199,6 +199,13 @@ def test_a_malformed_file_names_itself_and_no_secret(home: Path, text: str) -> N
     assert SECRET not in str(caught.value)
 
 
+def test_a_folder_in_place_of_the_file(home: Path) -> None:
+    """As docker makes one when it is told to mount a file that is not there."""
+    (home / ".docker" / "config.json").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"config\.json: Is a directory"):
+        find_credentials("quay.io", "x")
+
+
 def test_secrets_are_not_in_a_repr() -> None:
     shown = repr(Credentials("ada", SECRET, SECRET)) + repr(ClientOptions(password=SECRET))
     assert SECRET not in shown

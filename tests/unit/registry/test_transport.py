@@ -10,6 +10,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -150,6 +151,9 @@ def test_certs_d(
     assert read(secure.host) == BLOB
     (folder / "client.cert").write_text("x")
     with pytest.raises(UsageError, match=r"client\.cert"):
+        read(secure.host)
+    monkeypatch.setattr(os, "listdir", Mock(side_effect=PermissionError(13, "no permission")))
+    with pytest.raises(UsageError, match=f"certificates in {folder}: no permission"):
         read(secure.host)
 
 
