@@ -241,6 +241,8 @@ def _check_bundle(demand: Demand, data: bytes, digest: str, wanted: Reference) -
 
 def _check_statement(demand: Demand, payload: Payload, wanted: Reference) -> None:
     if not demand.identity.allows(payload.reference, wanted):
+        if not payload.reference:
+            raise TrustError("it states no name, as bundles of cosign do (verify --any-name)")
         raise TrustError(f"it is for another name, {payload.reference[:200]!r}")
     if demand.minimum_release:
         release = payload.release
