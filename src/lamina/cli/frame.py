@@ -29,6 +29,9 @@ ABOUT: Final = paragraphs(
 )
 
 
+_WITHOUT_MSGSPEC: Final = ("version", "completion")
+
+
 class Invocation:
     """What the frame must know of the arguments to tell an error the right way."""
 
@@ -93,7 +96,23 @@ def dispatch(arguments: Sequence[str], invocation: Invocation) -> int:
     from lamina.cli import story
 
     story.set_up(verbosity=args.verbose, quiet=args.quiet, form=args.log_format)
+    _import_without_interrupt(verb)
     return load_verb(verb).run(args)
+
+
+def _import_without_interrupt(verb: Verb) -> None:
+    """Import msgspec, which nearly all verbs need, with ``^C`` held back: its module forgets an
+    interrupt that comes while it is imported, and crashes when it is used (0.22).
+    """
+    if verb.name in _WITHOUT_MSGSPEC:
+        return
+    import signal
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        import msgspec  # noqa: F401
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _canonical(before: Namespace) -> list[str]:

@@ -357,6 +357,26 @@ def test_an_interrupt_while_modules_are_imported() -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
+def test_an_interrupt_while_msgspec_is_imported() -> None:
+    code = """
+import builtins, os, signal, sys
+real, counting = builtins.__import__, []
+def interrupting(name, *rest, **more):
+    if name.endswith("_core") or counting:
+        counting.append(name)
+        if len(counting) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *rest, **more)
+builtins.__import__ = interrupting
+sys.argv = ["lamina", "inspect", sys.argv[1]]
+from lamina.cli import entry
+entry()
+"""
+    command = [sys.executable, "-c", code, "oci:/absent"]
+    done = subprocess.run(command, capture_output=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 def test_text_that_the_encoding_lacks(tmp_path: Path) -> None:
     (tmp_path / "ünï").write_text("")
     environment = {**ENVIRONMENT, "PYTHONIOENCODING": "ascii"}
