@@ -81,6 +81,13 @@ class Image(Protocol):
     """A file tree that can be walked and read without mounting it.  Threads may share it."""
 
     @property
+    def most_directory_bytes(self) -> int | None:
+        """What all directories of a sound tree take together, at most.
+
+        None of a tree that a file system has, which sees to its soundness.
+        """
+
+    @property
     def root(self) -> Stat:
         """The root directory."""
 
@@ -114,6 +121,14 @@ class Image(Protocol):
 
 class ImageBase(ABC):
     """The parts of :class:`Image` that follow from the others."""
+
+    @property
+    def most_directory_bytes(self) -> int | None:
+        """What all directories of a sound tree take together, at most.
+
+        None of a tree that a file system has, which sees to its soundness.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -176,16 +191,15 @@ class ImageBase(ABC):
     def walk(self, where: Where = b"/") -> Iterator[tuple[bytes, Stat]]:
         """Yield (path, Stat) of *where* and all below: parents first, names in byte order.
 
-        Raises FormatError if a directory is reached twice, as in a damaged image with a cycle.
+        Raises FormatError if a directory is reached twice, as in a damaged image with a cycle, or
+        directories lie on top of each other.
         """
         stack = [self.find(where, follow_symlinks=False)]
-        directories: set[int] = set()
+        met = MetDirectories(self.most_directory_bytes)
         while stack:
             here = stack.pop()
             if here.is_dir:
-                if here.ino in directories:
-                    raise FormatError(f"{shown(here.path)}: this directory has another name too")
-                directories.add(here.ino)
+                met.add(here)
             yield here.path, here
             if here.is_dir:
                 children = [child for _, child in self.scandir(here)]
@@ -218,6 +232,27 @@ class ImageBase(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class MetDirectories:
+    """Notices in a walk that a tree is none, before that takes more time than reading it may."""
+
+    def __init__(self, most_bytes: int | None) -> None:
+        """*most_bytes* is :attr:`Image.most_directory_bytes`."""
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._numbers: set[int] = set()
+
+    def add(self, directory: Stat) -> None:
+        """Note one.  Raises FormatError if it was met before, or shares its bytes with others."""
+        if self._most_bytes is None:
+            return
+        if directory.ino in self._numbers:
+            raise FormatError(f"{shown(directory.path)}: this directory has another name too")
+        self._numbers.add(directory.ino)
+        self._bytes += directory.size
+        if self._bytes > self._most_bytes:
+            raise FormatError(f"{shown(directory.path)}: directories lie on top of each other")
 
 
 def below(directory: Stat, name: bytes) -> bytes:

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeAlias
 
-from lamina.errors import FormatError
-from lamina.image.base import Image, Stat, shown
+from lamina.image.base import Image, MetDirectories, Stat, shown
 from lamina.image.folder import FolderImage
 
 WINDOW_BYTES: Final = 1 << 20
@@ -97,7 +96,7 @@ class _Comparison:
         self._left = left
         self._right = right
         self._first_names: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
-        self._directories: set[int] = set()
+        self._met = [MetDirectories(each.most_directory_bytes) for each in (left, right)]
 
     def run(self) -> Iterator[Difference | tuple[Stat, Stat]]:
         stack = [(self._left.root, self._right.root)]
@@ -105,9 +104,8 @@ class _Comparison:
             left, right = stack.pop()
             yield from self._compare_entry(left, right)
             if left.is_dir and right.is_dir:
-                if left.ino in self._directories:
-                    raise FormatError(f"{shown(left.path)}: this directory has another name too")
-                self._directories.add(left.ino)
+                for met, directory in zip(self._met, (left, right), strict=True):
+                    met.add(directory)
                 common: list[tuple[Stat, Stat]] = []
                 yield from self._compare_names(left, right, common)
                 common.reverse()

@@ -132,6 +132,11 @@ class NativeImage(ImageBase):
             return None
         return _stat(below(directory, name), self.bootstrap.inode(nid))
 
+    @property
+    def most_directory_bytes(self) -> int:
+        """What all directories of a sound tree take together, at most."""
+        return self.bootstrap.size_bytes
+
     def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
         """Yield (name, Stat) of a directory in byte order, without ``.`` and ``..``."""
         here = self.find(where)

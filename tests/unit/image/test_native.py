@@ -14,6 +14,7 @@ from lamina.blob.table import ChunkTable
 from lamina.erofs.reader import Bootstrap
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FormatError, NotFoundError, UnsupportedError
+from lamina.image.compare import compare
 from lamina.image.errors import (
     FileKindError,
     IsDirectoryError,
@@ -310,6 +311,35 @@ def test_a_directory_with_two_names_ends_a_walk(tmp_path: Path) -> None:
     for image in open_built(forged, tmp_path):
         with pytest.raises(FormatError, match="another name"):
             list(image.walk())
+
+
+def test_directories_on_top_of_each_other_end_a_walk(tmp_path: Path) -> None:
+    """Each takes a few bytes of the metadata, and all say that they have the same long list."""
+    folders = {b"%02d" % n: Node(stat.S_IFDIR | 0o755, children={}) for n in range(50)}
+    files = {b"long/%03d" % n: b"" for n in range(540)}
+    built = build_image({**files, b"x": b"1"}, nodes=folders)
+    boot = bytearray(built.bootstrap)
+    with Bootstrap(built.bootstrap) as bootstrap:
+        root = bootstrap.inode(bootstrap.root_nid)
+        nid = bootstrap.lookup(root, b"long")
+        assert nid is not None
+        long = bootstrap.inode(nid)
+        for name in folders:
+            nid = bootstrap.lookup(root, name)
+            assert nid is not None
+            folder = bootstrap.inode(nid)
+            assert folder.inode_size == long.inode_size
+            for start, end in ((0, 4), (8, 20)):
+                # Format with layout, size, and where the data is: not the number (RAFS v6 §1.5).
+                boot[folder.offset + start : folder.offset + end] = built.bootstrap[
+                    long.offset + start : long.offset + end
+                ]
+    forged = BuiltImage(bytes(boot), built.blob_id, built.blob, built.meta, built.contents)
+    for image in open_built(forged, tmp_path):
+        with pytest.raises(FormatError, match="on top of each other"):
+            list(image.walk())
+        with pytest.raises(FormatError, match="on top of each other"):
+            list(compare(image, image))
 
 
 def test_a_chunk_outside_of_its_blob(tmp_path: Path) -> None:
