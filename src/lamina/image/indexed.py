@@ -96,30 +96,41 @@ def find_index(
     if built is not None:
         return built
     refusal: Error | None = None
-    manifest, digest = image
-    kind = manifest.media_type or OCI_MANIFEST
-    described = Descriptor(media_type=kind, digest=digest, size=len(manifest.raw))
-    for entry in reversed(list_referrers(repository, digest)):
-        if entry.artifact_type not in _KINDS or not entry.is_manifest:
-            continue
+    for entry in reversed(list_referrers(repository, image[1])):
         try:
-            index = parse_image_manifest(repository.manifest(entry)[1], f"index {entry.digest}")
-            if not is_index_image(index):
-                continue
-            found = check_subject(Indexed(index, entry.digest, manifest, digest))
-            if policy is not None:
-                policy(repository, entry, described)
+            found = _attached(repository, entry, image, policy)
         except NotFoundError:
             # A list may name what was removed since.
             continue
         except (FormatError, IntegrityError, TrustError) as error:
             refusal = refusal or error
             continue
-        node.put_metadata(index.raw, entry.digest)
-        return found
+        if found is not None:
+            node.put_metadata(found.manifest.raw, found.digest)
+            return found
     if refusal is not None:
         raise refusal
     return None
+
+
+def _attached(
+    repository: Repository,
+    entry: Descriptor,
+    image: tuple[Manifest, str],
+    policy: IndexPolicy | None,
+) -> Indexed | None:
+    """An index that is listed for an image; None for something else that is."""
+    if entry.artifact_type not in _KINDS or not entry.is_manifest:
+        return None
+    index = parse_image_manifest(repository.manifest(entry)[1], f"index {entry.digest}")
+    if not is_index_image(index):
+        return None
+    manifest, digest = image
+    found = check_subject(Indexed(index, entry.digest, manifest, digest))
+    if policy is not None:
+        kind, size = manifest.media_type or OCI_MANIFEST, len(manifest.raw)
+        policy(repository, entry, Descriptor(media_type=kind, digest=digest, size=size))
+    return found
 
 
 def image_of(repository: Repository, node: NodeStore, index: Manifest, digest: str) -> Indexed:

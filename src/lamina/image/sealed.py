@@ -143,13 +143,7 @@ def open_sealed(
     from lamina.trust.encrypted_layer import SUFFIX, proven_plaintext
 
     leaves = leaf_tables(manifest, get)
-    layer = manifest.layers[-1]
-    if layer.size > MAX_SEALED_METADATA_BYTES or not layer.media_type.endswith(SUFFIX):
-        raise FormatError(
-            f"the metadata layer of the sealed image has {layer.size} bytes of {layer.media_type}"
-        )
-    if len(diff_ids) != len(manifest.layers):
-        raise FormatError(f"the sealed image has {len(diff_ids)} diff_ids, not one a layer")
+    layer = _metadata_layer(manifest, diff_ids, SUFFIX)
     secrets = {FILE_NAME.encode(): b"", CONFIG_NAME.encode(): b""}
     with proven_plaintext(layer, get(layer), keys, diff_ids[-1]) as plain:
         media_type = layer.media_type.removesuffix(SUFFIX)
@@ -167,6 +161,17 @@ def open_sealed(
     attached = [layer.digest, manifest.layers[-2].digest]
     config = parse_config(secrets[CONFIG_NAME.encode()])
     return Content(files._replace(attached=attached), config, parts)
+
+
+def _metadata_layer(manifest: Manifest, diff_ids: Sequence[str], suffix: str) -> Descriptor:
+    layer = manifest.layers[-1]
+    if layer.size > MAX_SEALED_METADATA_BYTES or not layer.media_type.endswith(suffix):
+        raise FormatError(
+            f"the metadata layer of the sealed image has {layer.size} bytes of {layer.media_type}"
+        )
+    if len(diff_ids) != len(manifest.layers):
+        raise FormatError(f"the sealed image has {len(diff_ids)} diff_ids, not one a layer")
+    return layer
 
 
 def _check_described(described: Sequence[SealedBlob], public: Sequence[PublicBlob]) -> None:

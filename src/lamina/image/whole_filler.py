@@ -48,11 +48,10 @@ class WholeFiller(BlobFiller):
         The deadline is that of each request: a pass may take long, and goes on while bytes come.
         """
         is_ready = self._parts.cache.is_ready
-        for _, chunks in wanted.values():
-            for chunk in chunks:
-                if not is_ready(chunk) and not self._get_local(chunk):
-                    while self._wait_for_turn(chunk):
-                        self._take_turn(chunk)
+        for chunk in (chunk for _, chunks in wanted.values() for chunk in chunks):
+            if not is_ready(chunk) and not self._get_local(chunk):
+                while self._wait_for_turn(chunk):
+                    self._take_turn(chunk)
 
     def _wait_for_turn(self, chunk: int) -> bool:
         """Return True when it is the caller's turn to move the pass on; False when the chunk is

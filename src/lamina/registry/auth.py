@@ -129,20 +129,11 @@ class Authorizer:
         deadline: float,
     ) -> _TokenAnswer:
         headers: dict[str, str] = {}
-        body = None
         if credentials and credentials.identity_token:
-            method = "POST"
-            form = {
-                "grant_type": "refresh_token",
-                "service": service,
-                "client_id": _CLIENT_ID,
-                "scope": " ".join(scopes),
-                "refresh_token": credentials.identity_token,
-            }
-            body = urlencode(form).encode()
+            method, body = "POST", _token_form(service, scopes, credentials.identity_token)
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         else:
-            method = "GET"
+            method, body = "GET", None
             query = urlencode([("service", service)] + [("scope", item) for item in scopes])
             joint = "&" if "?" in url.target else "?"
             url = Url(url.origin, f"{url.target}{joint}{query}")
@@ -188,6 +179,17 @@ class Authorizer:
             hint=f"log in with `docker login {registry}` or `skopeo login {registry}`, "
             "or check that the repository exists and is yours",
         )
+
+
+def _token_form(service: str, scopes: list[str], identity_token: str) -> bytes:
+    form = {
+        "grant_type": "refresh_token",
+        "service": service,
+        "client_id": _CLIENT_ID,
+        "scope": " ".join(scopes),
+        "refresh_token": identity_token,
+    }
+    return urlencode(form).encode()
 
 
 def _basic_header(credentials: Credentials) -> str:

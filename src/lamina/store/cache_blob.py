@@ -113,14 +113,17 @@ class CacheBlob:
         size = sum(-(-len(data) // 4096) * 4096 for _, data in todo)
         try:
             with self.space.room(size):
-                try:
-                    self._put(todo, chunks)
-                except OSError as error:
-                    if not self.space.make_more(error, size):
-                        raise
-                    self._put(todo, chunks)
+                self._put_or_evict(todo, size, chunks)
         except OSError as error:
             raise store_error(f"write to {self.path}", error) from error
+
+    def _put_or_evict(self, todo: list[tuple[int, Data]], size: int, chunks: range) -> None:
+        try:
+            self._put(todo, chunks)
+        except OSError as error:
+            if not self.space.make_more(error, size):
+                raise
+            self._put(todo, chunks)
 
     def _put(self, todo: list[tuple[int, Data]], chunks: range) -> None:
         with self.writing():

@@ -155,22 +155,29 @@ def decrypt(
     """
     require_cryptography()
     from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.asymmetric import padding
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     envelope = _parse(message)
     for certificate, key in product(certificates, keys):
         encrypted_key = envelope.encrypted_keys.get(certificate.issuer_and_serial)
         if encrypted_key is not None and key.kind == "RSA" and certificate.belongs_to(key):
             with suppress(ValueError, InvalidTag):
-                private = cast("RSAPrivateKey", key.key)
-                content_key = private.decrypt(encrypted_key, padding.PKCS1v15())
-                if len(content_key) == _KEY_BYTES[envelope.algorithm]:
-                    return AESGCM(content_key).decrypt(envelope.nonce, envelope.sealed, None)
+                return _opened(envelope, encrypted_key, key)
     raise TrustError(
         "no certificate and key given opens the PKCS#7 message",
         hint="give both: --decryption-key key.pem --decryption-key cert.pem",
     )
+
+
+def _opened(envelope: _Envelope, encrypted_key: bytes, key: PrivateKey) -> bytes:
+    """The payload.  Raises ValueError or InvalidTag if this is not the key."""
+    from cryptography.hazmat.primitives.asymmetric import padding
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    private = cast("RSAPrivateKey", key.key)
+    content_key = private.decrypt(encrypted_key, padding.PKCS1v15())
+    if len(content_key) != _KEY_BYTES[envelope.algorithm]:
+        raise ValueError("the content key is of another length")
+    return AESGCM(content_key).decrypt(envelope.nonce, envelope.sealed, None)
 
 
 def _parse(message: bytes) -> _Envelope:

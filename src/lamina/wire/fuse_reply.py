@@ -47,11 +47,6 @@ _MASK32 = 0xFFFFFFFF
 FUSE_NOTIFY_RESEND = 7
 
 
-def encode_reply(unique: int, body: bytes = b"") -> bytes:
-    """Return a successful reply."""
-    return _REPLY.pack(REPLY_HEADER_BYTES + len(body), 0, unique) + body
-
-
 def encode_reply_header(unique: int, body_bytes: int) -> bytes:
     """Return the header of a successful reply whose body is written from another buffer."""
     return _REPLY.pack(REPLY_HEADER_BYTES + body_bytes, 0, unique)

@@ -141,8 +141,7 @@ def test_directory_entries_are_aligned(name: bytes, ino: int) -> None:
 
 
 def test_replies() -> None:
-    assert fuse_reply.encode_reply(5, b"abc") == struct.pack("=IiQ", 19, 0, 5) + b"abc"
-    assert fuse_reply.encode_reply_header(5, 3) + b"abc" == fuse_reply.encode_reply(5, b"abc")
+    assert fuse_reply.encode_reply_header(5, 3) == struct.pack("=IiQ", 19, 0, 5)
     assert fuse_reply.encode_error(5, 2) == struct.pack("=IiQ", 16, -2, 5)
     assert fuse_reply.encode_open(1, fuse.OpenFlag.DIRECT_IO) == struct.pack("=QIi", 1, 1, 0)
     assert fuse_reply.encode_xattr_size(9) == struct.pack("=II", 9, 0)

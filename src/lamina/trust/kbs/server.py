@@ -134,10 +134,9 @@ class BrokerServer(ThreadingMixIn, TCPServer):
         """End connections that are past their deadline."""
         now = time.monotonic()
         with self._lock:
-            for sock, deadline in self._deadlines.items():
-                if now >= deadline:
-                    with contextlib.suppress(OSError):
-                        sock.shutdown(socket.SHUT_RDWR)
+            for sock in [sock for sock, end in self._deadlines.items() if now >= end]:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, *_: Any) -> None:
         """Say nothing of connections that break: whoever can connect could fill a log."""
