@@ -49,8 +49,8 @@ def proven_plaintext(
     """The plaintext of an encrypted layer in memory, whose descriptor digest was right: as it was
     compressed or, if that is not much, decompressed.
 
-    It begins after HMAC and diff_id proved right, in this order.  Raises what
-    :func:`decrypt_image` does.
+    It begins after HMAC and diff_id proved right, in this order.  Raises what :func:`read_options`
+    and :func:`check_plaintext` do, and IntegrityError for another HMAC.
     """
     public, private = read_options(layer, keys)
     with private.key, io.BytesIO(data) as sealed:
