@@ -20,8 +20,11 @@ from lamina.errors import NotFoundError, UsageError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
 from lamina.image.native import NativeImage
+from lamina.linux.mount import SuperblockWatch
 from lamina.linux.syscalls import SyscallError
+from lamina.serve import mount
 from lamina.serve.mount import Mount, mount_image
+from lamina.serve.whole_reads import NoKernelMountError, fails_whole
 from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import FolderSource, forget_pages, is_mounted, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
@@ -293,6 +296,40 @@ def test_auto_is_the_device_that_fails_closed(sample: Sample) -> None:
     with mount_image(sample.image, sample.mountpoint) as mounted:
         assert mounted.device == "fuse-blob"
         assert sample.file(b"sizes/1").read_bytes() == sample.built.contents[b"sizes/1"]
+
+
+def test_auto_avoids_blobs_by_fuse_where_the_kernel_hides_failed_reads(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_device("fuse-blob")
+    refusal = NoKernelMountError("zeros")
+
+    def refuse(folder: Path) -> None:
+        raise refusal
+
+    monkeypatch.setattr(mount, "require_whole_reads", refuse)
+    with mount_image(sample.image, sample.mountpoint) as mounted:
+        assert mounted.device == "fuse"
+        assert sample.file(b"sizes/1").read_bytes() == sample.built.contents[b"sizes/1"]
+    with pytest.raises(NoKernelMountError):
+        mount_image(sample.image, sample.mountpoint, "fuse-blob")
+    for blob in sample.image.blobs:
+        blob.ensure(0, blob.size_bytes)
+    with mount_image(sample.image, sample.mountpoint) as mounted:
+        assert mounted.device == "fuse-blob"
+
+
+def test_this_kernel_fails_the_whole_of_a_read(tmp_path: Path) -> None:
+    require_device("fuse-blob")
+    before = SuperblockWatch("erofs").before
+    assert fails_whole(str(tmp_path))
+    assert SuperblockWatch("erofs").before <= before, "the trial left a mount behind"
+
+
+def test_where_the_kernel_cannot_be_tried_there_is_no_kernel_mount() -> None:
+    require_device("fuse-blob")
+    with pytest.raises(NoKernelMountError, match="/proc"):
+        fails_whole("/proc")
 
 
 def test_a_shortage_of_descriptors_is_an_error_and_passes(sample: Sample) -> None:

@@ -19,6 +19,7 @@ _HINTS = {
     errno.ENOSYS: "this kernel is too old or was built without this feature",
     errno.EBUSY: "something still uses it",
     errno.ENODEV: "this kernel lacks the file system or the device driver",
+    errno.ENOTBLK: "EROFS in a file needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, no tmpfs",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
 

@@ -54,9 +54,18 @@ class FuseServer:
     Owns ``device``.  :meth:`start` comes after mounting: before, the device cannot be read.
     """
 
-    def __init__(self, device: int, filesystem: Filesystem) -> None:
+    def __init__(
+        self,
+        device: int,
+        filesystem: Filesystem,
+        *,
+        max_read_bytes: int = MAX_READ_BYTES,
+        threads: int = THREADS,
+    ) -> None:
         self._device = device
         self._filesystem = filesystem
+        self._max_read_bytes = max_read_bytes
+        self._thread_count = threads
         self._threads: list[threading.Thread] = []
         self._busy: set[int] = set()
         self._draining = False
@@ -77,7 +86,7 @@ class FuseServer:
 
     def start(self) -> None:
         """Start answering."""
-        for number in range(THREADS):
+        for number in range(self._thread_count):
             thread = threading.Thread(target=self._run, name=f"lamina-fuse-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -114,7 +123,7 @@ class FuseServer:
         request_buffer[:] = bytes(len(request_buffer))
         # Anonymous memory, of which only what is used becomes resident.  It is not closed here:
         # the traceback of an error may still have a view of it.
-        scratch = memoryview(mmap.mmap(-1, MAX_READ_BYTES))
+        scratch = memoryview(mmap.mmap(-1, self._max_read_bytes))
         try:
             while self._serve_one(request_buffer, scratch):
                 pass
@@ -196,8 +205,8 @@ class FuseServer:
             fuse.InitReply(
                 min(offer.minor, fuse.NEWEST_MINOR_VERSION),
                 (self._filesystem.flags | _PLAIN_FLAGS) & offer.flags,
-                min(offer.max_readahead_bytes, MAX_READ_BYTES),
-                MAX_READ_BYTES // 4096,
+                min(offer.max_readahead_bytes, self._max_read_bytes),
+                self._max_read_bytes // mmap.PAGESIZE,
             )
         )
 

@@ -19,6 +19,7 @@ from lamina.linux.syscalls import SyscallError
 from lamina.serve.detach import detach
 from lamina.serve.device import BlobDevice
 from lamina.serve.erofs_mount import ErofsMount, mount_erofs
+from lamina.serve.whole_reads import NoKernelMountError, require_whole_reads
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -204,7 +205,7 @@ def _mount_best(image: NativeImage, target: str, attributes: int) -> Mount:
     if os.geteuid() == 0:
         try:
             return _mount_blobs(image, target, "fuse-blob", attributes)
-        except KernelError as error:
+        except (KernelError, NoKernelMountError) as error:
             # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
             LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
     return _mount_tree(image, target, options)
@@ -223,6 +224,8 @@ def _mount_blobs(image: NativeImage, target: str, name: str, attributes: int) ->
         device = FuseBlobDevice(blobs)
     lazy = not all(blob.complete for blob in blobs)
     try:
+        if lazy and name == "fuse-blob":
+            require_whole_reads(blobs[0].path.parent)
         mount_erofs(ErofsMount(str(image.bootstrap_path), target, attributes, lazy), device)
     except BaseException:
         device.close()

@@ -110,7 +110,7 @@ class InitRequest(NamedTuple):
 
 
 class InitReply(NamedTuple):
-    """What the server takes; ``max_pages`` counts 4 KiB pages and bounds one READ."""
+    """What the server takes; ``max_pages`` counts pages of the machine and bounds one READ."""
 
     minor: int
     flags: InitFlag

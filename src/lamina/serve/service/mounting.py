@@ -35,6 +35,7 @@ from lamina.serve.state import (
     claimed_mountpoint,
     mounting_lock,
 )
+from lamina.serve.whole_reads import NoKernelMountError, require_whole_reads
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -98,12 +99,19 @@ def _mount_on_cleared(spec: MountSpec) -> MountRecord:
     if spec.device != "auto":
         return _mount(spec, attributes)
     if os.geteuid() == 0:
+        return _mount_best(spec, attributes)
+    return _mount(msgspec.structs.replace(spec, device="fuse"), attributes)
+
+
+def _mount_best(spec: MountSpec, attributes: int) -> MountRecord:
+    # A service that nobody is connected to ends, and the second attempt would wait for another.
+    with contextlib.closing(connect_or_start()):
         try:
             return _mount(msgspec.structs.replace(spec, device="fuse-blob"), attributes)
-        except SyscallError as error:
+        except (SyscallError, NoKernelMountError) as error:
             # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
             LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
-    return _mount(msgspec.structs.replace(spec, device="fuse"), attributes)
+        return _mount(msgspec.structs.replace(spec, device="fuse"), attributes)
 
 
 def _mount(spec: MountSpec, attributes: int) -> MountRecord:
@@ -203,6 +211,7 @@ def _mount_fuse_blobs(job: _Job) -> None:
     if all(job.opened["complete"]):
         _mount_erofs(job, job.opened["blobs"])
         return
+    require_whole_reads(os.path.dirname(job.opened["blobs"][0]))
     with _fuse_mount(job, []) as mount_fd:
         paths = [
             path if complete else f"{fd_path(mount_fd)}/{index}"

@@ -1,0 +1,175 @@
+"""Whether the kernel fails the whole of a read of a blob when a part of it failed.
+
+EROFS asks the file behind a blob for all that it reads ahead at once, which is up to 4 MiB where a
+program maps a file with large pages.  FUSE splits that into requests, and when a later one fails it
+returns what came before.  Some kernels (6.12.8 to 6.12.84 among them) then take the rest for zeros,
+and **readers see zeros without an error**.  Nothing that serves blobs can prevent that: it may be
+killed between two requests.
+
+Versions do not tell, since distributions mend kernels without changing them.  So the kernel is
+tried: it mounts, for no one to see, a file of two pages that FUSE delivers as two requests, of
+which the second fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import stat
+from typing import Final, NoReturn
+
+from lamina.erofs.layout import CHUNK_ENTRY, BlobEntry, ChunkIndex
+from lamina.erofs.tree import Node
+from lamina.erofs.writer import BootstrapOptions, write_bootstrap
+from lamina.errors import Error, UnsupportedError
+from lamina.linux import fuse_device, mount
+from lamina.linux.syscalls import from_os_error
+from lamina.linux.unnamed_file import open_unnamed_file
+from lamina.serve.device import fd_path
+from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
+from lamina.serve.reported_error import decode_error, encode_error
+from lamina.serve.state import state_directory
+from lamina.store.readiness import current_boot_id
+from lamina.wire import fuse, fuse_reply
+
+PAGE_BYTES: Final = mmap.PAGESIZE
+_NODE: Final = fuse.ROOT_ID + 1
+_NAME: Final = "pages"
+_PROOF: Final = "whole-reads"
+_FAILED: Final = b"the read failed"
+_ZEROS: Final = b"more came than there is"
+
+
+class NoKernelMountError(UnsupportedError):
+    """The kernel cannot mount blobs of FUSE, or may show zeros where reading them fails."""
+
+
+def require_whole_reads(folder: str | os.PathLike[str]) -> None:
+    """Raise NoKernelMountError unless this kernel was seen to fail the whole read since it started.
+
+    ``folder`` is one to write to, on a file system that the kernel mounts EROFS from.  Needs
+    CAP_SYS_ADMIN, and forks.
+    """
+    proof, boot = state_directory() / _PROOF, current_boot_id().hex()
+    with contextlib.suppress(OSError, ValueError):
+        if proof.read_text() == boot:
+            return
+    if not fails_whole(os.fspath(folder)):
+        raise NoKernelMountError(
+            f"Linux {os.uname().release} shows zeros where a part of a read fails, so it is not let"
+            " read blobs that are incomplete",
+            hint="--device fuse serves the whole tree; newer kernels (6.12.85 in the 6.12 series)"
+            " have this mended",
+        )
+    proof.write_text(boot)
+
+
+def fails_whole(folder: str) -> bool:
+    """Try it.  Raises NoKernelMountError where the kernel has no file-backed mounts."""
+    device = fuse_device.open_device()
+    pages = TwoPages()
+    server = FuseServer(device, pages, max_read_bytes=PAGE_BYTES, threads=1)
+    try:
+        mount_fd = fuse_device.create_fuse_mount(device, [], mount.MOUNT_ATTR_RDONLY)
+    except BaseException:
+        server.close()
+        raise
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        _read_and_exit(folder, device, mount_fd, write_end)
+    os.close(write_end)
+    os.close(mount_fd)
+    server.start()
+    with open(read_end, "rb") as pipe:
+        report = pipe.read()
+    os.waitpid(pid, 0)
+    # Its mounts went with the child, and so did the connection.
+    server.close()
+    if report not in (_FAILED, _ZEROS):
+        error = decode_error(report)
+        raise NoKernelMountError(str(error), hint=error.hint)
+    # Asked for once, the first page was not part of a read that failed: nothing is proven.
+    return report == _FAILED and pages.first_page_reads > 1
+
+
+def _read_and_exit(folder: str, device: int, mount_fd: int, write_end: int) -> NoReturn:
+    """Mount and read in a fork of the server, as every reader has to be: see
+    :class:`lamina.serve.device.BlobDevice`.
+    """
+    report = b""
+    try:
+        # A copy of the device would keep the connection after the server's death.
+        os.close(device)
+        report = _FAILED if len(_read(folder, mount_fd)) <= PAGE_BYTES else _ZEROS
+    except Error as error:
+        report = encode_error(error)
+    except OSError as error:
+        report = encode_error(from_os_error(error, "open", f"cannot try a mount in {folder}"))
+    finally:
+        os.write(write_end, report)
+        os._exit(0)
+
+
+def _read(folder: str, mount_fd: int) -> bytes:
+    with open_unnamed_file(folder) as file:
+        file.write(_bootstrap())
+        options: list[tuple[str, str | None]] = [("device", f"{fd_path(mount_fd)}/blob")]
+        root = mount.create_mount("erofs", fd_path(file.fileno()), options, mount.MOUNT_ATTR_RDONLY)
+    fd = os.open(_NAME, os.O_RDONLY, dir_fd=root)
+    try:
+        return os.pread(fd, 2 * PAGE_BYTES, 0)
+    except OSError:
+        return b""
+
+
+def _bootstrap() -> bytes:
+    """A tree with one file, which is one chunk of two pages."""
+    size = 2 * PAGE_BYTES
+    chunk = ChunkIndex(0, 0, 0).pack()
+    file = Node(stat.S_IFREG | 0o400, size=size, chunks=chunk)
+    root = Node(stat.S_IFDIR | 0o500, children={_NAME.encode(): file})
+    blob = BlobEntry("0" * 64, 0, size, 1, 0, 0, 0, size, size, 0, 0, 0, 0, 0)
+    return write_bootstrap(root, [blob], bytes(CHUNK_ENTRY.size), BootstrapOptions(size))
+
+
+class TwoPages:
+    """A FUSE file system with one file, of whose two pages the second cannot be read."""
+
+    flags = fuse.InitFlag.ASYNC_DIO
+
+    def __init__(self) -> None:
+        self.first_page_reads = 0
+
+    def handle(self, request: fuse.Request, scratch: memoryview, /) -> Body:
+        """Answer a request."""
+        opcode = request.opcode
+        if opcode == fuse.Opcode.READ:
+            read = fuse.decode_read(request)
+            if read.offset + read.size_bytes > PAGE_BYTES:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            self.first_page_reads += 1
+            scratch[: read.size_bytes] = b"\1" * read.size_bytes
+            return scratch[: read.size_bytes]
+        if opcode == fuse.Opcode.LOOKUP:
+            return fuse_reply.encode_entry(_NODE, _attributes(_NODE), CACHE_S)
+        if opcode == fuse.Opcode.GETATTR:
+            return fuse_reply.encode_attr(_attributes(request.nodeid), CACHE_S)
+        if opcode == fuse.Opcode.OPEN:
+            return fuse_reply.encode_open(0, fuse.OpenFlag.DIRECT_IO | fuse.OpenFlag.NOFLUSH)
+        if opcode == fuse.Opcode.RELEASE:
+            return b""
+        raise refuse(request)
+
+    def forget(self, nodeid: int, lookups: int) -> None:
+        """Nothing to do."""
+
+
+def _attributes(nodeid: int) -> fuse.Attributes:
+    folder = nodeid == fuse.ROOT_ID
+    size = 0 if folder else 2 * PAGE_BYTES
+    return fuse.Attributes(
+        nodeid, size, size // 512, (0, 0), 0o40500 if folder else 0o100400, 1 + folder, 0, 0, 0
+    )
