@@ -11,6 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from logging import INFO, WARNING, getLogger
 from types import MappingProxyType
 from typing import Final, NamedTuple, TypeVar
 
@@ -24,6 +25,8 @@ from lamina.registry.repository import ClientOptions
 from lamina.registry.transport import Pool, TransientError, translated
 from lamina.registry.url import Url, is_loopback, parse_url
 
+LOG: Final = getLogger("lamina")
+
 CUT_HINT: Final = "what the registry has is cut: push the image again, or use another registry"
 _HUB_HOST: Final = "registry-1.docker.io"
 _MAX_REDIRECTS: Final = 5
@@ -31,6 +34,7 @@ _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
 _TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 _MAX_ERROR_BYTES: Final = 64 << 10
 _MAX_PAUSE_S: Final = 5.0
+_LONG_S: Final = 4.0
 _MAX_RETRY_AFTER_S: Final = 30.0
 _SLOWEST_BYTES_PER_S: Final = 8 << 10
 
@@ -152,6 +156,7 @@ class Session:
         deadline.
         """
         for attempt in range(self.options.attempts):
+            started = time.monotonic()
             try:
                 return action()
             except TransientError as error:
@@ -161,6 +166,9 @@ class Session:
                 last = attempt + 1 >= self.options.attempts
                 if last or time.monotonic() + pause_s >= deadline:
                     raise
+                lost_s = time.monotonic() - started + pause_s
+                # Nobody should wait for long and not know what for.
+                LOG.log(WARNING if lost_s >= _LONG_S else INFO, "%s; asking again", error)
                 time.sleep(pause_s)
         raise ValueError("ClientOptions.attempts must be at least 1")
 

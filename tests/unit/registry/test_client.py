@@ -22,6 +22,7 @@ from lamina.errors import (
     UnsupportedError,
 )
 from lamina.registry import manifest as m
+from lamina.registry import session
 from lamina.registry.client import RegistryRepository
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import ClientOptions
@@ -225,6 +226,20 @@ def test_silence_ends_in_time(registry: FakeRegistry, digest: str) -> None:
         with pytest.raises(FetchError, match="did not answer in time"):
             repository.read_range(digest, 0, 10)
         assert time.monotonic() - started < 0.9
+
+
+def test_long_waits_are_told_of(
+    registry: FakeRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "_LONG_S", 0.3)
+    monkeypatch.setattr(logging.getLogger("lamina"), "propagate", True)
+    put_manifest(registry, manifest_of(b"x"))
+    for action in (fake.status(503), fake.stall(1)):
+        registry.rule("GET", "/manifests/", action, times=1)
+        with caplog.at_level("INFO", "lamina"), opened(registry, timeout_s=0.4) as repository:
+            repository.resolve()
+    assert [each.levelname for each in caplog.records] == ["INFO", "WARNING"]
+    assert all("asking again" in each.message for each in caplog.records)
 
 
 def test_a_range_has_the_time_that_its_reader_has(registry: FakeRegistry, digest: str) -> None:
