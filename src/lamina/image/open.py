@@ -39,6 +39,7 @@ from lamina.image.native import NativeImage, Origin
 from lamina.image.sealed import Content, no_key_error, open_sealed
 from lamina.image.shared_storage import refuse_shared_storage
 from lamina.registry.manifest import (
+    CONFIG_TYPES,
     MAX_CONFIG_BYTES,
     Descriptor,
     ImageConfig,
@@ -47,9 +48,9 @@ from lamina.registry.manifest import (
     parse_config,
     parse_manifest,
 )
-from lamina.registry.platform import Preference, select_platform
+from lamina.registry.platform import Preference, runs_on, select_platform
 from lamina.registry.reference import Reference, parse_reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.repository import ClientOptions, Repository, open_repository, read_config
 from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
@@ -288,17 +289,34 @@ def find_manifest(
         digest = descriptor.digest
     else:
         descriptor = digest
-    for _ in range(MAX_INDEX_DEPTH):
+    for depth in range(MAX_INDEX_DEPTH):
         data = node.metadata(digest)
         if data is None:
             _, data = repository.manifest(descriptor)
             node.put_metadata(data, digest)
         document = parse_manifest(data, f"manifest of {reference}")
         if not isinstance(document, Index):
+            if platform is not None and depth == 0:
+                _check_platform(repository, node, document, str(platform))
             return document, digest
         descriptor = select_platform(document, platform, prefer=prefer)
         digest = descriptor.digest
     raise FormatError(f"{reference} is an index of indexes of indexes, without an image in reach")
+
+
+def _check_platform(
+    repository: Repository, node: NodeStore, manifest: Manifest, platform: str
+) -> None:
+    """Raise NotFoundError for an image of one platform that is not the one asked for."""
+    if manifest.is_sealed or manifest.config.media_type not in CONFIG_TYPES:
+        return
+    data = node.metadata(manifest.config.digest)
+    config = read_config(repository, manifest) if data is None else parse_config(data)
+    if config.architecture and not runs_on(config.platform, platform):
+        raise NotFoundError(
+            f"{repository.reference} has no manifest for {platform}",
+            hint=f"it is a single image for {config.platform}",
+        )
 
 
 def _resident_version(node: NodeStore, reference: Reference) -> Reference:

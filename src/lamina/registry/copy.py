@@ -31,6 +31,7 @@ from lamina.registry.platform import (
     normalise,
     parse_platform,
     platforms_of,
+    runs_on,
     select_platform,
 )
 from lamina.registry.repository import Repository, read_config
@@ -182,11 +183,10 @@ def _filtered(
 
 def _check_platform(source: Repository, manifest: Manifest, platforms: Sequence[str]) -> None:
     """NotFoundError if a single image says that it is for another platform."""
-    wanted = {_names(parse_platform(text)) for text in platforms}
     if manifest.config.media_type not in CONFIG_TYPES:
         return
     own = normalise(read_config(source, manifest).platform)
-    if own.architecture and _names(own) not in wanted:
+    if own.architecture and not any(runs_on(own, text) for text in platforms):
         raise NotFoundError(
             f"{source.reference} has no manifest for {', '.join(sorted(platforms))}",
             hint=f"it is a single image for {own}",

@@ -112,6 +112,13 @@ def select_platform(
     return index.manifests[best[2]]
 
 
+def runs_on(own: Platform, want: str) -> bool:
+    """Whether an image for the platform *own* is one that :func:`select_platform` would take."""
+    own = normalise(own)
+    names = own.os, own.architecture, own.variant
+    return names in _acceptable(normalise(parse_platform(want)))
+
+
 def platforms_of(index: Index) -> set[str]:
     """The platforms of an index as text; attestations (``unknown/unknown``) are left out."""
     known = (entry.platform for entry in index.manifests if entry.platform is not None)

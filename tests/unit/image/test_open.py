@@ -269,6 +269,15 @@ def test_the_platform_is_chosen_from_an_index(built: BuiltImage, tmp_path: Path)
     assert "amd64" in (caught.value.hint or "")
 
 
+def test_an_image_of_one_platform_is_not_taken_for_another(layout: Path, tmp_path: Path) -> None:
+    reference, store = f"oci:{layout}:latest", tmp_path / "store"
+    for platform in (None, "linux/amd64", "linux/amd64/v3"):
+        open_image(reference, store=store, platform=platform).close()
+    with pytest.raises(NotFoundError, match="no manifest for linux/arm64") as caught:
+        open_image(reference, store=store, platform="linux/arm64")
+    assert caught.value.hint == "it is a single image for linux/amd64"
+
+
 def test_references_that_are_wrong_or_lead_nowhere(layout: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         open_image("NOT A REFERENCE", store=tmp_path / "store")

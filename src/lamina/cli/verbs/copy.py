@@ -11,6 +11,7 @@ from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import open_meter
+from lamina.errors import UsageError
 
 PAGE: Final = Page(
     """
@@ -55,9 +56,12 @@ def run(args: Namespace) -> int:
     from lamina.registry.copy import plan_copy, run_copy
     from lamina.registry.platform import host_platform
 
+    if args.all and args.platform:
+        raise UsageError("--all copies all platforms, --platform one", hint="leave one of them out")
     with open_pair(args) as (origin, target), open_meter() as meter:
         only = None if args.all else args.platform or str(host_platform())
-        plan = plan_copy(origin, only=only)
+        # An image that is for one platform must be for the one that was asked for.
+        plan = plan_copy(origin, only=only, platforms=[args.platform] if args.platform else None)
         advance = meter.add("copy", plan.size_bytes)
         root = run_copy(plan, origin, target, progress=lambda _, moved: advance(moved))
     if args.json:
