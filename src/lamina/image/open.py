@@ -285,16 +285,17 @@ def find_manifest(
     digest = reference.digest
     descriptor: Descriptor | str
     if digest is None:
-        descriptor = repository.resolve()
-        digest = descriptor.digest
+        # Whoever is asked what a tag means answers with the manifest.
+        descriptor, data = repository.manifest()
+        digest = node.put_metadata(data, descriptor.digest)
     else:
         descriptor = digest
     for depth in range(MAX_INDEX_DEPTH):
-        data = node.metadata(digest)
-        if data is None:
-            _, data = repository.manifest(descriptor)
-            node.put_metadata(data, digest)
-        document = parse_manifest(data, f"manifest of {reference}")
+        kept = node.metadata(digest)
+        if kept is None:
+            _, kept = repository.manifest(descriptor)
+            node.put_metadata(kept, digest)
+        document = parse_manifest(kept, f"manifest of {reference}")
         if not isinstance(document, Index):
             if platform is not None and depth == 0:
                 _check_platform(repository, node, document, str(platform))
