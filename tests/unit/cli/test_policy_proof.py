@@ -83,7 +83,7 @@ def test_inspect_shows_what_is_proven_only(
     assert "layers" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["ls"]])
+@pytest.mark.parametrize("command", [["inspect", "A"], ["ls", "A"], ["check", "A", "A"]])
 def test_a_passphrase_that_can_be_read_once_is_read_once(
     tmp_path: Path, words: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +99,8 @@ def test_a_passphrase_that_can_be_read_once_is_read_once(
     os.close(writer)
     try:
         option = f"--decryption-key={tmp_path}/key.pem:fd={reader}"
-        assert main([*command, *words, option, f"oci:{tmp_path}/image:v1"]) == 0
+        line = [f"oci:{tmp_path}/image:v1" if word == "A" else word for word in command]
+        assert main([*line, *words, option]) == 0
     finally:
         os.close(reader)
 

@@ -103,12 +103,15 @@ def run(args: Namespace) -> int:
 
 
 def _compare(args: Namespace) -> int:
+    from lamina.cli.key_options import key_texts_for_later
     from lamina.cli.opening import open_any
 
     if args.data:
         raise UsageError("--data is for one image; two trees are always compared with their data")
     # What an index tells is to be compared with the layers, and not with itself.
     args.index = "never"
+    # Both are opened with them, and a descriptor gives its passphrase once.
+    args.decryption_key = key_texts_for_later(args.decryption_key)
     with ExitStack() as stack:
         first = stack.enter_context(closing(open_any(args, args.a)))
         second = stack.enter_context(closing(open_any(args, args.b)))
