@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from lamina.errors import AuthError, Error, FetchError, NotFoundError
@@ -34,14 +35,12 @@ class Delivery(NamedTuple):
     source: Source
 
 
+@dataclass(slots=True)
 class _Health:
     """How a source has done lately."""
 
-    __slots__ = ("failures", "until")
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.until = 0.0
+    failures: int = 0
+    until: float = 0.0
 
 
 class Fetcher:

@@ -73,11 +73,6 @@ class Traffic:
             running_s = time.monotonic() - self._since if self._readers else 0.0
             return self._waited_s + running_s
 
-    @property
-    def readers(self) -> int:
-        """How many wait now."""
-        return self._readers
-
     def wait_idle(
         self, size_bytes: int, bucket: TokenBucket | None, stopped: threading.Event
     ) -> bool:

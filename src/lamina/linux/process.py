@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 import signal
 
-from lamina.linux.syscalls import LIBC, checked, from_os_error
+from lamina.linux.syscalls import LIBC, checked
 
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
@@ -63,17 +62,6 @@ def raise_file_limit() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
-
-
-def open_pidfd(pid: int) -> int:
-    """Return a pidfd (Linux 5.3): readable once the process has ended, immune to reuse of pids.
-
-    Raises SyscallError with ESRCH if there is no such process.
-    """
-    try:
-        return os.pidfd_open(pid)
-    except OSError as error:
-        raise from_os_error(error, "pidfd_open", f"cannot watch process {pid}") from error
 
 
 def start_time_ticks(pid: int) -> int | None:
