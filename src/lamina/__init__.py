@@ -40,7 +40,7 @@ def open(  # noqa: A001
     store: NodeStore | str | os.PathLike[str] | None = None,
     options: ClientOptions | None = None,
     platform: str | Platform | None = None,
-    decryption_keys: Sequence[str] = (),
+    decryption_keys: Sequence[str] | str = (),
     policy: str | os.PathLike[str] | None = None,
     allow_older: bool = False,
     index: IndexUse | IndexRule | Literal["always"] = "auto",
@@ -58,10 +58,10 @@ def open(  # noqa: A001
     ``"always"`` one that has none is pulled and indexed first, with ``"never"`` none is looked for;
     an :class:`~lamina.image.indexed.IndexRule` can ask a policy before one is used.
 
-    *decryption_keys* open a sealed image: each is ``FILE``, ``FILE:file=PATH`` with a passphrase in
-    another file, or ``provider:NAME``.  *policy* is a ``policy.json`` whose demands are proven
-    before anything of the image is read.  An older release than one that was used on this node
-    before is refused then, unless *allow_older* is set.
+    *decryption_keys*, or the only one, open a sealed image: each is ``FILE``, ``FILE:file=PATH``
+    with a passphrase in another file, or ``provider:NAME``.  *policy* is a ``policy.json`` whose
+    demands are proven before anything of the image is read.  An older release than one that was
+    used on this node before is refused then, unless *allow_older* is set.
 
     Raises :class:`lamina.Error`; see :func:`lamina.image.open.open_image` for its kinds.
     """

@@ -24,6 +24,7 @@ from lamina.errors import (
     StoreError,
     TrustError,
     UnsupportedError,
+    UsageError,
 )
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
@@ -168,15 +169,26 @@ def test_a_key_provider_of_the_environment_opens_a_mount(
     assert command(*mount[3:]) == TrustError.exit_code
 
 
-def test_fsspec_reads_it_with_a_key(image: SealedImage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrap", [list, str])
+def test_fsspec_reads_it_with_a_key(
+    image: SealedImage, tmp_path: Path, wrap: type[list[str]] | type[str]
+) -> None:
     from lamina.fsspec import LaminaFileSystem
 
-    more = {"decryption_keys": [image.keys.private], "skip_instance_cache": True}
+    keys = [image.keys.private] if wrap is list else image.keys.private
+    more = {"decryption_keys": keys, "skip_instance_cache": True}
     files = LaminaFileSystem(image.reference, store=str(tmp_path / "store"), **more)
     try:
         assert files.cat_file(FILE) == LAYERS[0][FILE[1:]]
     finally:
         files.close()
+
+
+def test_a_sealed_image_is_not_indexed(
+    image: SealedImage, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("index", image.reference) == UsageError.exit_code
+    assert "sealed" in capsys.readouterr().err
 
 
 def test_another_key_opens_nothing(image: SealedImage, tmp_path: Path) -> None:

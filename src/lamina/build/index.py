@@ -139,6 +139,8 @@ def refuse_native(manifest: Manifest) -> None:
     """Raise UsageError for what has no layers of its own to index."""
     if manifest.is_nydus:
         raise UsageError("The image is a native image or an index already.")
+    if manifest.is_sealed:
+        raise UsageError("The image is sealed, so it is lazy already.")
 
 
 def read_config(repository: Repository, manifest: Manifest) -> bytes:

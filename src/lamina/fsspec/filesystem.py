@@ -6,10 +6,11 @@ import datetime as dt
 import io
 import os
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn
 
 from fsspec.spec import AbstractFileSystem
 
+import lamina
 from lamina.errors import UsageError
 from lamina.image.base import Stat
 from lamina.image.errors import (
@@ -22,6 +23,7 @@ from lamina.image.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lamina.image.indexed import IndexUse
     from lamina.image.native import NativeImage
 
 SCHEME: Final = "lamina://"
@@ -60,16 +62,17 @@ class LaminaFileSystem(AbstractFileSystem):
         store: str | None = None,
         platform: str | None = None,
         client: dict[str, Any] | None = None,
-        decryption_keys: Sequence[str] = (),
+        decryption_keys: Sequence[str] | str = (),
         policy: str | None = None,
+        allow_older: bool = False,
+        index: IndexUse | Literal["always"] = "auto",
         **storage_options: Any,
     ) -> None:
         """Name an image.
 
         *store* is the directory of the node store, *platform* chooses from an index, *client* has
         fields of :class:`lamina.registry.repository.ClientOptions`, as ``{"plain_http": True}``;
-        *decryption_keys* and *policy* are those of :func:`lamina.open`.
-        Raises UsageError without a reference.
+        the others are those of :func:`lamina.open`.  Raises UsageError without a reference.
         """
         super().__init__(**storage_options)
         if not reference:
@@ -81,7 +84,10 @@ class LaminaFileSystem(AbstractFileSystem):
         self._store = store
         self._platform = platform
         self._client = client or {}
-        self._trust = tuple(decryption_keys), policy
+        self._keys = decryption_keys
+        self._policy = policy
+        self._allow_older = allow_older
+        self._index = index
         self._opened: NativeImage | None = None
         self._opening = threading.Lock()
 
@@ -90,20 +96,21 @@ class LaminaFileSystem(AbstractFileSystem):
         """The image behind the file system."""
         with self._opening:
             if self._opened is None:
-                from lamina.image.access import read_access
-                from lamina.image.open import open_image
                 from lamina.registry.repository import ClientOptions
 
                 try:
                     options = ClientOptions(**self._client)
                 except TypeError as error:
                     raise UsageError(f"the option client is wrong: {error}") from error
-                self._opened = open_image(
+                self._opened = lamina.open(
                     self.reference,
                     store=self._store,
                     options=options,
                     platform=self._platform,
-                    access=read_access(*self._trust),
+                    decryption_keys=self._keys,
+                    policy=self._policy,
+                    allow_older=self._allow_older,
+                    index=self._index,
                 )
             return self._opened
 

@@ -42,14 +42,14 @@ class Access:
 
 
 def read_access(
-    decryption_keys: Sequence[str] = (),
+    decryption_keys: Sequence[str] | str = (),
     policy: str | os.PathLike[str] | None = None,
     brokers: Mapping[str, KeyProvider] | None = None,
     *,
     allow_older: bool = False,
     reopens: bool = False,
 ) -> Access | None:
-    """What the command line and the environment give: keys as
+    """What the command line and the environment give: keys (or the only one) as
     :func:`lamina.trust.recipients.parse_decryption_keys` reads them, key providers that are
     configured or in *brokers*, and a policy file; *allow_older* and *reopens* are those of
     :class:`Access`.  None if there is nothing.
@@ -60,6 +60,8 @@ def read_access(
     if decryption_keys or brokers or os.environ.get("OCICRYPT_KEYPROVIDER_CONFIG"):
         from lamina.trust.recipients import parse_decryption_keys
 
+        if isinstance(decryption_keys, str):
+            decryption_keys = (decryption_keys,)
         keys = parse_decryption_keys(decryption_keys, brokers)
     if policy is not None:
         from lamina.trust.policy import load_policy

@@ -15,6 +15,7 @@ import fsspec
 import pytest
 from tests.support.native_images import build_image, push_image, some_bytes
 
+import lamina
 from lamina.erofs.tree import Node
 from lamina.errors import FetchError, UnsupportedError, UsageError
 from lamina.fsspec import LaminaFileSystem
@@ -271,6 +272,22 @@ def test_client_options(reference: str) -> None:
     bad = LaminaFileSystem(reference, client={"plain_htpt": False})
     with pytest.raises(UsageError, match="plain_htpt"):
         bad.ls("/")
+
+
+def test_options_of_open(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, seen = lamina.open, []
+
+    def opening(*arguments: object, **options: object) -> object:
+        seen.append(options)
+        return real(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lamina, "open", opening)
+    system = LaminaFileSystem(reference, index="never", allow_older=True)
+    assert system.exists("/data")
+    system.close()
+    assert (seen[0]["index"], seen[0]["allow_older"]) == ("never", True)
+    with pytest.raises(UsageError, match="nevr"):
+        LaminaFileSystem(reference, index="nevr").ls("/")
 
 
 def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
