@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from lamina.blob.check import check_table
 from lamina.blob.decode import decode_piece
+from lamina.blob.layout import CHUNK_ZRAN, MAX_ZRAN_OUTPUT
 from lamina.blob.split_table import SplitTable
 from lamina.blob.table import ChunkTable
 from lamina.codec.compress import Compressor
@@ -60,7 +61,8 @@ def _use(table: ChunkTable, data: bytes) -> None:
         with contextlib.suppress(Error):
             piece = table.piece(table.piece_of(chunk))
             assert piece.first <= chunk < piece.first + piece.count
-            assert piece.raw_size <= table.entry.chunk_size
+            is_zran = table.chunk_flags(piece.first) & CHUNK_ZRAN
+            assert piece.raw_size <= (MAX_ZRAN_OUTPUT if is_zran else table.entry.chunk_size)
             assert table.piece_holding(chunk)[1:] == piece[1:]
             nothing = ChunkEntries(b"", 0, 0, [])
             _decode(table, piece.index, data, nothing)
