@@ -250,7 +250,10 @@ def test_self_test(lamina: Shell) -> None:
     (result,) = lamina.json("self-test")
     assert result["ok"] is True
     assert {answer["name"] for answer in result["answers"]} >= {"codecs", "image round trip"}
-    assert {feature["name"] for feature in result["features"]} >= {"erofs", "/dev/fuse", "runc"}
+    features = {feature["name"]: feature for feature in result["features"]}
+    assert features.keys() >= {"erofs", "/dev/fuse", "runc"}
+    tried = features["failed reads stay failed"]
+    assert tried["available"] or "root" in tried["detail"] or "Linux" in tried["detail"]
     assert lamina("self-test").stdout.count(b"ok ") >= 5
 
 

@@ -24,7 +24,7 @@ class Feature(NamedTuple):
 
 
 def features() -> Iterator[Feature]:
-    """Look at every feature; nothing is mounted or changed."""
+    """Look at every feature; nothing is changed, or mounted for others to see."""
     release = kernel_release()
     root = os.geteuid() == 0
     yield Feature("root", root, "needed by run, and by mount with fanotify or fuse-blob")
@@ -32,6 +32,7 @@ def features() -> Iterator[Feature]:
     for name, (needed, use) in _RELEASES.items():
         text = f"{use}; since Linux {needed[0]}.{needed[1]}"
         yield Feature(name, release >= needed, text)
+    yield _probed("failed reads stay failed", "device fuse-blob", _whole_reads)
     yield _probed("fanotify pre-content events", "device fanotify", _fanotify)
     yield Feature(
         "/dev/fuse", os.access("/dev/fuse", os.R_OK | os.W_OK), "devices fuse-blob and fuse"
@@ -59,6 +60,15 @@ def _filesystem(name: str, use: str) -> Feature:
         return Feature(name, filesystem_known(name), use)
     except (Error, OSError) as error:
         return Feature(name, False, str(error))
+
+
+def _whole_reads() -> None:
+    from lamina.serve.whole_reads import require_whole_reads
+
+    if os.geteuid() != 0:
+        raise OSError("only root can try it")
+    # Not /tmp, which may be in memory: EROFS is not mounted from there.
+    require_whole_reads("/var/tmp")  # noqa: S108 - the file has no name
 
 
 def _fanotify() -> None:
