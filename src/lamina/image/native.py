@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Protocol, TypeVar, cast
 
 from lamina.erofs.layout import Inode
 from lamina.erofs.reader import Bootstrap
-from lamina.errors import FormatError, UnsupportedError
+from lamina.errors import FormatError, UnsupportedError, UsageError
 from lamina.image.base import ImageBase, Stat, Where, below, shown
 from lamina.image.blob_set import BlobSet
 from lamina.image.errors import FileKindError, NotDirectoryError
@@ -81,6 +81,7 @@ class NativeImage(ImageBase):
         self.blobs = blobs
         self.origin = origin
         self._resources = resources or ExitStack()
+        self._owns_bootstrap = resources is not None
 
     @property
     def bootstrap_path(self) -> Path:
@@ -244,8 +245,19 @@ class NativeImage(ImageBase):
             yield run
 
     def close(self) -> None:
-        """Close the blobs and the bootstrap; may be called again."""
+        """Close the blobs and the bootstrap; may be called again.  Then whatever needs them raises
+        UsageError.
+        """
         self._resources.close()
+        if self._owns_bootstrap:
+            self.bootstrap = cast("Bootstrap", _ClosedBootstrap())
+
+
+class _ClosedBootstrap:
+    """Stands for the bootstrap of an image that is closed."""
+
+    def __getattr__(self, _name: str) -> NoReturn:
+        raise UsageError("the image is closed")
 
 
 def _stat(path: bytes, inode: Inode) -> Stat:

@@ -148,7 +148,10 @@ def unmount(mountpoint: str, flags: int = UMOUNT_NOFOLLOW) -> None:
     result = LIBC.umount2(ctypes.c_char_p(os.fsencode(mountpoint)), ctypes.c_int(flags))
     hint = None
     if result < 0 and ctypes.get_errno() == errno.EBUSY:
-        hint = "a program has files open or its working directory there; end it, or unmount lazily"
+        hint = (
+            "a program has files open or its working directory there, or a mount is below it; "
+            "end that, or unmount lazily"
+        )
     checked(result, "umount2", f"cannot unmount {mountpoint}", hint=hint)
 
 

@@ -88,4 +88,6 @@ def _make(path: str, container_id: str, choices: str) -> None:
             hint=f"choose {choices}",
         ) from None
     except OSError as error:
-        raise StoreError(f"cannot make a folder for the container: {error}") from error
+        raise StoreError(
+            f"cannot make the folder {path} for the container: {error.strerror}"
+        ) from error

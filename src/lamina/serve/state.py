@@ -85,7 +85,7 @@ def state_directory() -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except OSError as error:
-        raise StoreError(f"cannot use the state folder {path}: {error}") from error
+        raise StoreError(f"cannot use the state folder {path}: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StoreError(
             f"the state folder {path} is not a folder that only you can write to",
@@ -185,7 +185,7 @@ class MountRecords:
             temporary.write_bytes(record.encode() + b"\n")
             temporary.replace(path)
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error}") from error
+            raise StoreError(f"cannot write {path}: {error.strerror}") from error
 
     def read(self, mountpoint: str) -> MountRecord | None:
         """Return the record of an absolute path, None if there is none that can be read."""

@@ -365,10 +365,20 @@ def test_a_record_of_another_version_is_made_anew(layout: Path, tmp_path: Path) 
 
 def test_after_closing_nothing_can_be_read(layout: Path, tmp_path: Path) -> None:
     image = open_image(f"oci:{layout}:latest", store=tmp_path / "store")
+    file = image.open("/etc/one")
+    stat = image.stat("/etc/one")
     image.close()
     image.close()
-    with pytest.raises(UsageError, match="closed"):
-        _ = image.blobs[0]
+    for use in (
+        lambda: image.blobs[0],
+        lambda: image.stat("/etc"),
+        lambda: image.open("/etc/one"),
+        lambda: list(image.walk()),
+        lambda: image.pread(stat, 0, 10),
+        file.read,
+    ):
+        with pytest.raises(UsageError, match="the image is closed"):
+            use()
 
 
 def test_blobs_open_once_and_as_a_sequence(layout: Path, tmp_path: Path) -> None:

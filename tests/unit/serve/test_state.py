@@ -81,6 +81,14 @@ def test_state_folder_must_be_private(tmp_path: Path, monkeypatch: pytest.Monkey
         state_directory()
 
 
+def test_a_state_folder_that_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAMINA_RUNTIME", str(tmp_path / "absent" / "below"))
+    with pytest.raises(StoreError, match=r"below: No such file or directory$"):
+        state_directory()
+
+
 @pytest.mark.parametrize("error", [IntegrityError("no"), FetchError("x\ny", hint="try äöü")])
 def test_errors_travel(error: FetchError | IntegrityError) -> None:
     found = decode_error(encode_error(error))
