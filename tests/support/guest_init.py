@@ -1,6 +1,7 @@
 """The first program in a guest: make the machine usable, run the script, say how it went, halt.
 
-What the script prints goes to the second serial port; ``exit code N`` is the last line of it.
+What the script prints goes to the second serial port; ``begun`` is the first
+line of it, and ``exit code N`` the last.
 """
 
 import ctypes
@@ -52,6 +53,7 @@ def run():
         "LAMINA_RUNTIME": "/run/lamina",
     }
     with open("/dev/ttyS1", "wb", buffering=0) as port:
+        port.write(b"begun\n")
         done = subprocess.run(
             [sys.executable, *words], stdout=port, stderr=port, env=environment, cwd="/project"
         )
