@@ -179,6 +179,11 @@ def test_actions(folder: Path, tmp_path: Path) -> None:
     lamina("kbs", "put", *where, "a/b/empty", code=2)
     lamina("kbs", "remove", *where, "a/b/absent", code=7)
     lamina("kbs", "init", *where, code=2)
+    half = tmp_path / "half"
+    half.mkdir()
+    (half / "tls.key").touch()
+    lamina("kbs", "init", "--dir", str(half), code=2)
+    assert os.listdir(half) == ["tls.key"], "no store without certificates"
     lamina("kbs", "serve", *where, "--listen", "nowhere", code=2)
     lamina("kbs", "key-provider", code=2)
     file = tmp_path / "passphrase"

@@ -302,7 +302,8 @@ class Damaged:
 def test_a_liar_among_the_sources(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     built = build_image(random_files(2, 5, 100_000), chunk_size=CHUNK)
     liar, good = Damaged(built), MemorySource(built)
-    fetcher = Fetcher([liar, good])
+    now = time.monotonic()
+    fetcher = Fetcher([liar, good], clock=lambda: now)
     with opened(tmp_path / "image", built, NodeStore(tmp_path / "store"), fetcher) as image:
         read_all(image, built)
     assert len(liar.source.requests) < len(good.requests), "it is passed over for a while"

@@ -255,11 +255,13 @@ def _init(args: Namespace) -> int:
     from lamina.trust.kbs.key_store import KeyStore
 
     host, _ = listen_address(args.listen)
+    names = {"ca": "ca.crt", "certificate": "tls.crt", "key": "tls.key"}
+    paths = {kind: os.path.join(args.dir, name) for kind, name in names.items()}
+    for path in filter(os.path.lexists, paths.values()):
+        raise UsageError(f"{path} is there already", hint="choose another folder, or move it")
     passphrase = store_passphrase(args, twice=True)
     made = make_certificates([host, *args.name])
     store = KeyStore.create(args.dir, passphrase)
-    names = {"ca": "ca.crt", "certificate": "tls.crt", "key": "tls.key"}
-    paths = {kind: os.path.join(args.dir, name) for kind, name in names.items()}
     for path, data, mode in zip(paths.values(), made, (0o644, 0o644, 0o600), strict=True):
         write_new(path, data, mode)
     if args.json:
