@@ -17,9 +17,11 @@ from lamina.cli.options import (
 from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.build.layer_tar import UnpackReport
+    from lamina.registry.reference import Reference
 
 PAGE: Final = Page(
     """
@@ -28,7 +30,8 @@ PAGE: Final = Page(
     the user may set them: as root all of them.
 
     DST is a folder if it starts with `/`, `./` or `../`; it is made, or must be empty. Else it is
-    a reference, and the OCI image has the configuration of the native one.
+    a reference, which names its registry or transport, and the OCI image has the configuration of
+    the native one.
     """,
     examples=(
         ("lamina unpack localhost:5000/debian ./rootfs", "A root file system in a folder."),
@@ -60,23 +63,35 @@ def run(args: Namespace) -> int:
     from lamina.cli.opening import is_folder, open_native
 
     digest = None
+    destination = None if is_folder(args.destination) else _image_destination(args.destination)
     with closing(open_native(args, args.image)) as image:
-        if is_folder(args.destination):
+        if destination is None:
             from lamina.build.unpack import unpack_to_folder
 
             report = unpack_to_folder(image, args.destination)
         else:
             from lamina.build.unpack import unpack_to_image
-            from lamina.registry.reference import parse_reference
 
-            descriptor, report = unpack_to_image(
-                image,
-                parse_reference(args.destination),
-                client=client_options(args),
-            )
+            descriptor, report = unpack_to_image(image, destination, client=client_options(args))
             digest = descriptor.digest
     _tell(args, report, digest)
     return 0
+
+
+def _image_destination(text: str) -> Reference:
+    """Where an OCI image goes.  UsageError for what more likely is a folder: a name of Docker Hub
+    must be written as one.
+    """
+    from lamina.registry.reference import DEFAULT_REGISTRY, parse_reference
+
+    reference = parse_reference(text)
+    explicit = text.startswith(("docker://", DEFAULT_REGISTRY))
+    if reference.is_remote and reference.registry == DEFAULT_REGISTRY and not explicit:
+        raise UsageError(
+            f"{text!r} may be a folder or an image of {DEFAULT_REGISTRY}",
+            hint=f"write ./{text} for the folder, docker://{text} for the image",
+        )
+    return reference
 
 
 def _tell(args: Namespace, report: UnpackReport, digest: str | None) -> None:
