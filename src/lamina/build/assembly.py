@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from lamina.build import tasks
-from lamina.build.bootstrap import fill_in, lay_out
+from lamina.build.bootstrap import fill_in, lay_out, warn_of_missing
 from lamina.build.image_build import Phases
 from lamina.build.layer_blob import LayerBuild, OwnBlobs, borrowed_chunks, finish_and_push
 from lamina.build.layer_tree import AppliedLayer, apply_layer, devices_of, renumber
@@ -154,6 +154,7 @@ class Assembly:
         used = self._used_layers()
         plans = [self._plans[number] for number in used]
         count = sum(plan.chunk_count for plan in plans)
+        warn_of_missing(self._tree.root, self._options)
         with self._phases("lay out bootstrap"):
             bootstrap = lay_out(self._tree.root, plans, count, self._options)
         with self._phases("wait for blobs"):

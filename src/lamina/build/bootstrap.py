@@ -7,7 +7,9 @@ filled in afterwards.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import Final
 
 from lamina.build.options import ConvertOptions
 from lamina.build.plan import LayerPlan
@@ -24,7 +26,9 @@ from lamina.erofs.layout import (
     ExtendedSuperblock,
 )
 from lamina.erofs.tree import Node
-from lamina.erofs.writer import BootstrapOptions, write_bootstrap
+from lamina.erofs.writer import BootstrapOptions, named_node, write_bootstrap
+
+LOG: Final = logging.getLogger("lamina")
 
 
 def lay_out(
@@ -41,6 +45,14 @@ def lay_out(
         prefetch=options.prefetch,
     )
     return write_bootstrap(root, blobs, bytes(CHUNK_ENTRY.size * chunk_count), wanted)
+
+
+def warn_of_missing(root: Node, options: ConvertOptions) -> None:
+    """Tell which paths that are to be fetched early the image has not."""
+    for path in options.prefetch:
+        if named_node(root, path) is None:
+            shown = path.decode(errors="backslashreplace")
+            LOG.warning("the image has no %s to prefetch; links are not followed", shown)
 
 
 def fill_in(bootstrap: bytes, blobs: Sequence[BlobEntry], chunk_table: bytes) -> bytes:

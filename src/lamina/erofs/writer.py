@@ -117,15 +117,22 @@ def _checked_entries(
     return [blob._replace(index=index, chunk_size=chunk_size) for index, blob in enumerate(blobs)]
 
 
+def named_node(root: Node, path: bytes) -> Node | None:
+    """Return the node of a path, or None; no link is followed."""
+    node: Node | None = root
+    for part in path.split(b"/"):
+        if part:
+            node = node.children.get(part) if node and node.children else None
+    return node
+
+
 def _prefetch_table(placement: Placement, root: Node, paths: Sequence[bytes]) -> bytes:
     """Return the numbers of the named nodes, without missing ones and those below another."""
     chosen: list[tuple[bytes, ...]] = []
     table = []
     for path in paths:
         parts = tuple(part for part in path.split(b"/") if part)
-        node: Node | None = root
-        for part in parts:
-            node = node.children.get(part) if node and node.children else None
+        node = named_node(root, path)
         covered = any(parts[: len(above)] == above for above in chosen)
         if node is not None and not covered:
             chosen.append(parts)

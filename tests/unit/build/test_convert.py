@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import tarfile
@@ -289,9 +290,14 @@ def test_native_sources_are_refused(tmp_path: Path) -> None:
         open_source_image(f"oci:{tmp_path}/native:native")
 
 
-def test_prefetch_paths(tmp_path: Path) -> None:
+def test_prefetch_paths(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("lamina"), "propagate", True)
     source = oci_layout(tmp_path / "oci", IMAGE)
-    run(source, tmp_path / "native", prefetch=[b"/bin/big", b"/no/such"])
+    run(source, tmp_path / "native", prefetch=[b"/bin/big", b"/no/such\xff"])
+    missing = "the image has no /no/such\\xff to prefetch; links are not followed"
+    assert [record.getMessage() for record in caplog.records] == [missing]
     with open_image(f"oci:{tmp_path}/native") as image:
         assert list(image.bootstrap.prefetch_nids) == [image.stat("/bin/big").ino]
 
