@@ -16,7 +16,7 @@ from lamina.cli.output import flush_output, print_json, print_text
 from lamina.cli.page import Page, Row, Section, page_sections, paragraphs, render_text
 from lamina.cli.parser import Parser, count_leading_options, terminal_width
 from lamina.cli.verbs import VERBS, Verb, find_verb, load_verb
-from lamina.errors import Error, UsageError
+from lamina.errors import Error, FetchError, NotFoundError, UsageError
 
 ABOUT: Final = paragraphs(
     """
@@ -65,6 +65,8 @@ def _guarded(arguments: list[str]) -> int:
         flush_output()
         return code
     except Error as error:
+        if isinstance(error, (FetchError, NotFoundError)):
+            error.hint = _hint_of_local_image(arguments) or error.hint
         return _report(error, invocation, error.exit_code)
     except BrokenPipeError:
         raise
@@ -195,6 +197,17 @@ def _verb_called(word: str) -> Verb:
     near = difflib.get_close_matches(word, [verb.name for verb in VERBS], 1)
     hint = f"did you mean `lamina {near[0]}`?" if near else "`lamina --help` lists the verbs"
     raise UsageError(f"there is no verb {word!r}", hint=hint)
+
+
+def _hint_of_local_image(arguments: Sequence[str]) -> str | None:
+    """A word that was taken for the name of an image in a registry, and is one on this machine."""
+    for word in arguments:
+        name = word.partition(":")[0]
+        if name and os.path.exists(os.path.join(name, "oci-layout")):
+            return f"the folder {name} is an OCI layout: oci:{word} names it"
+        if word.endswith(".tar") and os.path.isfile(word):
+            return f"the file {word} is here: oci-archive:{word} or docker-archive:{word} names it"
+    return None
 
 
 def _from_os(error: OSError) -> Error:

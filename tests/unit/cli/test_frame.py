@@ -246,6 +246,36 @@ def test_system_errors_are_sentences(
     assert capsys.readouterr().err == "lamina: /etc/x: Permission denied\n"
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("lay", "oci:lay names it"),
+        ("lay:tag", "oci:lay:tag names it"),
+        ("app.tar", "docker-archive:app.tar names it"),
+        ("oci:lay", "mend it"),
+        ("absent", "mend it"),
+    ],
+)
+def test_a_local_image_without_its_transport(
+    word: str,
+    hint: str,
+    fake_verb: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(args: Namespace) -> int:
+        raise errors.FetchError("the registry is away", hint="mend it")
+
+    (tmp_path / "lay").mkdir()
+    (tmp_path / "lay" / "oci-layout").touch()
+    (tmp_path / "app.tar").touch()
+    monkeypatch.chdir(tmp_path)
+    fake_verb(run)
+    assert main(["version", word]) == 5
+    assert capsys.readouterr().err.endswith(f"{hint}\n")
+
+
 def test_a_defect_is_told_as_one(
     fake_verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
