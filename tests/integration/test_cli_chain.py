@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,36 @@ def test_copy(lamina: Shell) -> None:
     lamina("copy", "oci:native:tiny", "oci-archive:copied.tar:tiny")
     (archived,) = lamina.json("inspect", "oci-archive:copied.tar:tiny")
     assert archived["digest"] == facts["digest"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_is_told_to_end_tidies_up(
+    lamina: Shell, tmp_path: Path, number: signal.Signals
+) -> None:
+    code = f"""
+import os, sys, time
+from lamina.registry import layout
+told = []
+def interrupted(*_):
+    told.append(1)
+    if len(told) == 1 or {int(number)} == 15:
+        os.kill(os.getpid(), {int(number)})
+    time.sleep(0.5)
+    raise OSError(5, "the source is gone")
+layout.copy_verified = interrupted
+from lamina.cli import entry
+entry()
+"""
+    for destination in (f"oci-archive:{tmp_path}/image.tar", f"oci:{tmp_path}/layout"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "copy", "oci:native:tiny", destination],
+            cwd=lamina.folder,
+            env=lamina.environment,
+            timeout=60,
+        )
+        assert done.returncode == 128 + number
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+    assert not (tmp_path / "image.tar").exists()
 
 
 def test_unpack_to_a_folder(lamina: Shell, files: dict[str, bytes]) -> None:

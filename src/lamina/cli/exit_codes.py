@@ -9,6 +9,7 @@ from lamina import errors
 INTERNAL: Final = 70
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
+TERMINATED: Final = 143
 
 
 class ExitCode(NamedTuple):
@@ -28,6 +29,7 @@ def exit_codes() -> list[ExitCode]:
         ExitCode(INTERNAL, "", "A defect of Lamina itself; with -v the traceback is shown."),
         ExitCode(INTERRUPTED, "", "Interrupted from the keyboard (SIGINT)."),
         ExitCode(BROKEN_PIPE, "", "The reader of standard output went away (SIGPIPE)."),
+        ExitCode(TERMINATED, "", "Told to end (SIGTERM)."),
     ]
     return sorted(table)
 

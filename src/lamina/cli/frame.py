@@ -9,7 +9,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 from lamina.cli import exit_codes
 from lamina.cli.output import flush_output, print_json, print_text
@@ -30,6 +30,12 @@ ABOUT: Final = paragraphs(
 
 
 _WITHOUT_MSGSPEC: Final = ("version", "completion")
+_WRITING: Final = ("convert", "index", "copy", "unpack", "encrypt", "decrypt")
+"""Verbs that have something to tidy up when they are told to end; servers see to it themselves."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came; whatever tidies up after an interrupt does so after this too."""
 
 
 class Invocation:
@@ -50,6 +56,8 @@ def run_command(arguments: Sequence[str]) -> int:
         # Python flushes stdout once more at exit; that must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return exit_codes.BROKEN_PIPE
+    except Terminated:
+        return exit_codes.TERMINATED
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
 
@@ -99,7 +107,19 @@ def dispatch(arguments: Sequence[str], invocation: Invocation) -> int:
 
     story.set_up(verbosity=args.verbose, quiet=args.quiet, form=args.log_format)
     _import_without_interrupt(verb)
+    if verb.name in _WRITING:
+        import signal
+
+        signal.signal(signal.SIGTERM, _terminate)
     return load_verb(verb).run(args)
+
+
+def _terminate(number: int, _frame: object) -> NoReturn:
+    import signal
+
+    # Once is enough: a second one, as timeout(1) sends, must not end the tidying up.
+    signal.signal(number, signal.SIG_IGN)
+    raise Terminated
 
 
 def _import_without_interrupt(verb: Verb) -> None:
