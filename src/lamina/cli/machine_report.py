@@ -34,9 +34,7 @@ def features() -> Iterator[Feature]:
         yield Feature(name, release >= needed, text)
     yield _probed("failed reads stay failed", "device fuse-blob", _whole_reads)
     yield _probed("fanotify pre-content events", "device fanotify", _fanotify)
-    yield Feature(
-        "/dev/fuse", os.access("/dev/fuse", os.R_OK | os.W_OK), "devices fuse-blob and fuse"
-    )
+    yield _probed("/dev/fuse", "devices fuse-blob and fuse", _fuse)
     yield _filesystem("overlay", "the writable layer of lamina run")
     for program, use in (
         ("runc", "lamina run"),
@@ -69,6 +67,13 @@ def _whole_reads() -> None:
         raise OSError("only root can try it")
     # Not /tmp, which may be in memory: EROFS is not mounted from there.
     require_whole_reads("/var/tmp")  # noqa: S108 - the file has no name
+
+
+def _fuse() -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise OSError(f"it cannot be opened: {error.strerror}") from error
 
 
 def _fanotify() -> None:
