@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.cli import story
 from lamina.cli.output import human_size
+from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -45,6 +46,12 @@ def add_complete_options(parser: argparse.ArgumentParser) -> None:
         type=byte_size,
         help="with --complete, fetch no more than this a second in the background, as 512K or 2M",
     )
+
+
+def check_complete_options(args: argparse.Namespace) -> None:
+    """Raise UsageError for a limit of what is not done: reads themselves are never slowed down."""
+    if args.limit_rate is not None and not args.complete:
+        raise UsageError("--limit-rate limits what --complete fetches", hint="add --complete")
 
 
 def complete_in_background(args: argparse.Namespace, image: NativeImage) -> None:

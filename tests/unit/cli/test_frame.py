@@ -276,6 +276,23 @@ def test_a_local_image_without_its_transport(
     assert capsys.readouterr().err.endswith(f"{hint}\n")
 
 
+def test_a_working_folder_that_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os.mkdir(sys.argv[1]); os.chdir(sys.argv[1]); os.rmdir(sys.argv[1])\n"
+        "from lamina.cli import main; sys.exit(main(['mount', 'oci:/absent', 'folder']))"
+    )
+    command = [sys.executable, "-c", code, f"{tmp_path}/gone"]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    message = "lamina: the folder that this runs in is gone\nhint: cd to another\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+@pytest.mark.parametrize("verb", ["mount", "run"])
+def test_a_limit_of_what_is_not_done(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--limit-rate", "1M", "oci:/absent", "folder"]) in (2, 125)
+    assert "hint: add --complete" in capsys.readouterr().err
+
+
 def test_a_defect_is_told_as_one(
     fake_verb: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

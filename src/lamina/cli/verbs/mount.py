@@ -21,7 +21,7 @@ from lamina.cli.options import (
 from lamina.cli.output import print_json
 from lamina.cli.page import Page
 from lamina.cli.parser import Parser
-from lamina.cli.planning import add_complete_options
+from lamina.cli.planning import add_complete_options, check_complete_options
 
 if TYPE_CHECKING:
     from lamina.serve.service.spec import MountSpec
@@ -115,6 +115,7 @@ def mount_spec(args: Namespace) -> MountSpec:
     from lamina.store.node import default_root
     from lamina.store.space import BUDGET_VARIABLE
 
+    check_complete_options(args)
     ask_credentials(args)
     make_absolute(args)
     return MountSpec(

@@ -24,6 +24,7 @@ from lamina.cli.planning import (
     PlannedMount,
     add_complete_options,
     add_plan_option,
+    check_complete_options,
     complete_in_background,
     follow_plan,
 )
@@ -117,6 +118,7 @@ def run_request(args: Namespace) -> RunRequest:
     from lamina.serve.run import RunRequest
     from lamina.store.node import default_root
 
+    check_complete_options(args)
     # Asked now, because the serving process has no terminal.
     ask_credentials(args)
     args.decryption_key = key_texts_for_later(args.decryption_key)
