@@ -231,8 +231,11 @@ def _hint_of_local_image(arguments: Sequence[str]) -> str | None:
 
 
 def _from_os(error: OSError) -> Error:
-    if error.filename is None and isinstance(error, FileNotFoundError) and not os.path.exists("."):
-        return Error("the folder that this runs in is gone", hint="cd to another")
+    if error.filename is None and isinstance(error, FileNotFoundError):
+        try:
+            os.getcwd()
+        except FileNotFoundError:
+            return Error("the folder that this runs in is gone", hint="cd to another")
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
     return Error(f"{where}{error.strerror or error}")
 
