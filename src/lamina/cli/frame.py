@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NoReturn
 
 from lamina.cli import exit_codes
@@ -107,11 +107,24 @@ def dispatch(arguments: Sequence[str], invocation: Invocation) -> int:
 
     story.set_up(verbosity=args.verbose, quiet=args.quiet, form=args.log_format)
     _import_without_interrupt(verb)
-    if verb.name in _WRITING:
-        import signal
+    with _told_to_end(verb):
+        return load_verb(verb).run(args)
 
-        signal.signal(signal.SIGTERM, _terminate)
-    return load_verb(verb).run(args)
+
+@contextlib.contextmanager
+def _told_to_end(verb: Verb) -> Iterator[None]:
+    """Make SIGTERM an exception while a verb writes."""
+    import signal
+    import threading
+
+    if verb.name not in _WRITING or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, _frame: object) -> NoReturn:

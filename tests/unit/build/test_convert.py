@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import random
 import tarfile
@@ -290,10 +289,8 @@ def test_native_sources_are_refused(tmp_path: Path) -> None:
         open_source_image(f"oci:{tmp_path}/native:native")
 
 
-def test_prefetch_paths(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger("lamina"), "propagate", True)
+def test_prefetch_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "lamina")
     source = oci_layout(tmp_path / "oci", IMAGE)
     run(source, tmp_path / "native", prefetch=[b"/bin/big", b"/no/such\xff"])
     missing = "the image has no /no/such\\xff to prefetch; links are not followed"

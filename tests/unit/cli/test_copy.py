@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -20,3 +21,4 @@ def test_the_platform_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFi
     everything = ["copy", "--all", "--platform", "linux/amd64", *places]
     assert main(everything) == UsageError.exit_code
     assert main(["copy", "--platform", "linux/amd64", *places]) == 0
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

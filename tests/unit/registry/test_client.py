@@ -232,7 +232,6 @@ def test_long_waits_are_told_of(
     registry: FakeRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "_LONG_S", 0.3)
-    monkeypatch.setattr(logging.getLogger("lamina"), "propagate", True)
     put_manifest(registry, manifest_of(b"x"))
     for action in (fake.status(503), fake.stall(1)):
         registry.rule("GET", "/manifests/", action, times=1)
