@@ -19,7 +19,7 @@ from lamina.build.image_build import no_garbage_collection
 from lamina.build.index_layer import IndexedLayer, index_layer
 from lamina.build.index_table import IndexBlob, index_blob
 from lamina.build.layer_tocs import have_tables, layers_by_table
-from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE
+from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, check_jobs
 from lamina.build.plan import KnownChunks, LayerPlan, plan_layer
 from lamina.build.scan import LayerScan
 from lamina.build.tasks import SharedCounters
@@ -65,8 +65,7 @@ class IndexOptions:
             raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 8 MiB.")
         if self.spacing_bytes < 1:
             raise UsageError(f"Access points cannot be {self.spacing_bytes} bytes apart.")
-        if self.jobs < 0:
-            raise UsageError(f"The number of jobs {self.jobs} is negative.")
+        check_jobs(self.jobs)
 
 
 @dataclass(slots=True)
@@ -159,7 +158,7 @@ def build_from_layers(
         except (FormatError, IntegrityError, UnsupportedError) as error:
             problem = str(error)
     with closing(_Job(repository, client, layers, options, known)) as job:
-        jobs = options.jobs or len(os.sched_getaffinity(0))
+        jobs = min(options.jobs or len(os.sched_getaffinity(0)), len(layers))
         with no_garbage_collection(), Workers(jobs, _set_up, job) as workers:
             futures = [workers.submit(_index, number) for number in range(len(layers))]
             workers.no_more()

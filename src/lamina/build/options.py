@@ -26,6 +26,7 @@ DEFAULT_DIGESTER = Digester.BLAKE3
 MIN_CHUNK_SIZE = 4 << 10
 MAX_CHUNK_SIZE = 16 << 20
 MAX_LAYER_BYTES = 1 << 40
+MOST_JOBS = 256
 DEFAULT_WORK_DIR = "/var/tmp"  # noqa: S108 - files there get no name
 
 
@@ -91,8 +92,7 @@ class ConvertOptions:
                 f"The level {self.level} is not one of {self.compressor.name.lower()}.",
                 hint=f"Levels are {levels[0]} to {levels[-1]}.",
             )
-        if self.jobs < 0:
-            raise UsageError(f"The number of jobs {self.jobs} is negative.")
+        check_jobs(self.jobs)
         if any(not path.startswith(b"/") for path in self.prefetch):
             raise UsageError("Prefetch paths must be absolute.")
 
@@ -146,3 +146,9 @@ class ConvertReport:
     images: tuple[ImageReport, ...]
     elapsed_s: float
     phases_s: dict[str, float] = field(default_factory=dict)
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise UsageError for a number of processes that makes no sense; 0 is one a processor."""
+    if not 0 <= jobs <= MOST_JOBS:
+        raise UsageError(f"The number of jobs is {jobs}, and must be from 0 to {MOST_JOBS}.")

@@ -307,6 +307,7 @@ def test_prefetch_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         {"chunk_size": 1 << 25},
         {"pack_size": 1 << 20},
         {"jobs": -1},
+        {"jobs": 257},
         {"compressor": Compressor.GZIP},
         {"prefetch": [b"relative"]},
     ],
