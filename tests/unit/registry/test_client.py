@@ -231,11 +231,11 @@ def test_silence_ends_in_time(registry: FakeRegistry, digest: str) -> None:
 def test_long_waits_are_told_of(
     registry: FakeRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_LONG_S", 0.3)
+    monkeypatch.setattr(session, "_LONG_S", 1.0)
     put_manifest(registry, manifest_of(b"x"))
-    for action in (fake.status(503), fake.stall(1)):
+    for action in (fake.status(503), fake.stall(3)):
         registry.rule("GET", "/manifests/", action, times=1)
-        with caplog.at_level("INFO", "lamina"), opened(registry, timeout_s=0.4) as repository:
+        with caplog.at_level("INFO", "lamina"), opened(registry, timeout_s=1.1) as repository:
             repository.resolve()
     assert [each.levelname for each in caplog.records] == ["INFO", "WARNING"]
     assert all("asking again" in each.message for each in caplog.records)
