@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import select
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -116,17 +117,30 @@ def _helper() -> str:
     )
 
 
-def abort_connection(device_number: int) -> bool:
+def is_connected(device: int) -> bool:
+    """Return whether the mount of an open device is there: False before it is made, and when the
+    connection is over.
+    """
+    poll = select.poll()
+    poll.register(device, 0)
+    return not poll.poll(0)
+
+
+def abort_connection(device_number: int, device: int | None = None) -> bool:
     """End a FUSE connection, named by the ``st_dev`` of its mount: who waits gets ECONNABORTED.
 
-    Needs root; works on mounts without a place in the tree.  Return False if there is no such
-    connection any more.
+    ``device`` is its device, if the caller has that open: when a connection has ended by itself,
+    the next mount of whomever may get its number.  Needs root; works on mounts without a place in
+    the tree.  Return False if there is no such connection any more.
     """
     control = mount.create_mount("fusectl", None, [])
     try:
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(f"{os.minor(device_number)}/abort", os.O_WRONLY, dir_fd=control)
             try:
+                # What was opened stays with one connection: that of the device, if it lives now.
+                if device is not None and not is_connected(device):
+                    return False
                 os.write(fd, b"1")
             finally:
                 os.close(fd)

@@ -99,7 +99,7 @@ class FuseBlobDevice:
     def abandon(self) -> None:
         """Abort the connection; the kernel still reads what is held."""
         if self._server is not None and self._server.running:
-            fuse_device.abort_connection(self.connection)
+            self._server.abort(self.connection)
         self._end()
 
     def close(self) -> None:

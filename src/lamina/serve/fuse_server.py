@@ -11,6 +11,7 @@ import threading
 from typing import Final, Protocol, TypeAlias
 
 from lamina.errors import Error, KernelError
+from lamina.linux.fuse_device import abort_connection
 from lamina.wire import fuse, fuse_reply
 
 LOG: Final = logging.getLogger("lamina")
@@ -95,6 +96,11 @@ class FuseServer:
     def running(self) -> bool:
         """Whether the connection is there and answered."""
         return any(thread.is_alive() for thread in self._threads)
+
+    def abort(self, device_number: int) -> None:
+        """End the connection, whose mount has this ``st_dev``; needs root."""
+        if self._device >= 0:
+            abort_connection(device_number, self._device)
 
     def drain(self) -> None:
         """Answer nothing that is not being answered already; what is read meanwhile is left to

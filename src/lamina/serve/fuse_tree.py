@@ -205,7 +205,7 @@ class TreeServer:
     def abandon(self) -> None:
         """End the connection; only root can, others end it with their process."""
         if self._number is not None:
-            fuse_device.abort_connection(self._number)
+            self._server.abort(self._number)
             self._server.close()
 
     def close(self) -> None:

@@ -174,4 +174,4 @@ def abandon(mount: KeptMount) -> None:
 
     if mount.connection and os.geteuid() == 0:
         with contextlib.suppress(Error, OSError):
-            abort_connection(mount.connection)
+            abort_connection(mount.connection, mount.fds["device"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from lamina.image.native import NativeImage
-from lamina.linux import fuse_device
 from lamina.linux.mount import SuperblockWatch
 from lamina.serve.fuse_server import FuseServer
 from lamina.serve.service.kept import KeptMount
@@ -26,7 +25,7 @@ class FuseMount:
         """Begin to answer; False if what the worker before has left cannot be answered."""
         if inherited and not self._server.take_over():
             if os.geteuid() == 0:
-                fuse_device.abort_connection(self._mount.connection)
+                self._server.abort(self._mount.connection)
             return False
         self._server.start()
         return True
