@@ -50,7 +50,7 @@ from lamina.registry.manifest import (
 )
 from lamina.registry.platform import Preference, runs_on, select_platform
 from lamina.registry.reference import Reference, parse_reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository, read_config
+from lamina.registry.repository import ClientOptions, Repository, open_repository
 from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
@@ -311,8 +311,7 @@ def _check_platform(
     """Raise NotFoundError for an image of one platform that is not the one asked for."""
     if manifest.is_sealed or manifest.config.media_type not in CONFIG_TYPES:
         return
-    data = node.metadata(manifest.config.digest)
-    config = read_config(repository, manifest) if data is None else parse_config(data)
+    config = _config(_Place(repository, node, LinkEstimator()), manifest)
     if config.architecture and not runs_on(config.platform, platform):
         raise NotFoundError(
             f"{repository.reference} has no manifest for {platform}",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from lamina.errors import StoreError
-from lamina.image.lazy_blob import LazyBlob
 
 
 class BlobDevice(Protocol):
@@ -64,11 +64,28 @@ def fd_path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def read_exactly(blob: LazyBlob, offset: int, scratch: memoryview, size_bytes: int) -> memoryview:
+class ReadableBlob(Protocol):
+    """What is served of a blob."""
+
+    @property
+    def path(self) -> Path:
+        """Its name in messages."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length."""
+
+    def read_into(self, offset: int, buffer: bytearray | memoryview, /) -> int:
+        """Fill *buffer* from *offset* on, and return the count."""
+
+
+def read_exactly(
+    blob: ReadableBlob, offset: int, scratch: memoryview, size_bytes: int
+) -> memoryview:
     """Return ready bytes of the blob, cut only at its end.
 
     The kernel takes a short answer for zeros, so a cache file that was cut off is an error.
-    Raises what :meth:`LazyBlob.ensure` does, StoreError, and OSError (EINVAL) for a read larger
+    Raises what reading the blob does, StoreError, and OSError (EINVAL) for a read larger
     than ``scratch``.
     """
     size_bytes = max(0, min(size_bytes, blob.size_bytes - offset))

@@ -20,7 +20,7 @@ from typing import Final
 
 from lamina.image.lazy_blob import LazyBlob
 from lamina.linux import fuse_device, mount
-from lamina.serve.device import fd_path, read_exactly
+from lamina.serve.device import ReadableBlob, fd_path, read_exactly
 from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
 from lamina.wire import fuse, fuse_reply
 
@@ -123,7 +123,7 @@ class BlobFilesystem:
 
     flags = fuse.InitFlag.ASYNC_DIO
 
-    def __init__(self, blobs: Sequence[LazyBlob]) -> None:
+    def __init__(self, blobs: Sequence[ReadableBlob]) -> None:
         self._blobs = blobs
 
     def handle(self, request: fuse.Request, scratch: memoryview, /) -> Body:
@@ -146,7 +146,7 @@ class BlobFilesystem:
     def forget(self, nodeid: int, lookups: int) -> None:
         """Nothing to do: nodes are the blobs."""
 
-    def _blob(self, nodeid: int) -> LazyBlob:
+    def _blob(self, nodeid: int) -> ReadableBlob:
         index = nodeid - _FIRST_NODE
         if not 0 <= index < len(self._blobs):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))

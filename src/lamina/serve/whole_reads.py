@@ -18,6 +18,7 @@ import errno
 import mmap
 import os
 import stat
+from pathlib import Path
 from typing import Final, NoReturn
 
 from lamina.erofs.layout import CHUNK_ENTRY, BlobEntry, ChunkIndex
@@ -28,14 +29,13 @@ from lamina.linux import fuse_device, mount
 from lamina.linux.syscalls import from_os_error
 from lamina.linux.unnamed_file import open_unnamed_file
 from lamina.serve.device import fd_path
-from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
+from lamina.serve.fuse_blob import BlobFilesystem
+from lamina.serve.fuse_server import FuseServer
 from lamina.serve.reported_error import decode_error, encode_error
 from lamina.serve.state import state_directory
 from lamina.store.readiness import current_boot_id
-from lamina.wire import fuse, fuse_reply
 
 PAGE_BYTES: Final = mmap.PAGESIZE
-_NODE: Final = fuse.ROOT_ID + 1
 _NAME: Final = "pages"
 _PROOF: Final = "whole-reads"
 _FAILED: Final = b"the read failed"
@@ -70,7 +70,7 @@ def fails_whole(folder: str) -> bool:
     """Try it.  Raises NoKernelMountError where the kernel has no file-backed mounts."""
     device = fuse_device.open_device()
     pages = TwoPages()
-    server = FuseServer(device, pages, max_read_bytes=PAGE_BYTES, threads=1)
+    server = FuseServer(device, BlobFilesystem([pages]), max_read_bytes=PAGE_BYTES, threads=1)
     try:
         mount_fd = fuse_device.create_fuse_mount(device, [], mount.MOUNT_ATTR_RDONLY)
     except BaseException:
@@ -116,7 +116,7 @@ def _read_and_exit(folder: str, device: int, mount_fd: int, write_end: int) -> N
 def _read(folder: str, mount_fd: int) -> bytes:
     with open_unnamed_file(folder) as file:
         file.write(_bootstrap())
-        options: list[tuple[str, str | None]] = [("device", f"{fd_path(mount_fd)}/blob")]
+        options: list[tuple[str, str | None]] = [("device", f"{fd_path(mount_fd)}/0")]
         root = mount.create_mount("erofs", fd_path(file.fileno()), options, mount.MOUNT_ATTR_RDONLY)
     fd = os.open(_NAME, os.O_RDONLY, dir_fd=root)
     try:
@@ -136,40 +136,18 @@ def _bootstrap() -> bytes:
 
 
 class TwoPages:
-    """A FUSE file system with one file, of whose two pages the second cannot be read."""
+    """A blob of two pages, of which the second cannot be read."""
 
-    flags = fuse.InitFlag.ASYNC_DIO
+    size_bytes = 2 * PAGE_BYTES
+    path = Path(_NAME)
 
     def __init__(self) -> None:
         self.first_page_reads = 0
 
-    def handle(self, request: fuse.Request, scratch: memoryview, /) -> Body:
-        """Answer a request."""
-        opcode = request.opcode
-        if opcode == fuse.Opcode.READ:
-            read = fuse.decode_read(request)
-            if read.offset + read.size_bytes > PAGE_BYTES:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            self.first_page_reads += 1
-            scratch[: read.size_bytes] = b"\1" * read.size_bytes
-            return scratch[: read.size_bytes]
-        if opcode == fuse.Opcode.LOOKUP:
-            return fuse_reply.encode_entry(_NODE, _attributes(_NODE), CACHE_S)
-        if opcode == fuse.Opcode.GETATTR:
-            return fuse_reply.encode_attr(_attributes(request.nodeid), CACHE_S)
-        if opcode == fuse.Opcode.OPEN:
-            return fuse_reply.encode_open(0, fuse.OpenFlag.DIRECT_IO | fuse.OpenFlag.NOFLUSH)
-        if opcode == fuse.Opcode.RELEASE:
-            return b""
-        raise refuse(request)
-
-    def forget(self, nodeid: int, lookups: int) -> None:
-        """Nothing to do."""
-
-
-def _attributes(nodeid: int) -> fuse.Attributes:
-    folder = nodeid == fuse.ROOT_ID
-    size = 0 if folder else 2 * PAGE_BYTES
-    return fuse.Attributes(
-        nodeid, size, size // 512, (0, 0), 0o40500 if folder else 0o100400, 1 + folder, 0, 0, 0
-    )
+    def read_into(self, offset: int, buffer: bytearray | memoryview) -> int:
+        """Fill *buffer* from the first page, and count that.  Raises OSError (EIO)."""
+        if offset + len(buffer) > PAGE_BYTES:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self.first_page_reads += 1
+        buffer[:] = b"\1" * len(buffer)
+        return len(buffer)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.native_images import BuiltImage, MemorySource, build_image, some_bytes
 
 from lamina.blob.table import ChunkTable
+from lamina.erofs.layout import Inode
 from lamina.erofs.reader import Bootstrap
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FormatError, NotFoundError, UnsupportedError
@@ -313,6 +314,12 @@ def test_a_directory_with_two_names_ends_a_walk(tmp_path: Path) -> None:
             list(image.walk())
 
 
+def child_of_root(bootstrap: Bootstrap, name: bytes) -> Inode:
+    nid = bootstrap.lookup(bootstrap.inode(bootstrap.root_nid), name)
+    assert nid is not None
+    return bootstrap.inode(nid)
+
+
 def test_directories_on_top_of_each_other_end_a_walk(tmp_path: Path) -> None:
     """Each takes a few bytes of the metadata, and all say that they have the same long list."""
     folders = {b"%02d" % n: Node(stat.S_IFDIR | 0o755, children={}) for n in range(50)}
@@ -320,14 +327,9 @@ def test_directories_on_top_of_each_other_end_a_walk(tmp_path: Path) -> None:
     built = build_image({**files, b"x": b"1"}, nodes=folders)
     boot = bytearray(built.bootstrap)
     with Bootstrap(built.bootstrap) as bootstrap:
-        root = bootstrap.inode(bootstrap.root_nid)
-        nid = bootstrap.lookup(root, b"long")
-        assert nid is not None
-        long = bootstrap.inode(nid)
+        long = child_of_root(bootstrap, b"long")
         for name in folders:
-            nid = bootstrap.lookup(root, name)
-            assert nid is not None
-            folder = bootstrap.inode(nid)
+            folder = child_of_root(bootstrap, name)
             assert folder.inode_size == long.inode_size
             for start, end in ((0, 4), (8, 20)):
                 # Format with layout, size, and where the data is: not the number (RAFS v6 §1.5).
@@ -346,10 +348,7 @@ def test_a_chunk_outside_of_its_blob(tmp_path: Path) -> None:
     built = build_image({b"x": some_bytes(5000, 1)})
     boot = bytearray(built.bootstrap)
     with Bootstrap(built.bootstrap) as bootstrap:
-        root = bootstrap.inode(bootstrap.root_nid)
-        nid = bootstrap.lookup(root, b"x")
-        assert nid is not None
-        inode = bootstrap.inode(nid)
+        inode = child_of_root(bootstrap, b"x")
         array = inode.offset + inode.inode_size + inode.xattr_size + 7 & -8
         boot[array + 4 : array + 8] = (1 << 20).to_bytes(4, "little")
     forged = BuiltImage(bytes(boot), built.blob_id, built.blob, built.meta, built.contents)

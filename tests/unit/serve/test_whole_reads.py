@@ -10,6 +10,7 @@ import pytest
 
 from lamina.errors import UnsupportedError
 from lamina.serve import whole_reads
+from lamina.serve.fuse_blob import BlobFilesystem
 from lamina.serve.whole_reads import PAGE_BYTES, NoKernelMountError, TwoPages, require_whole_reads
 from lamina.wire import fuse
 
@@ -60,12 +61,13 @@ def read(offset: int, size: int) -> fuse.Request:
 
 def test_the_first_page_is_there_and_the_second_fails() -> None:
     pages = TwoPages()
+    served = BlobFilesystem([pages])
     scratch = memoryview(bytearray(2 * PAGE_BYTES))
     assert pages.first_page_reads == 0
-    body = pages.handle(read(0, PAGE_BYTES), scratch)
+    body = served.handle(read(0, PAGE_BYTES), scratch)
     assert len(body) == PAGE_BYTES and 0 not in bytes(body)
     for offset, size in ((PAGE_BYTES, PAGE_BYTES), (0, 2 * PAGE_BYTES)):
         with pytest.raises(OSError) as caught:
-            pages.handle(read(offset, size), scratch)
+            served.handle(read(offset, size), scratch)
         assert caught.value.errno == errno.EIO
     assert pages.first_page_reads == 1
