@@ -3,13 +3,17 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUN := PATH="$(CURDIR)/$(BIN):$$PATH"
 PACKAGES := PYTHON=$(PYTHON) scripts/debian-packages
 SECONDS ?= 60
 TARGETS ?=
 JOBS ?= 2
 ROUNDS ?= 3
 FAULTS ?= 10000
+MUTANTS ?= 100
 SEED ?= 1
+# Each tier ends after this long; docs/reference/conformance.md says what they hold and how they last went.
+LIMIT := timeout --verbose --kill-after=60
 
 .PHONY: help
 help: ## list these targets
@@ -18,18 +22,35 @@ help: ## list these targets
 .PHONY: demo
 demo: $(VENV)/run ## build, convert, push and lazily run a real image on this machine (about a minute)
 	@$(PACKAGES) demo
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo/demo.py
+	@$(RUN) $(BIN)/python demo/demo.py
 
 .PHONY: demo-sealed
 demo-sealed: $(VENV)/run ## seal and sign an image, run it with keys of a key broker, then tamper with it
 	@$(PACKAGES) demo
 	@$(BIN)/python -m pip install -q -e '.[ocicrypt]'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python demo/demo_sealed.py
+	@$(RUN) $(BIN)/python demo/demo_sealed.py
 
 .PHONY: test
-test: $(VENV)/dev ## every test: unit, real tools, kernel mounts, linters, a few seconds of each fuzz target
+test: $(VENV)/dev ## units, Debian's tools, kernel mounts, a guest a kernel, linters, seconds of each fuzz target
 	@$(PACKAGES) test
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n $(JOBS) tests
+	@$(RUN) $(BIN)/python -m tests.support.prepare
+	@$(RUN) $(LIMIT) 80m $(BIN)/pytest -n $(JOBS) -m "not peers" tests
+
+.PHONY: test-fresh
+test-fresh: ## the same as on a new machine: a clone, an empty cache, home and virtual environment
+	@scripts/test-fresh
+
+.PHONY: test-peers
+test-peers: $(VENV)/dev peers ## against the tools that `make peers` builds: other registries, builders, nydus, cosign
+	@$(PACKAGES) test bench
+	@$(RUN) $(BIN)/python -m tests.support.prepare
+	@$(RUN) $(LIMIT) 40m $(BIN)/pytest -n $(JOBS) -m peers tests
+
+.PHONY: test-guest
+test-guest: $(VENV)/dev ## in virtual machines with kernels of Debian
+	@$(PACKAGES) test
+	@$(RUN) $(BIN)/python -m tests.support.prepare
+	@$(RUN) $(LIMIT) 40m $(BIN)/pytest -m guest tests
 
 .PHONY: lint
 lint: $(VENV)/dev ## ruff, mypy --strict and the import rules
@@ -62,7 +83,11 @@ fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 for each, TARGETS="tar toc
 .PHONY: faults
 faults: $(VENV)/dev ## break network, servers, disks and caches under real readers; FAULTS=10000 SEED=1
 	@$(PACKAGES) test
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --seconds 600
+	@$(RUN) $(LIMIT) 30m $(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --seconds 600
+
+.PHONY: mutants
+mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store fetch"
+	@$(RUN) $(LIMIT) 3h $(BIN)/python -m tests.mutants --count $(MUTANTS) --seed $(SEED) $(TARGETS)
 
 .PHONY: clean
 clean: ## remove the virtual environment and what tools leave in the tree

@@ -18,6 +18,7 @@ from tests.support.watchdog import Watchdog
 
 os.environ[leaks.RUN_VARIABLE] = RUN = f"{os.getpid()}-{time.time_ns()}"
 _numbers = itertools.count()
+PEERS = Path(__file__).parent / "peers"
 
 pytest_plugins = [
     f"tests.support.{name}"
@@ -33,6 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Watchdog())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a built peer is a tier of its own (``make test-peers``)."""
+    for item in items:
+        if PEERS in item.path.parents or "peer" in getattr(item, "fixturenames", ()):
+            item.add_marker("peers")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,8 +22,7 @@ from lamina.image.native import NativeImage
 from lamina.image.open import open_image
 from lamina.registry.reference import parse_reference
 from lamina.store.node import NodeStore
-from tests.support.images import image_layout, is_built
-from tests.support.tools import missing, require_root
+from tests.support.tools import require_root
 
 pytestmark = pytest.mark.slow
 
@@ -65,25 +64,23 @@ class Watcher:
         self._thread.join()
 
 
-def converted(name: str, folder: Path, options: ConvertOptions) -> str:
-    if not is_built(name):
-        missing(f"the image {name} is not built: python -m tests.support.images {name}")
+def converted(layout: Path, name: str, folder: Path, options: ConvertOptions) -> str:
     target = f"oci:{folder / name}:latest"
-    source = parse_reference(f"oci:{image_layout(name)}:latest")
+    source = parse_reference(f"oci:{layout}:latest")
     convert(source, parse_reference(target), options)
     return target
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return converted("node", tmp_path_factory.mktemp("node"), ConvertOptions())
+def node(oci_image: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    return converted(oci_image("node"), "node", tmp_path_factory.mktemp("node"), ConvertOptions())
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+def python(oci_image: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Packed and compressed in another way, so that no blob is one of the other image's."""
     options = ConvertOptions(pack_size=64 << 10, compressor=Compressor.LZ4_BLOCK)
-    return converted("python", tmp_path_factory.mktemp("python"), options)
+    return converted(oci_image("python"), "python", tmp_path_factory.mktemp("python"), options)
 
 
 def plain_bytes(image: NativeImage) -> int:

@@ -79,12 +79,17 @@ def require_kernel_package(series: str, *, oldest: bool = False) -> Kernel:
     """The newest, or the oldest, kernel of a series (``6.12``) that Debian 12 has had; from the
     cache where one was fetched before.  Skips where it cannot be got.
     """
-    folder = cache_folder("kernels") / f"{series}-{'oldest' if oldest else 'newest'}"
+    folder = folder_of(series, oldest=oldest)
     with exclusive(folder.parent / ".lock"):
         if not folder.exists():
             _fetch(series, folder, oldest=oldest)
     release = next(folder.glob("boot/vmlinuz-*")).name.removeprefix("vmlinuz-")
     return Kernel(release, folder)
+
+
+def folder_of(series: str, *, oldest: bool) -> Path:
+    """Where a kernel is kept in the cache, be it there or not."""
+    return cache_folder("kernels") / f"{series}-{'oldest' if oldest else 'newest'}"
 
 
 def _fetch(series: str, folder: Path, *, oldest: bool) -> None:

@@ -11,11 +11,10 @@ from typing import NoReturn
 import pytest
 
 from tests.support.cache import cache_folder
+from tests.support.peers import find_peer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
-"""Specification fixtures and peer binaries beside the repository; optional."""
-
-PEERS = ("nydusd", "nydus-image", "crane", "cosign")
+"""Specification and fixtures beside the repository; optional."""
 
 
 def missing(reason: str) -> NoReturn:
@@ -69,11 +68,7 @@ def require_shared(*parts: str) -> Path:
 
 
 def require_peer(name: str) -> Path:
-    """A peer tool in the cache, unpacked from ``../shared/peers`` when it is there; skips by name
-    otherwise.
-    """
-    from tests.support.peers import find_peer
-
+    """A peer tool that ``make peers`` left in the cache; skips by name otherwise."""
     path = find_peer(name)
     if path is None:
         pytest.skip(f"peer {name} is not in {cache_folder('peers')} (make peers)")

@@ -1,0 +1,58 @@
+"""Make what many tests need and what takes minutes, before the tests and their time limits begin.
+
+As a program: ``python -m tests.support.prepare``.  Says on standard error what it does; what cannot
+be made on this machine is named, and the tests that need it say so again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.support import guest_kernel, images
+from tests.support.tools import find_program
+
+KERNELS = (("6.1", False), ("6.12", False), ("6.12", True))
+"""Series of Debian's kernels that guests boot, and whether the oldest of the series is meant."""
+
+
+def main() -> None:
+    """Build the images and fetch the kernels that are not in the cache."""
+    absent = [name for name in images.PROGRAMS if find_program(name) is None]
+    for name in images.PACKAGES:
+        if images.is_built(name):
+            continue
+        if absent or os.geteuid() != 0:
+            say(f"no test image {name}: {f'no {absent[0]} here' if absent else 'needs root'}")
+            continue
+        make(f"test image {name} (minutes, once)", lambda name=name: images.image_layout(name))
+    for series, oldest in KERNELS:
+        if not guest_kernel.folder_of(series, oldest=oldest).exists():
+            age = "oldest" if oldest else "newest"
+            make(
+                f"the {age} kernel {series}",
+                lambda series=series, oldest=oldest: guest_kernel.require_kernel_package(
+                    series, oldest=oldest
+                ),
+            )
+
+
+def make(what: str, how: Callable[[], object]) -> None:
+    """Tell, do, and go on where it cannot be done."""
+    say(f"making {what}")
+    try:
+        how()
+    except (pytest.skip.Exception, pytest.fail.Exception, OSError, RuntimeError) as error:
+        say(f"  not to be had: {error}")
+
+
+def say(words: str) -> None:
+    """Write a line of the story."""
+    print(words, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
