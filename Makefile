@@ -87,6 +87,7 @@ faults: $(VENV)/dev ## break network, servers, disks and caches under real reade
 
 .PHONY: mutants
 mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store fetch"
+	@$(BIN)/python -m pip install -q -e '.[mutants]'
 	@$(RUN) $(LIMIT) 3h $(BIN)/python -m tests.mutants --count $(MUTANTS) --seed $(SEED) $(TARGETS)
 
 .PHONY: clean
