@@ -28,9 +28,9 @@ BLOCK = 512
 HEADER = Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
 ZERO_BLOCK = bytes(BLOCK)
 
-MAX_EXTENSION_BYTES = 1 << 20
 MAX_RECORDS = 1024
 """Most pax records of one entry: they are looked through for every header."""
+MAX_EXTENSION_BYTES = 1 << 20
 """Longest pax header or GNU long name; Linux allows 64 KiB of extended attributes and 4 KiB of
 path.
 """

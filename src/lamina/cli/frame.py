@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,9 @@ ABOUT: Final = paragraphs(
 _WITHOUT_MSGSPEC: Final = ("version", "completion")
 _WRITING: Final = ("convert", "index", "copy", "unpack", "encrypt", "decrypt")
 """Verbs that have something to tidy up when they are told to end; servers see to it themselves."""
+
+_BARE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._/-]*(:[\w.-]+)?(@[a-z0-9]+:[0-9a-f]+)?")
+"""An image as docker users write it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -74,7 +78,11 @@ def _guarded(arguments: list[str]) -> int:
         return code
     except Error as error:
         if isinstance(error, (FetchError, NotFoundError)):
-            error.hint = _hint_of_local_image(arguments) or error.hint
+            error.hint = (
+                _hint_of_local_image(arguments)
+                or error.hint
+                or _hint_of_default_registry(arguments, str(error))
+            )
         return _report(error, invocation, error.exit_code)
     except BrokenPipeError:
         raise
@@ -240,6 +248,20 @@ def _hint_of_local_image(arguments: Sequence[str]) -> str | None:
             return f"the folder {name} is an OCI layout: oci:{word} names it"
         if word.endswith(".tar") and os.path.isfile(word):
             return f"the file {word} is here: oci-archive:{word} or docker-archive:{word} names it"
+    return None
+
+
+def _hint_of_default_registry(arguments: Sequence[str], message: str) -> str | None:
+    """A name without a registry is one of Docker Hub, which is not what everybody means by it."""
+    if "docker.io" not in message:
+        return None
+    for word in arguments[1:]:
+        host, slash, _ = word.partition("/")
+        if _BARE_NAME.fullmatch(word) and not (slash and ("." in host or ":" in host)):
+            return (
+                f"{word} without a registry is an image of Docker Hub; HOST/{word} is one of "
+                f"another registry, oci:{word} one in a folder"
+            )
     return None
 
 

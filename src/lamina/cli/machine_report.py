@@ -11,7 +11,6 @@ from lamina.errors import Error
 
 _RELEASES: Final = {
     "file-backed EROFS mounts": ((6, 12), "the devices fanotify and fuse-blob"),
-    "FUSE passthrough": ((6, 9), "reads of complete blobs without Lamina, device fuse"),
 }
 
 

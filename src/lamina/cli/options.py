@@ -83,8 +83,8 @@ def add_device_option(parser: Parser) -> None:
         choices=DEVICES,
         default="auto",
         metavar="DEVICE",
-        help="how the kernel gets at the bytes: fanotify (Linux 6.14, root), fuse-blob (Linux "
-        "6.12, root), fuse (any), or auto, the first of these that works",
+        help="how the kernel gets at the bytes: fuse-blob (Linux 6.12, root), fanotify (Linux "
+        "6.14, root), fuse (any), or auto: fuse-blob where it works, else fuse",
     )
 
 

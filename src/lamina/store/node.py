@@ -9,6 +9,9 @@
         index/chunks                   which blob has a chunk (lamina.store.chunk_index)
         space.lock                     held while room is made and used (lamina.store.space)
         metadata/ALGORITHM/HEX         manifests, configs, bootstraps, chunk tables by their digest
+        containers/                    what containers wrote that `lamina run` keeps
+        holds/                         which files no budget may evict (lamina.store.holds)
+        .pull-*                        layers on their way to a local index
         records/KIND/ALGORITHM-HEX     small facts about what has that digest: 64 hex digits
                                        (SHA-256 of the rest), a newline, then the content
 

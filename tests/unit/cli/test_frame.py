@@ -517,3 +517,19 @@ def test_what_is_missing_is_called_as_in_the_help(
     assert main(arguments) in (2, 125)
     message = f"lamina: the following arguments are required: {missing}\n"
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["ls", "nothing"], "oci:nothing"),
+        (["ls", "-l", "team/app:1", "/etc"], "HOST/team/app:1"),
+        (["ls", "docker://nothing"], None),
+        (["ls", "docker.io/library/nothing"], None),
+    ],
+)
+def test_a_name_without_a_registry_is_told_so(words: list[str], named: str | None) -> None:
+    message = "the name of https://registry-1.docker.io cannot be resolved"
+    hint = frame._hint_of_default_registry(words, message)
+    assert (named in hint) if named and hint else hint is named
+    assert frame._hint_of_default_registry(words, "the registry r.example said no") is None
