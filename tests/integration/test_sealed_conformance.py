@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(r"`(tests/\S+\.py)::(test_\w+)`")
 CONFORMANCE = "docs/reference/conformance.md"
+TIERS = "## Tiers of tests"
+"""From here on the page tells of runs by hand, not of single tests."""
 
 
 @cache
@@ -49,7 +51,7 @@ def rows(text: str) -> list[str]:
 
 
 def test_every_row_of_the_conformance_page_names_tests_that_can_fail() -> None:
-    found = rows((ROOT / CONFORMANCE).read_text())
+    found = rows((ROOT / CONFORMANCE).read_text().partition(TIERS)[0])
     assert len(found) >= 50
     for row in found:
         named = NAMED.findall(row)
@@ -57,6 +59,18 @@ def test_every_row_of_the_conformance_page_names_tests_that_can_fail() -> None:
         assert row.count("::") == len(named), row
         for path, name in named:
             assert can_fail(path, name), f"{path}::{name}"
+
+
+def test_the_tiers_are_targets_with_a_limit() -> None:
+    tiers = (ROOT / CONFORMANCE).read_text().partition(TIERS)[2].partition("\n## ")[0]
+    recipes = dict(
+        re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    )
+    named = re.findall(r"^\| `make ([a-z-]+)`", tiers, re.M)
+    assert {"test", "test-peers", "test-guest", "faults", "fuzz", "mutants"} <= set(named)
+    for target in named:
+        bounded = ("$(LIMIT)", "--seconds", "scripts/test-fresh")
+        assert any(word in recipes[target] for word in bounded), target
 
 
 def test_every_row_of_the_threat_table_names_tests_that_can_fail() -> None:
