@@ -64,9 +64,9 @@ def test_every_row_of_the_conformance_page_names_tests_that_can_fail() -> None:
 def test_the_tiers_are_targets_with_a_limit() -> None:
     tiers = (ROOT / CONFORMANCE).read_text().partition(TIERS)[2].partition("\n## ")[0]
     recipes = dict(
-        re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+        re.findall(r"^([a-z-]+):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     )
-    named = re.findall(r"^\| `make ([a-z-]+)`", tiers, re.M)
+    named = re.findall(r"^\| `make ([a-z-]+)`", tiers, re.MULTILINE)
     assert {"test", "test-peers", "test-guest", "faults", "fuzz", "mutants"} <= set(named)
     for target in named:
         bounded = ("$(LIMIT)", "--seconds", "scripts/test-fresh")
