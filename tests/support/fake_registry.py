@@ -58,7 +58,7 @@ class FakeRegistry:
     seen: list[Seen] = field(default_factory=list)
     token: str | None = None
     """If set, requests need this bearer token, which ``/token`` gives out."""
-    token_lifetime_s: float = 300
+    token_lifetime_s: object = 300
     login: str | None = None
     """``USER:PASSWORD`` that ``/token`` wants."""
     tokens_given: int = 0

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lamina.registry.repository import ClientOptions
 
 MAX_TOKEN_BYTES: Final = 1 << 20
+_MAX_SCOPES: Final = 16
 _DEFAULT_LIFETIME_S: Final = 60
 _MAX_LIFETIME_S: Final = 86400
 _CLIENT_ID: Final = "lamina"
@@ -34,7 +35,18 @@ _CLIENT_ID: Final = "lamina"
 class _TokenAnswer(msgspec.Struct):
     token: str | None = None
     access_token: str | None = None
-    expires_in: float | None = None
+    expires_in: object = None
+    """Seconds, which some services write as text."""
+
+    @property
+    def lifetime_s(self) -> float:
+        """How long the token may be used; short if the service says nothing that makes sense."""
+        try:
+            lifetime_s = float(self.expires_in or 0)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            lifetime_s = 0.0
+        # Not a number is not above 0 either.
+        return min(max(lifetime_s, 1), _MAX_LIFETIME_S) if lifetime_s > 0 else _DEFAULT_LIFETIME_S
 
 
 class Authorizer:
@@ -107,13 +119,11 @@ class Authorizer:
                 f"{self._reference.registry} wants the login sent to {url.origin}, unencrypted",
                 hint="the registry must name an https:// token service",
             )
-        scopes = scope.split(" ")
-        extra = challenge.parameters.get("scope", "").split(" ")
-        scopes += [item for item in extra if item and item not in scopes]
+        scopes = _united(scope, challenge.parameters.get("scope", ""))
         service = challenge.parameters.get("service", "")
         asked = time.monotonic()
         answer = self._ask(url, service, scopes, credentials, deadline)
-        lifetime_s = min(max(answer.expires_in or _DEFAULT_LIFETIME_S, 1), _MAX_LIFETIME_S)
+        lifetime_s = answer.lifetime_s
         token = answer.token or answer.access_token or ""
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise FetchError(f"the token service {url.origin} gave no usable token")
@@ -157,7 +167,7 @@ class Authorizer:
             raise self._refusal("refuses the login" if credentials else "wants a login")
         if status == 429 or status >= 500:
             raise TransientError(f"the token service {url.origin} answers {status}")
-        if status != 200:
+        if not 200 <= status < 300:
             raise FetchError(f"the token service {url.origin} answers {status}")
         try:
             return msgspec.json.decode(data, type=_TokenAnswer)
@@ -179,6 +189,19 @@ class Authorizer:
             hint=f"log in with `docker login {registry}` or `skopeo login {registry}`, "
             "or check that the repository exists and is yours",
         )
+
+
+def _united(scope: str, wanted: str) -> list[str]:
+    """The scopes of a request and those that a challenge names, each resource once: of two scopes
+    of one repository some services heed only the last.
+    """
+    actions: dict[str, dict[str, None]] = {}
+    items = [*scope.split(" "), *wanted.split(" ", _MAX_SCOPES)[:_MAX_SCOPES]]
+    for item in filter(None, items):
+        resource, colon, named = item.rpartition(":")
+        resource, named = (resource + colon, named) if colon else (item, "")
+        actions.setdefault(resource, {}).update(dict.fromkeys(named.split(",")))
+    return [resource + ",".join(named) for resource, named in actions.items()]
 
 
 def _token_form(service: str, scopes: list[str], identity_token: str) -> bytes:

@@ -8,13 +8,13 @@ may pass.
 
 from __future__ import annotations
 
-import io
 import re
 import threading
 import time
-from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
+from typing import BinaryIO, Final, Self, cast
 
 from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
+from lamina.registry.blob_stream import BlobStream, check_range, skip
 from lamina.registry.http1 import Response
 from lamina.registry.manifest import (
     INDEX_TYPES,
@@ -29,14 +29,11 @@ from lamina.registry.manifest import (
 )
 from lamina.registry.reference import Reference, is_digest
 from lamina.registry.repository import ClientOptions, Progress, Repository
-from lamina.registry.session import CUT_HINT, Call, Session
+from lamina.registry.session import SUCCESS, Call, RangeRefusedError, Session
 from lamina.registry.transport import TransientError, translated
-from lamina.registry.upload import Upload
+from lamina.registry.upload import Habits, Upload
 from lamina.registry.url import Url, parse_url
-from lamina.registry.verify import check_bytes, check_digest, verified
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
+from lamina.registry.verify import check_bytes, check_digest, has_digest, verified
 
 # Schema 1 is accepted so that the registry sends what there is, and the refusal can say so.
 _ACCEPT: Final = ", ".join(
@@ -45,19 +42,26 @@ _ACCEPT: Final = ", ".join(
 _REDIRECT_LIFETIME_S: Final = 30.0
 _MAX_SKIPPED_BYTES: Final = 64 << 20
 _MAX_PAGES: Final = 64
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(?:(\d{1,18})|\*)")
 _NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
 _REFUSED: Final = (400, 401, 403)
 
 
 class RegistryRepository:
-    """A repository of a registry.  Thread-safe; opening it makes no request."""
+    """A repository of a registry.  Thread-safe; opening it makes no request.
 
-    def __init__(self, reference: Reference, options: ClientOptions) -> None:
+    With ``write`` all that is asked of it asks for the right to push too: registries that make a
+    repository at the first push refuse to look into one that is not there to anybody else.
+    """
+
+    def __init__(
+        self, reference: Reference, options: ClientOptions, *, write: bool = False
+    ) -> None:
         self._reference = reference
         self._session = Session(reference, options)
-        self._pull = self._session.scope()
+        self._push = self._session.scope("pull,push")
+        self._pull = self._push if write else self._session.scope()
+        self._habits = Habits()
         self._lock = threading.Lock()
         self._redirects: dict[str, tuple[Url, float]] = {}
 
@@ -103,7 +107,11 @@ class RegistryRepository:
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A stream of a blob; it goes on where it was if the connection breaks."""
-        stream = _BlobStream(self, descriptor)
+
+        def get(headers: dict[str, str], deadline: float) -> tuple[Response, Url]:
+            return self.get_blob(descriptor.digest, headers, deadline)
+
+        stream = BlobStream(self._session, get, descriptor.size)
         try:
             stream.start()
         except BaseException:
@@ -125,13 +133,18 @@ class RegistryRepository:
         if timeout_s is not None:
             deadline = min(deadline, time.monotonic() + timeout_s)
         headers = {"Range": f"bytes={offset}-{offset + size_bytes - 1}"}
-        response, url = self.get_blob(digest, headers, deadline)
+        try:
+            response, url = self.get_blob(digest, headers, deadline)
+        except RangeRefusedError as error:
+            if (error.total_bytes or 0) >= offset + size_bytes:
+                raise TransientError(f"{error}, of {error.total_bytes} bytes") from error
+            raise
         try:
             with translated(url.origin):
                 if response.status == 200:
                     data = _cut(response, offset, size_bytes)
                 else:
-                    _check_range(response, offset, offset + size_bytes - 1)
+                    check_range(response, offset, offset + size_bytes - 1)
                     data = response.read(size_bytes)
         finally:
             response.close()
@@ -173,10 +186,12 @@ class RegistryRepository:
 
     def has_blob(self, digest: str, size_bytes: int) -> bool:
         """Whether a blob of this digest is there; its size too, if the registry tells it."""
+        return self._has_blob(digest, size_bytes, self._pull)
+
+    def _has_blob(self, digest: str, size_bytes: int, scope: str) -> bool:
+        url = self._session.url(f"blobs/{digest}")
         try:
-            answer = self._session.fetch(
-                "HEAD", self._session.url(f"blobs/{digest}"), Call(self._pull)
-            )
+            answer = self._session.fetch("HEAD", url, Call(scope, SUCCESS))
         except NotFoundError:
             return False
         return answer.headers.get("content-length", str(size_bytes)) == str(size_bytes)
@@ -187,11 +202,11 @@ class RegistryRepository:
         """Store a blob unless it is there; IntegrityError if the source is not what the descriptor
         says.
         """
-        if self.has_blob(descriptor.digest, descriptor.size):
+        if self._is_there(descriptor):
             if progress:
                 progress(descriptor.size)
             return
-        Upload(self._session, descriptor, progress).run(source)
+        Upload(self._session, descriptor, self._habits, progress).run(source)
 
     def mount_blob(self, descriptor: Descriptor, origin: Repository) -> bool:
         """Let the registry take a blob over from another of its repositories; False if not."""
@@ -199,8 +214,19 @@ class RegistryRepository:
         if not other.is_remote or other.registry != self._reference.registry:
             return False
         if other.repository == self._reference.repository:
-            return self.has_blob(descriptor.digest, descriptor.size)
-        return Upload(self._session, descriptor).mount(other.repository)
+            return self._is_there(descriptor)
+        return Upload(self._session, descriptor, self._habits).mount(other.repository)
+
+    def _is_there(self, descriptor: Descriptor) -> bool:
+        """Whether a blob need not be pushed.  A registry that refuses to say so says why when it is
+        pushed.
+        """
+        try:
+            return self._has_blob(descriptor.digest, descriptor.size, self._push)
+        except TransientError:
+            raise
+        except FetchError:
+            return False
 
     def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
         """Store a manifest or index under a tag, or by its digest only; the answer's digest is
@@ -251,14 +277,14 @@ class RegistryRepository:
             "PUT",
             self._session.url(f"manifests/{tag or descriptor.digest}"),
             Call(
-                self._session.scope("pull,push"),
-                expected=(200, 201, 202),
+                self._push,
+                expected=SUCCESS,
                 headers={"Content-Type": media_type},
                 body=data,
             ),
         )
-        stored = answer.headers.get("docker-content-digest", descriptor.digest)
-        if stored != descriptor.digest:
+        stored = answer.headers.get("docker-content-digest", "")
+        if is_digest(stored) and not has_digest(data, stored):
             raise IntegrityError(
                 f"{self._reference} stored the manifest {descriptor.digest} as {stored[:80]!r}"
             )
@@ -280,86 +306,6 @@ class RegistryRepository:
         return self._session
 
 
-class _BlobStream(io.RawIOBase):
-    """The body of a blob; a broken connection is replaced by a range request for the rest."""
-
-    def __init__(self, repository: RegistryRepository, descriptor: Descriptor) -> None:
-        self._repository = repository
-        self._descriptor = descriptor
-        self._position = 0
-        self._response: Response | None = None
-        self._url: Url | None = None
-        self._deadline = repository.session.deadline(descriptor.size)
-
-    def readable(self) -> bool:
-        return True
-
-    def start(self) -> None:
-        """Ask for the blob from here on, with retries."""
-        self._repository.session.retry(self._open, self._deadline)
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        return self._repository.session.retry(lambda: self._read(view), self._deadline)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._drop()
-        super().close()
-
-    def _read(self, view: memoryview) -> int:
-        if self._response is None:
-            self._open()
-        assert self._response is not None
-        assert self._url is not None
-        try:
-            with translated(self._url.origin):
-                got = self._response.readinto(view)
-        except FetchError:
-            self._drop()
-            raise
-        self._position += got
-        return got
-
-    def _open(self) -> None:
-        size = self._descriptor.size
-        headers = {"Range": f"bytes={self._position}-"} if self._position else {}
-        digest = self._descriptor.digest
-        response, self._url = self._repository.get_blob(digest, headers, self._deadline)
-        self._response = response
-        try:
-            if response.status == 206:
-                _check_range(response, self._position, size - 1)
-            elif self._position:
-                with translated(self._url.origin):
-                    _skip(response, self._position)
-        except FetchError:
-            self._drop()
-            raise
-
-    def _drop(self) -> None:
-        response, self._response = self._response, None
-        if response is not None:
-            response.close()
-
-
-def _check_range(response: Response, first: int, last: int) -> None:
-    """FetchError unless a 206 has the bytes that were asked for."""
-    text = response.headers.get("content-range", "")
-    found = _CONTENT_RANGE.fullmatch(text)
-    if found is not None and found[3] is not None and int(found[3]) <= last:
-        raise FetchError(
-            f"the registry has {found[3]} bytes of a blob of which the bytes {first}-{last} were "
-            "asked for",
-            hint=CUT_HINT,
-        )
-    if found is None or (int(found[1]), int(found[2])) != (first, last):
-        raise TransientError(f"asked for the bytes {first}-{last} the registry sent {text[:80]!r}")
-    length = response.length_bytes
-    if length is not None and length != last - first + 1:
-        raise TransientError(f"the registry sent {length} bytes as the range {text[:80]!r}")
-
-
 def _cut(response: Response, offset: int, size_bytes: int) -> bytes:
     """The range out of a whole blob, for registries and caches that ignore ``Range``."""
     if offset > _MAX_SKIPPED_BYTES:
@@ -367,14 +313,5 @@ def _cut(response: Response, offset: int, size_bytes: int) -> bytes:
             f"the registry ignores ranges and sent a whole blob for its bytes from {offset} on",
             hint="a registry, proxy or cache without range requests cannot serve images lazily",
         )
-    _skip(response, offset)
+    skip(response, offset)
     return response.read(size_bytes)
-
-
-def _skip(response: Response, size_bytes: int) -> None:
-    left = size_bytes
-    while left:
-        skipped = len(response.read(min(left, 1 << 20)))
-        if not skipped:
-            raise TransientError(f"the registry's answer ends {left} bytes early")
-        left -= skipped

@@ -1,20 +1,23 @@
 """HTTP/1.1 over a socket of ours: ``http.client`` speaks it, under our deadlines and bounds.
 
-A response is taken as hostile: heads are bounded, what ``http.client`` lets pass and could be read
-in two ways is refused, every wait ends at the deadline.  Source: RFC 9112.
+A response is taken as hostile: heads, trailers and the framing of chunks are bounded, what
+``http.client`` lets pass and could be read in two ways is refused, every wait ends at the deadline,
+and bodies come at a least speed.  Source: RFC 9112.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from lamina.errors import FetchError
+from lamina.registry.pace import Pace
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -25,41 +28,63 @@ MAX_HEAD_BYTES: Final = 64 << 10
 _BUFFER_BYTES: Final = 16 << 10
 _DRAIN_BYTES: Final = 64 << 10
 _PIECE_BYTES: Final = 256 << 10
+_FRAMING: Final = 8
+"""Bytes on the wire for each byte of a chunked body, at most: one of a chunk of its own has six."""
 
 
 class ProtocolError(FetchError):
     """The other side does not speak HTTP/1.1 as it should."""
 
 
+class Stream(Protocol):
+    """A body of a request that is made while it is sent."""
+
+    def __len__(self) -> int:
+        """Its size in bytes."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its pieces."""
+
+
+Body = bytes | Stream
+
+
 class _Wire(io.RawIOBase):
-    """A socket as ``http.client`` uses it; each wait ends at the deadline at the latest."""
+    """A socket as ``http.client`` uses it; each wait ends at the deadline at the latest.
+
+    ``pace`` is the least speed, if there is one; ``left_bytes`` how much may still be read.
+    """
 
     def __init__(self, sock: socket.socket, timeout_s: float) -> None:
         self._sock = sock
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self.deadline = 0.0
-        self.head_left_bytes: int | None = None
+        self.pace: Pace | None = None
+        self.left_bytes: int | None = None
         self.ended = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Buffer, /) -> int:
-        arm(self._sock, self._timeout_s, self.deadline)
+        started = self._arm()
         got = self._sock.recv_into(buffer)
+        self._count(started, got)
         self.ended = not got
-        if self.head_left_bytes is not None:
-            self.head_left_bytes -= got
-            if self.head_left_bytes < 0:
-                raise ProtocolError("the head of the answer is too long")
+        if self.left_bytes is not None:
+            self.left_bytes -= got
+            if self.left_bytes < 0:
+                raise ProtocolError("the answer has too much around its content")
         return got
 
     def sendall(self, data: bytes) -> None:
-        # A timeout of sendall is one for the whole call, so a big body goes in pieces.
+        # sendall of a TLS socket has a timeout for each record, and so none at all.
         view = memoryview(data)
-        for start in range(0, len(view), _PIECE_BYTES):
-            arm(self._sock, self._timeout_s, self.deadline)
-            self._sock.sendall(view[start : start + _PIECE_BYTES])
+        while view:
+            started = self._arm()
+            sent = self._sock.send(view[:_PIECE_BYTES])
+            self._count(started, sent)
+            view = view[sent:]
 
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self, _BUFFER_BYTES)
@@ -67,17 +92,30 @@ class _Wire(io.RawIOBase):
     def close(self) -> None:
         """Do nothing: each answer closes its file, and the socket outlives it."""
 
+    def _arm(self) -> float:
+        timeout_s = self.timeout_s
+        if self.pace is not None:
+            self.pace.check()
+            timeout_s = min(timeout_s, self.pace.left_s)
+        return arm(self._sock, timeout_s, self.deadline)
 
-def arm(sock: socket.socket, timeout_s: float, deadline: float) -> None:
+    def _count(self, started: float, moved_bytes: int) -> None:
+        if self.pace is not None:
+            self.pace.count(time.monotonic() - started, moved_bytes)
+
+
+def arm(sock: socket.socket, timeout_s: float, deadline: float) -> float:
     """Set the socket's timeout to ``timeout_s`` or what is left until the deadline (monotonic
-    clock).
+    clock); what time it is.
     """
-    left_s = deadline - time.monotonic()
+    now = time.monotonic()
+    left_s = deadline - now
     if left_s <= 0:
         raise TimeoutError("the deadline has passed")
     wait_s = min(timeout_s, left_s)
     if sock.gettimeout() != wait_s:
         sock.settimeout(wait_s)
+    return now
 
 
 class Connection:
@@ -88,6 +126,7 @@ class Connection:
         from http.client import HTTPConnection
 
         self._sock = sock
+        self._timeout_s = timeout_s
         self._wire = _Wire(sock, timeout_s)
         # The host is only a name here: the socket is connected and each request has its Host.
         self._http = HTTPConnection("registry")
@@ -105,13 +144,13 @@ class Connection:
         method: str,
         target: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: Body | None,
         deadline: float,
     ) -> None:
         """Send a request; OSError if the connection breaks, ProtocolError if it cannot be sent."""
         check_request(target, headers)
-        self._wire.deadline = deadline
-        self._wire.head_left_bytes = None
+        wire = self._wire
+        wire.deadline, wire.left_bytes, wire.pace = deadline, None, Pace()
         self._http.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
         for name, value in headers.items():
             self._http.putheader(name, value)
@@ -119,19 +158,23 @@ class Connection:
             self._http.putheader("Content-Length", str(len(body)))
         self._http.endheaders(body)
 
-    def receive(self, deadline: float) -> Response:
+    def receive(self, deadline: float, *, patient: bool = False) -> Response:
         """Read the head of the answer; ConnectionError if there is none, ProtocolError if it is
         none.
+
+        A patient one waits for it until the deadline, however long nothing comes.
         """
         wire = self._wire
-        wire.deadline, wire.head_left_bytes = deadline, MAX_HEAD_BYTES + _BUFFER_BYTES
+        wire.deadline, wire.left_bytes = deadline, MAX_HEAD_BYTES + _BUFFER_BYTES
+        wire.pace = None
+        wire.timeout_s = deadline if patient else self._timeout_s
         with _explained():
             answer = self._http.getresponse()
-        wire.head_left_bytes = None
+        wire.timeout_s = self._timeout_s
         if wire.ended:
             answer.close()
             raise ConnectionResetError("the connection was closed inside the answer's head")
-        return Response(answer)
+        return Response(answer, wire)
 
     def close(self) -> None:
         """Close the socket."""
@@ -144,8 +187,9 @@ class Response:
     free.  Header names are in lower case, repeated ones joined by a comma.
     """
 
-    def __init__(self, answer: HTTPResponse) -> None:
+    def __init__(self, answer: HTTPResponse, wire: _Wire) -> None:
         self._answer = answer
+        self._wire = wire
         self.status = answer.status
         try:
             self.headers = _headers(answer)
@@ -155,6 +199,8 @@ class Response:
             raise
         self.done: Callable[[Response], None] | None = None
         self.reusable = not answer.will_close
+        wire.pace = Pace()
+        wire.left_bytes = MAX_HEAD_BYTES + _BUFFER_BYTES if answer.chunked else None
         if answer.length == 0:
             answer.close()
 
@@ -167,6 +213,10 @@ class Response:
     def length_bytes(self) -> int | None:
         """Bytes of the body that are still to come, if the head told it."""
         return None if self._answer.chunked else self._answer.length
+
+    def take_your_time(self) -> None:
+        """Let the least speed be the only bound of the rest of the body, not the deadline."""
+        self._wire.deadline = math.inf
 
     def read(self, size_bytes: int) -> bytes:
         """At most ``size_bytes`` (> 0); fewer only at the end, empty after it.
@@ -184,7 +234,7 @@ class Response:
             # Its read() takes a negative chunk size for all that comes; readinto() is bounded.
             parts: list[bytes] = []
             buffer = memoryview(bytearray(min(size_bytes, _PIECE_BYTES)))
-            while size_bytes and (got := self._answer.readinto(buffer[:size_bytes])):
+            while size_bytes and (got := self._fill(buffer[:size_bytes])):
                 parts.append(bytes(buffer[:got]))
                 size_bytes -= got
             return b"".join(parts)
@@ -194,10 +244,20 @@ class Response:
         if self.finished or not len(buffer):
             return 0
         with self._reading():
-            got = self._answer.readinto(buffer)
+            got = self._fill(buffer)
             if not got and self._answer.length:
                 raise _ends_early(self._answer)
             return got
+
+    def _fill(self, buffer: memoryview) -> int:
+        """Fill some of the buffer; extensions of chunks and trailers are bounded by its size."""
+        wire = self._wire
+        if wire.left_bytes is None:
+            return self._answer.readinto(buffer)
+        wire.left_bytes += _FRAMING * len(buffer)
+        got = self._answer.readinto(buffer)
+        wire.left_bytes -= _FRAMING * (len(buffer) - got)
+        return got
 
     def read_all(self, limit_bytes: int, what: str) -> bytes:
         """The rest of the body; FetchError if it is longer than the limit."""

@@ -103,7 +103,8 @@ def open_repository(
 ) -> Repository:
     """Open the place that a reference names; nothing is fetched yet from a registry.
 
-    With ``write`` a local place is created if it is not there.  Raises NotFoundError for a path
+    With ``write`` a local place is created if it is not there, and a registry is asked for the
+    right to push.  Raises NotFoundError for a path
     that is not there, FormatError for one that is no image, UsageError for a transport that cannot
     be written.
     """
@@ -111,7 +112,7 @@ def open_repository(
         case "docker":
             from lamina.registry.client import RegistryRepository
 
-            return RegistryRepository(reference, options or ClientOptions())
+            return RegistryRepository(reference, options or ClientOptions(), write=write)
         case "oci":
             from lamina.registry.layout import LayoutRepository
 

@@ -8,6 +8,7 @@ the registry's. Source: OCI distribution specification 1.1.
 from __future__ import annotations
 
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -19,7 +20,8 @@ import msgspec
 
 from lamina.errors import AuthError, FetchError, NotFoundError
 from lamina.registry.auth import Authorizer
-from lamina.registry.http1 import ProtocolError, Response
+from lamina.registry.http1 import Body, ProtocolError, Response
+from lamina.registry.pace import LEAST_BYTES_PER_S, WINDOW_S, Pace
 from lamina.registry.reference import DEFAULT_REGISTRY, Reference
 from lamina.registry.repository import ClientOptions
 from lamina.registry.transport import Pool, TransientError, translated
@@ -31,14 +33,26 @@ CUT_HINT: Final = "what the registry has is cut: push the image again, or use an
 _HUB_HOST: Final = "registry-1.docker.io"
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset((301, 302, 303, 307, 308))
+_REDIRECTS_OF_ALL: Final = frozenset((307, 308))
 _TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
+_UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
 _MAX_ERROR_BYTES: Final = 64 << 10
 _MAX_PAUSE_S: Final = 5.0
 _LONG_S: Final = 4.0
 _MAX_RETRY_AFTER_S: Final = 30.0
-_SLOWEST_BYTES_PER_S: Final = 8 << 10
+
+SUCCESS: Final = range(200, 300)
+"""What an answer to a write may be: registries differ in which of them they send."""
 
 T = TypeVar("T")
+
+
+class RangeRefusedError(FetchError):
+    """416.  ``total_bytes`` is the size of all there is, if the registry tells it."""
+
+    def __init__(self, message: str, *, total_bytes: int | None) -> None:
+        super().__init__(message, hint=CUT_HINT)
+        self.total_bytes = total_bytes
 
 
 class Answer(NamedTuple):
@@ -49,6 +63,11 @@ class Answer(NamedTuple):
     data: bytes
     url: Url
 
+    @property
+    def refusal(self) -> str:
+        """What it says of an error, with the registry's reason."""
+        return f"{self.url.without_query} answers {self.status}{_reason(self.data)}"
+
 
 class Call(NamedTuple):
     """What a request carries and which statuses are fine."""
@@ -56,7 +75,7 @@ class Call(NamedTuple):
     scope: str
     expected: Collection[int] = (200,)
     headers: Mapping[str, str] = MappingProxyType({})
-    body: bytes | None = None
+    body: Body | None = None
     limit_bytes: int = _MAX_ERROR_BYTES
 
 
@@ -89,14 +108,22 @@ class Session:
         """The token scope of actions on a repository, by default this one."""
         return f"repository:{repository or self.reference.repository}:{actions}"
 
-    def deadline(self, size_bytes: int = 0) -> float:
-        """When a request that moves so many bytes must have ended, on the monotonic clock."""
-        return time.monotonic() + self.options.deadline_s + size_bytes / _SLOWEST_BYTES_PER_S
+    def deadline(self, sent_bytes: int = 0) -> float:
+        """When a request must have ended that sends so many bytes of ours, on the monotonic
+        clock.
+
+        What a registry sends has no part in it: it may claim any size.
+        """
+        return time.monotonic() + self.options.deadline_s + sent_bytes / LEAST_BYTES_PER_S
+
+    def pace(self) -> Pace:
+        """The least speed of a transfer that may take several requests."""
+        return Pace(min(WINDOW_S, self.options.deadline_s))
 
     def range_deadline(self, size_bytes: int) -> float:
         """The deadline of a single attempt to read a range: somebody is waiting for it."""
         options = self.options
-        wait_s = min(options.deadline_s, options.timeout_s) + size_bytes / _SLOWEST_BYTES_PER_S
+        wait_s = min(options.deadline_s, options.timeout_s) + size_bytes / LEAST_BYTES_PER_S
         return time.monotonic() + wait_s
 
     def send(
@@ -105,15 +132,18 @@ class Session:
         url: Url,
         scope: str,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: Body | None,
         deadline: float,
     ) -> tuple[Response, Url]:
         """One request with its authorization and redirects; the answer of any status and where it
         came from.
 
-        Raises AuthError, TransientError or another FetchError.
+        A stream is sent once: one that would have to be sent again is a TransientError.  Raises
+        AuthError, TransientError or another FetchError.
         """
         home = url.origin if self._base is None else self._base.origin
+        streamed = not (body is None or isinstance(body, bytes))
+        followed = _REDIRECTS if method in ("GET", "HEAD") else _REDIRECTS_OF_ALL
         refusals = 0
         for _ in range(_MAX_REDIRECTS + 2):
             sent = self.authorizer.header(scope) if url.origin == home else None
@@ -124,7 +154,9 @@ class Session:
                 challenge = response.headers.get("www-authenticate", "")
                 response.close()
                 self.authorizer.answer(challenge, scope, sent, url.origin, deadline)
-            elif response.status in _REDIRECTS and method in ("GET", "HEAD"):
+                if streamed:
+                    raise TransientError(f"{home} wants a new login for the next attempt")
+            elif response.status in followed and not streamed:
                 response.close()
                 url = parse_url(response.headers.get("location", ""), url)
             else:
@@ -137,7 +169,7 @@ class Session:
         Raises NotFoundError for 404, AuthError for 401 and 403, FetchError for other statuses that
         are not expected and for bodies over the limit.
         """
-        deadline = self.deadline(len(call.body or b""))
+        deadline = self.deadline(0 if call.body is None else len(call.body))
         return self.retry(lambda: self.once(method, url, call, deadline), deadline)
 
     def once(self, method: str, url: Url, call: Call, deadline: float) -> Answer:
@@ -186,8 +218,8 @@ class Session:
             return
         status = response.status
         retry_after = response.headers.get("retry-after", "")
-        reason = _reason(response)
-        message = f"{url.without_query} answers {status}{reason}"
+        content_range = response.headers.get("content-range", "")
+        message = Answer(status, {}, _error_body(response), url).refusal
         if status in (401, 403):
             hint = f"log in with `docker login {self.reference.registry}`, or check the permissions"
             raise AuthError(message, hint=hint)
@@ -196,7 +228,11 @@ class Session:
                 message, hint="check the repository, the tag and the registry's name"
             )
         if status == 416:
-            raise FetchError(f"{message}: there is less of it than was asked for", hint=CUT_HINT)
+            total = _UNSATISFIED.fullmatch(content_range)
+            raise RangeRefusedError(
+                f"{message}: there is less of it than was asked for",
+                total_bytes=int(total[1]) if total else None,
+            )
         if status in _TRANSIENT:
             raise TransientError(message, retry_after_s=_retry_after_s(retry_after))
         raise FetchError(message)
@@ -250,14 +286,21 @@ def _retry_after_s(text: str) -> float:
     return min(max(pause_s, 0.0), _MAX_RETRY_AFTER_S)
 
 
-def _reason(response: Response) -> str:
-    """What the registry says of an error, made safe to print."""
+def _error_body(response: Response) -> bytes:
+    """The begin of what a registry sends with an error, and the response closed."""
     try:
         data = response.read(_MAX_ERROR_BYTES)
-        response.close()
+    except (OSError, FetchError):
+        data = b""
+    response.close()
+    return data
+
+
+def _reason(data: bytes) -> str:
+    """What the registry says of an error, made safe to print."""
+    try:
         items = msgspec.json.decode(data, type=_ErrorAnswer).errors
-    except (OSError, FetchError, msgspec.MsgspecError, UnicodeError, RecursionError):
-        response.close()
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return ""
     text = "; ".join(f"{item.code}: {item.message}".strip(": ") for item in items[:3])
     clean = "".join(letter for letter in text if letter.isprintable())[:300]

@@ -5,6 +5,7 @@ redirects.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -13,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from lamina.errors import FetchError
-from lamina.registry.http1 import Connection, ProtocolError, Response, arm
+from lamina.registry.http1 import Body, Connection, ProtocolError, Response, arm
+from lamina.registry.pace import TooSlowError
 from lamina.registry.proxy import Proxy, proxy_for
 from lamina.registry.url import Origin, Url
 from lamina.version import VERSION
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 USER_AGENT: Final = f"lamina/{VERSION}"
 _KEEPALIVE_IDLE_S: Final = 30
 
-_Request = tuple[str, str, dict[str, str], bytes | None, float]
+_Request = tuple[str, str, dict[str, str], Body | None, float]
 """Method, target, headers, body, deadline."""
 
 
@@ -61,15 +63,15 @@ class Pool:
         method: str,
         url: Url,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: Body | None,
         deadline: float,
     ) -> Response:
         """Send one request and read the head of its answer; the caller reads or closes the
         response.
 
         A kept connection that turns out to be dead is replaced, once.  ``deadline`` is on the
-        monotonic clock. Raises TransientError for everything that another attempt may cure, else
-        FetchError.
+        monotonic clock; while a stream is sent only the least speed counts.  Raises TransientError
+        for everything that another attempt may cure, else FetchError.
         """
         proxy = self._proxy(url.origin)
         request = (method, *_prepared(url, headers, proxy), body, deadline)
@@ -97,17 +99,21 @@ class Pool:
                 connection.close()
 
     def _exchange(self, connection: Connection, origin: Origin, request: _Request) -> Response:
-        *_, body, deadline = request
+        method, target, headers, body, deadline = request
+        streamed = not (body is None or isinstance(body, bytes))
         broken = False
         try:
             try:
-                connection.send(*request)
+                connection.send(method, target, headers, body, math.inf if streamed else deadline)
             except ConnectionError:
                 if body is None:
                     raise
                 # A server may refuse a body before its end; its answer says why.
                 broken = True
-            response = connection.receive(deadline)
+            if streamed:
+                deadline = time.monotonic() + self._options.deadline_s
+            # A registry puts a blob of gigabytes in its place before it answers.
+            response = connection.receive(deadline, patient=method == "PUT")
         except BaseException:
             connection.close()
             raise
@@ -234,6 +240,8 @@ def _explain(error: OSError, origin: Origin, proxy: Proxy | None) -> FetchError:
             f"{where} does not speak TLS as it should: {getattr(error, 'reason', None) or kind}",
             hint="a registry without TLS needs --plain-http",
         )
+    if isinstance(error, TooSlowError):
+        return TransientError(f"{where} is too slow: {error}")
     if isinstance(error, TimeoutError):
         return TransientError(f"{where} did not answer in time")
     if isinstance(error, socket.gaierror):

@@ -44,6 +44,13 @@ def check_bytes(data: bytes, descriptor: Descriptor, source: str) -> None:
     check_digest(data, descriptor.digest, source)
 
 
+def has_digest(data: Buffer, digest: str) -> bool:
+    """Whether the bytes have the digest, of either algorithm."""
+    hasher = new_hash(digest)
+    hasher.update(data)
+    return hasher.hexdigest() == digest.partition(":")[2]
+
+
 def check_digest(data: Buffer, digest: str, source: str) -> None:
     """Raise IntegrityError unless the bytes have the digest."""
     hasher = new_hash(digest)

@@ -194,6 +194,33 @@ def test_a_body_over_the_limit() -> None:
         assert not response.reusable
 
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_chunks_of_one_byte() -> None:
+    with answered(CHUNKED + b"1\r\nx\r\n" * 200_000 + b"0\r\n\r\n") as response:
+        assert response.read_all(200_000, "it") == b"x" * 200_000
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"3\r\nabc\r\n0\r\n" + b"a: b\r\n" * 50_000,
+        b"3\r\nabc\r\n0\r\n" + (b"a: " + b"b" * 60_000 + b"\r\n") * 10,
+        (b"1;" + b"x" * 60_000 + b"\r\na\r\n") * 10,
+        (b"0" * 60_000 + b"1\r\na\r\n") * 10,
+    ],
+    ids=["trailers", "long trailers", "extensions", "zeros"],
+)
+@pytest.mark.parametrize("into", [False, True])
+def test_what_is_around_the_content_is_bounded(framing: bytes, into: bool) -> None:
+    with answered(CHUNKED + framing) as response:
+        with pytest.raises(ProtocolError, match="around its content"):
+            while response.readinto(memoryview(bytearray(9))) if into else response.read(9):
+                pass
+        assert not response.reusable
+
+
 def test_a_slow_server_meets_the_deadline() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
