@@ -175,7 +175,7 @@ def test_a_claimed_size_buys_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
         huge = m.Descriptor(media_type=m.OCI_LAYER, digest="sha256:" + "0" * 64, size=1 << 40)
         with (
             RegistryRepository(reference, options) as repository,
-            pytest.raises(FetchError, match="too slow|in time"),
+            pytest.raises(FetchError, match=r"too slow|in time"),
             repository.open_blob(huge) as stream,
         ):
             stream.read(4096)
