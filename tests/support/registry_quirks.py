@@ -81,9 +81,9 @@ def closed_ranges_only(total: str) -> Action:
     return action
 
 
-def stores_sha512_as_sha256(*, both: bool) -> Action:
-    """An upload by sha512 is verified and then called by its sha256; with ``both`` it can be had by
-    either.
+def stores_sha512_as_sha256(*, both: bool, says: str = "sha256") -> Action:
+    """An upload by sha512 is verified and kept by its sha256, with ``both`` by either; ``says`` is
+    what the answer calls it by.
     """
 
     def action(exchange: Exchange) -> bool:
@@ -96,7 +96,8 @@ def stores_sha512_as_sha256(*, both: bool) -> Action:
         digest = registry.add_blob(data)
         if both:
             registry.blobs[wanted] = data
-        return exchange.answer(201, b"", {"Docker-Content-Digest": digest})
+        named = digest if says == "sha256" else wanted
+        return exchange.answer(201, b"", {"Docker-Content-Digest": named})
 
     return action
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class BlobStream(io.RawIOBase):
             # What comes is verified, so that the whole of it will do as well.
             self._ranges = False
             raise TransientError(str(error), hint=error.hint) from error
-        response.take_your_time()
+        response.wait_until(math.inf)
         self._response = response
         try:
             if response.status == 206:

@@ -8,7 +8,6 @@ and bodies come at a least speed.  Source: RFC 9112.
 from __future__ import annotations
 
 import io
-import math
 import select
 import socket
 import time
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES: Final = 64 << 10
 _BUFFER_BYTES: Final = 16 << 10
 _DRAIN_BYTES: Final = 64 << 10
+_DRAIN_S: Final = 1.0
 _PIECE_BYTES: Final = 256 << 10
 _FRAMING: Final = 8
 """Bytes on the wire for each byte of a chunked body, at most: one of a chunk of its own has six."""
@@ -214,9 +214,13 @@ class Response:
         """Bytes of the body that are still to come, if the head told it."""
         return None if self._answer.chunked else self._answer.length
 
-    def take_your_time(self) -> None:
-        """Let the least speed be the only bound of the rest of the body, not the deadline."""
-        self._wire.deadline = math.inf
+    def wait_until(self, deadline: float) -> None:
+        """Let the rest of the body come until then; ``inf`` leaves the least speed as its bound."""
+        self._wire.deadline = deadline
+
+    def hurry(self, wait_s: float) -> None:
+        """Wait for the rest of the body no longer than that: it is of little use."""
+        self._wire.deadline = min(self._wire.deadline, time.monotonic() + wait_s)
 
     def read(self, size_bytes: int) -> bytes:
         """At most ``size_bytes`` (> 0); fewer only at the end, empty after it.
@@ -273,6 +277,7 @@ class Response:
             return
         length = self.length_bytes
         if self.reusable and length is not None and length <= _DRAIN_BYTES:
+            self.hurry(_DRAIN_S)
             try:
                 self.read(length)
             except (OSError, FetchError):

@@ -7,6 +7,7 @@ the registry's. Source: OCI distribution specification 1.1.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
@@ -37,6 +38,7 @@ _REDIRECTS_OF_ALL: Final = frozenset((307, 308))
 _TRANSIENT: Final = frozenset((408, 425, 429, 500, 502, 503, 504))
 _UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
 _MAX_ERROR_BYTES: Final = 64 << 10
+_ERROR_BODY_S: Final = 5.0
 _MAX_PAUSE_S: Final = 5.0
 _LONG_S: Final = 4.0
 _MAX_RETRY_AFTER_S: Final = 30.0
@@ -287,13 +289,19 @@ def _retry_after_s(text: str) -> float:
 
 
 def _error_body(response: Response) -> bytes:
-    """The begin of what a registry sends with an error, and the response closed."""
-    try:
-        data = response.read(_MAX_ERROR_BYTES)
-    except (OSError, FetchError):
-        data = b""
+    """The begin of what a registry sends with an error, and the response closed.
+
+    It may be less than the head says: distribution 2.8 sends a sentence with a 416, and the length
+    of the blob.
+    """
+    buffer = memoryview(bytearray(_MAX_ERROR_BYTES))
+    end = 0
+    response.hurry(_ERROR_BODY_S)
+    with contextlib.suppress(OSError, FetchError):
+        while got := response.readinto(buffer[end:]):
+            end += got
     response.close()
-    return data
+    return bytes(buffer[:end])
 
 
 def _reason(data: bytes) -> str:

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 from urllib.parse import quote
 
-from lamina.errors import AuthError, Error, FetchError, IntegrityError, NotFoundError
+from lamina.errors import (
+    AuthError,
+    Error,
+    FetchError,
+    IntegrityError,
+    NotFoundError,
+    UnsupportedError,
+)
 from lamina.registry.http1 import Body
 from lamina.registry.manifest import Descriptor
 from lamina.registry.push_source import PushSource, PushStream
@@ -285,17 +292,23 @@ class Upload:
         self._check_name(self._session.once("PUT", url, call, deadline))
 
     def _check_name(self, answer: Answer) -> None:
-        """IntegrityError if the registry has stored something else.
+        """Raise an error if the registry has stored something else, or under another name only.
 
-        Those that know sha256 only may say so of a blob that is named by sha512, and have it under
-        both names.
+        Those that know sha256 only differ with a blob that is named by sha512: some say its sha256
+        and have it by both, some say its sha512 and do not have it by that.
         """
         digest = self._descriptor.digest
         stored = answer.headers.get("docker-content-digest", "")
-        if stored == digest or not is_digest(stored):
+        stored = stored if is_digest(stored) else digest
+        if stored == digest and digest.startswith("sha256:"):
             return
-        if stored.partition(":")[0] == digest.partition(":")[0] or not self._is_there():
+        if stored != digest and stored.partition(":")[0] == digest.partition(":")[0]:
             raise IntegrityError(f"{self._session.reference} stored {digest} as {stored}")
+        if not self._is_there():
+            raise UnsupportedError(
+                f"{self._session.reference} took {digest}, and does not have it by that name",
+                hint="the registry knows sha256 only",
+            )
 
     def _is_there(self) -> bool:
         url = self._session.url(f"blobs/{self._descriptor.digest}")

@@ -260,6 +260,15 @@ def test_a_small_rest_is_drained_and_a_large_one_is_not() -> None:
             assert response.reusable is reusable
 
 
+def test_a_rest_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lamina.registry.http1._DRAIN_S", 0.0)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    with answered(head + b"some", end=False) as response:
+        response.close()
+        assert response.finished
+        assert not response.reusable
+
+
 def test_an_idle_connection_that_was_closed_is_stale() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pytest
 
-from lamina.errors import Error, FetchError, IntegrityError, StoreError
+from lamina.errors import Error, FetchError, IntegrityError, StoreError, UnsupportedError
 from lamina.registry import manifest as m
 from lamina.registry.client import RegistryRepository
 from lamina.registry.copy import copy
@@ -459,6 +459,19 @@ def test_a_refused_range_inside_of_what_there_is(
         assert isinstance(caught.value, TransientError) is passes
 
 
+def test_an_error_that_claims_the_length_of_the_blob(
+    registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    """What has come of it is told, and nobody waits for the rest."""
+    digest = registry.add_blob(SMALL)
+    body = b'{"errors":[{"code":"RANGE_INVALID","message":"none of it"}]}'
+    head = b"HTTP/1.1 416 No\r\nContent-Length: 60000\r\nContent-Range: bytes */5000\r\n\r\n"
+    registry.rule("GET", "/blobs/", fake.raw(head + body))
+    with pytest.raises(FetchError, match=r"416 \(RANGE_INVALID: none of it\)") as caught:
+        repository.read_range(digest, 6000, 100)
+    assert not isinstance(caught.value, TransientError)
+
+
 def test_a_blob_that_breaks_off_at_its_end(
     registry: FakeRegistry, repository: RegistryRepository
 ) -> None:
@@ -506,11 +519,13 @@ def test_a_blob_by_sha512_that_the_registry_calls_by_its_sha256(
         assert stream.read() == data
 
 
+@pytest.mark.parametrize("says", ["sha256", "sha512"])
 def test_a_blob_by_sha512_that_is_there_by_its_sha256_only(
-    registry: FakeRegistry, repository: RegistryRepository
+    registry: FakeRegistry, repository: RegistryRepository, says: str
 ) -> None:
-    registry.rule("PUT", "", quirks.stores_sha512_as_sha256(both=False), ALWAYS)
-    with pytest.raises(IntegrityError, match=r"stored sha512:.* as sha256:"):
+    action = quirks.stores_sha512_as_sha256(both=False, says=says)
+    registry.rule("PUT", "", action, ALWAYS)
+    with pytest.raises(UnsupportedError, match=r"took sha512:.* does not have it by that name"):
         repository.push_blob(by_sha512(SMALL), io.BytesIO(SMALL))
 
 
