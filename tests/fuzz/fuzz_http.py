@@ -57,6 +57,7 @@ def seeds() -> list[bytes]:
         b"HTTP/1.1 204 No Content\nConnection: close\n\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
         _CHUNKED + b"-1\r\nhello",
+        _CHUNKED + b"1;" + b"x" * 60_000 + b"\r\na\r\n0\r\n" + b"a: b\r\n" * 5000,
         b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*0*=a'b'c\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Type: multipart/x; boundary*0*=a\0'b'c\r\n\r\nhello",
     ]

@@ -33,7 +33,7 @@ from lamina.registry.session import SUCCESS, Call, RangeRefusedError, Session
 from lamina.registry.transport import TransientError, translated
 from lamina.registry.upload import Habits, Upload
 from lamina.registry.url import Url, parse_url
-from lamina.registry.verify import check_bytes, check_digest, has_digest, verified
+from lamina.registry.verify import check_bytes, check_digest, describe_as, has_digest, verified
 
 # Schema 1 is accepted so that the registry sends what there is, and the refusal can say so.
 _ACCEPT: Final = ", ".join(
@@ -228,11 +228,14 @@ class RegistryRepository:
         except FetchError:
             return False
 
-    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
+    def push_manifest(
+        self, tag: str | None, media_type: str, data: bytes, *, digest: str | None = None
+    ) -> Descriptor:
         """Store a manifest or index under a tag, or by its digest only; the answer's digest is
         checked.
         """
-        return self._put_manifest(tag, media_type, data)[0]
+        descriptor = describe_as(media_type, data, digest, "the manifest that is pushed")
+        return self._put_manifest(tag, descriptor, data)[0]
 
     def push_referring(
         self, tag: str | None, media_type: str, data: bytes
@@ -240,7 +243,7 @@ class RegistryRepository:
         """Store a manifest that has a subject; also whether the registry says, by ``OCI-Subject``,
         that it lists it.
         """
-        descriptor, headers = self._put_manifest(tag, media_type, data)
+        descriptor, headers = self._put_manifest(tag, describe(media_type, data), data)
         return descriptor, "oci-subject" in headers
 
     def referrers(self, digest: str, limit: int) -> tuple[Descriptor, ...] | None:
@@ -254,12 +257,13 @@ class RegistryRepository:
         where = f"referrers of {digest} in {self._reference}"
         found: list[Descriptor] = []
         asked: set[Url] = set()
+        deadline = self._session.deadline()
         while url not in asked and len(found) <= limit:
             if len(asked) == _MAX_PAGES:
                 raise FormatError(f"the list of {where} has more than {_MAX_PAGES} pages")
             asked.add(url)
             try:
-                answer = self._session.fetch("GET", url, call)
+                answer = self._session.fetch("GET", url, call, deadline)
             except NotFoundError:
                 return None
             found += parse_index(answer.data, where).manifests
@@ -270,16 +274,15 @@ class RegistryRepository:
         return tuple(found)
 
     def _put_manifest(
-        self, tag: str | None, media_type: str, data: bytes
+        self, tag: str | None, descriptor: Descriptor, data: bytes
     ) -> tuple[Descriptor, dict[str, str]]:
-        descriptor = describe(media_type, data)
         answer = self._session.fetch(
             "PUT",
             self._session.url(f"manifests/{tag or descriptor.digest}"),
             Call(
                 self._push,
                 expected=SUCCESS,
-                headers={"Content-Type": media_type},
+                headers={"Content-Type": descriptor.media_type},
                 body=data,
             ),
         )

@@ -135,7 +135,8 @@ def run_copy(
     name = tag if tag is not None else destination.reference.tag
     for descriptor, data in plan.manifests:
         is_root = descriptor.digest == plan.root.digest
-        destination.push_manifest(name if is_root else None, descriptor.media_type, data)
+        tag_here = name if is_root else None
+        destination.push_manifest(tag_here, descriptor.media_type, data, digest=descriptor.digest)
     return plan.root
 
 

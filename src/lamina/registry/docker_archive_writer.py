@@ -32,7 +32,9 @@ class DockerArchiveWriter(StagedRepository):
     _manifest: Manifest | None = None
     _tag: str | None = None
 
-    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
+    def push_manifest(
+        self, tag: str | None, media_type: str, data: bytes, *, digest: str | None = None
+    ) -> Descriptor:
         """Take the one image; UnsupportedError for an index, a second or a native image."""
         manifest = parse_manifest(data)
         if isinstance(manifest, Index) or self._manifest is not None:
@@ -44,7 +46,7 @@ class DockerArchiveWriter(StagedRepository):
             raise UnsupportedError("a docker archive cannot hold a native image", hint=_HINT)
         self._manifest = manifest
         self._tag = tag or self._reference.tag
-        return super().push_manifest(tag, media_type, data)
+        return super().push_manifest(tag, media_type, data, digest=digest)
 
     def _write_archive(self, archive: ArchiveFile) -> None:
         manifest = self._manifest

@@ -30,7 +30,6 @@ from lamina.registry.manifest import (
     REF_NAME,
     Descriptor,
     Index,
-    describe,
     detect_media_type,
     encode,
     parse_document,
@@ -39,7 +38,7 @@ from lamina.registry.manifest import (
 )
 from lamina.registry.reference import Reference
 from lamina.registry.repository import Progress
-from lamina.registry.verify import copy_verified
+from lamina.registry.verify import copy_verified, describe_as
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -280,7 +279,9 @@ class LayoutRepository(LocalRepository):
         self._check_writable()
         return self._folder.start_blob()
 
-    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
+    def push_manifest(
+        self, tag: str | None, media_type: str, data: bytes, *, digest: str | None = None
+    ) -> Descriptor:
         """Store a manifest and name it in index.json.
 
         Without a tag the entry has no name, and goes away again when an index that lists it is
@@ -289,7 +290,7 @@ class LayoutRepository(LocalRepository):
         self._check_writable()
         if detect_media_type(data) != media_type:
             raise FormatError(f"the manifest pushed as {media_type} is {detect_media_type(data)}")
-        descriptor = describe(media_type, data)
+        descriptor = describe_as(media_type, data, digest, "the manifest that is pushed")
         parts: set[str] = set()
         document = parse_manifest(data)
         if isinstance(document, Index):

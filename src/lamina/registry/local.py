@@ -147,6 +147,8 @@ class LocalRepository:
         tag: str | None,  # noqa: ARG002
         media_type: str,  # noqa: ARG002
         data: bytes,  # noqa: ARG002
+        *,
+        digest: str | None = None,  # noqa: ARG002
     ) -> Descriptor:
         """Refused: opened for reading."""
         raise self._read_only()

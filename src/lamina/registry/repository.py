@@ -87,8 +87,13 @@ class Repository(Protocol):
         possible.
         """
 
-    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
-        """Store a manifest or index whose content is already there, and let the tag point to it."""
+    def push_manifest(
+        self, tag: str | None, media_type: str, data: bytes, *, digest: str | None = None
+    ) -> Descriptor:
+        """Store a manifest or index whose content is already there, and let the tag point to it.
+
+        ``digest`` is the name that others know it by, if that is not its sha256.
+        """
 
     def close(self) -> None:
         """Give back connections and files."""

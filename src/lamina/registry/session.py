@@ -8,6 +8,7 @@ the registry's. Source: OCI distribution specification 1.1.
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import re
 import threading
@@ -165,13 +166,13 @@ class Session:
                 return response, url
         raise FetchError(f"{home} redirects without end")
 
-    def fetch(self, method: str, url: Url, call: Call) -> Answer:
-        """A request with all its retries and its whole answer.
+    def fetch(self, method: str, url: Url, call: Call, limit: float = math.inf) -> Answer:
+        """A request with all its retries and its whole answer, until ``limit`` at the latest.
 
         Raises NotFoundError for 404, AuthError for 401 and 403, FetchError for other statuses that
         are not expected and for bodies over the limit.
         """
-        deadline = self.deadline(0 if call.body is None else len(call.body))
+        deadline = min(limit, self.deadline(0 if call.body is None else len(call.body)))
         return self.retry(lambda: self.once(method, url, call, deadline), deadline)
 
     def once(self, method: str, url: Url, call: Call, deadline: float) -> Answer:

@@ -36,9 +36,11 @@ class StagedRepository(LayoutRepository, ABC):
             raise
         self._reference = reference
 
-    def push_manifest(self, tag: str | None, media_type: str, data: bytes) -> Descriptor:
+    def push_manifest(
+        self, tag: str | None, media_type: str, data: bytes, *, digest: str | None = None
+    ) -> Descriptor:
         """Store a manifest; from now on there is something to write."""
-        descriptor = super().push_manifest(tag, media_type, data)
+        descriptor = super().push_manifest(tag, media_type, data, digest=digest)
         self._pushed = True
         return descriptor
 

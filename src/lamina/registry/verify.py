@@ -7,8 +7,10 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 
+import msgspec
+
 from lamina.errors import IntegrityError
-from lamina.registry.manifest import Descriptor
+from lamina.registry.manifest import Descriptor, describe
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -42,6 +44,17 @@ def check_bytes(data: bytes, descriptor: Descriptor, source: str) -> None:
             f"not the {descriptor.size} promised"
         )
     check_digest(data, descriptor.digest, source)
+
+
+def describe_as(media_type: str, data: bytes, digest: str | None, source: str) -> Descriptor:
+    """The descriptor of some bytes by a digest that they have, sha256 by default; IntegrityError
+    if they do not have it.
+    """
+    descriptor = describe(media_type, data)
+    if digest is None or digest == descriptor.digest:
+        return descriptor
+    check_digest(data, digest, source)
+    return msgspec.structs.replace(descriptor, digest=digest)
 
 
 def has_digest(data: Buffer, digest: str) -> bool:

@@ -16,6 +16,7 @@ from lamina.errors import Error, FetchError, IntegrityError, StoreError, Unsuppo
 from lamina.registry import manifest as m
 from lamina.registry.client import RegistryRepository
 from lamina.registry.copy import copy
+from lamina.registry.layout import LayoutRepository
 from lamina.registry.reference import parse_reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
 from lamina.registry.transport import TransientError
@@ -552,3 +553,58 @@ def test_the_name_that_a_manifest_was_stored_under(
     else:
         with pytest.raises(error, match="stored the manifest"):
             repository.push_manifest("v1", m.OCI_INDEX, data)
+
+
+def index_by_sha512(path: Path) -> tuple[str, bytes]:
+    """A layout with an index, ``multi``, that names its image by sha512; that name, the image."""
+    image = make_image(path, None)
+    with LayoutRepository(parse_reference(f"oci:{path}"), write=True) as repository:
+        _, data = repository.manifest(image)
+        digest = "sha512:" + hashlib.sha512(data).hexdigest()
+        child = repository.push_manifest(None, m.OCI_MANIFEST, data, digest=digest)
+        index = m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(child,))
+        repository.push_manifest("multi", m.OCI_INDEX, m.encode(index))
+    return digest, data
+
+
+def test_an_image_by_sha512_keeps_its_name_in_copies(
+    registry: FakeRegistry, repository: RegistryRepository, tmp_path: Path
+) -> None:
+    """Or the index that lists it would list what is not there."""
+    digest, data = index_by_sha512(tmp_path / "l")
+    source = LayoutRepository(parse_reference(f"oci:{tmp_path / 'l'}:multi"), write=False)
+    back = LayoutRepository(parse_reference(f"oci:{tmp_path / 'back'}:multi"), write=True)
+    with source, back:
+        copy(source, repository, tag="multi")
+        assert registry.manifests[digest] == (m.OCI_MANIFEST, data)
+        copy(source, back)
+        assert back.manifest(digest)[1] == data
+
+
+def test_a_manifest_is_not_pushed_by_a_digest_that_it_does_not_have(
+    registry: FakeRegistry, repository: RegistryRepository, tmp_path: Path
+) -> None:
+    data = m.encode(m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=()))
+    wrong = "sha512:" + "0" * 128
+    with LayoutRepository(parse_reference(f"oci:{tmp_path / 'l'}"), write=True) as layout:
+        for place in (repository, layout):
+            with pytest.raises(IntegrityError):
+                place.push_manifest(None, m.OCI_INDEX, data, digest=wrong)
+    assert not registry.manifests
+
+
+def test_all_pages_of_a_list_have_one_deadline(registry: FakeRegistry) -> None:
+    """A registry that is slow with each page does not have their number times the time."""
+    clock: list[float] = []
+
+    def page(exchange: fake.Exchange) -> bool:
+        number = len(clock)
+        clock.append(0.0)
+        threading.Event().wait(0.1)
+        link = {"Link": f'</v2/a/b/referrers/x?page={number}>; rel="next"'}
+        return exchange.answer(200, b'{"schemaVersion":2,"manifests":[]}', link)
+
+    registry.rule("GET", "/referrers/", page, ALWAYS)
+    with opened(registry, deadline_s=1.0) as repository, pytest.raises(FetchError, match="in time"):
+        list(repository.referrers("sha256:" + "0" * 64, 10) or ())
+    assert len(clock) < 60
