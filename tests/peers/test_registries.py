@@ -18,6 +18,7 @@ from lamina.registry.reference import parse_reference
 from lamina.registry.repository import ClientOptions, open_repository
 from tests.support.peer_registries import REGISTRIES, Running, peer_registry
 from tests.unit.registry.images import make_index, noise
+from tests.unit.registry.relay import dropping_relay
 
 pytestmark = pytest.mark.tools
 
@@ -90,6 +91,33 @@ def test_chunks_of_any_size(server: Running, chunk_bytes: int) -> None:
         assert sum(moved) == len(data)
         with repository.open_blob(m.describe("", data)) as stream:
             assert stream.read() == data
+
+
+def test_a_push_goes_on_after_a_break(server: Running) -> None:
+    """Also at registries that cannot be asked how far an upload has got."""
+    data = noise(10_000_001, 11)
+    with (
+        dropping_relay(server.host, drop_after=5_000_000) as (host, drops),
+        opened(server._replace(host=host), "push/broken", push_chunk_bytes=3 << 20) as repository,
+    ):
+        repository.push_blob(m.describe("", data), io.BytesIO(data))
+        assert drops
+    with opened(server, "push/broken") as repository:
+        assert repository.read_range(m.describe("", data).digest, 0, len(data)) == data
+
+
+def test_reading_goes_on_after_a_break(server: Running) -> None:
+    """Also at registries that know no ranges without an end."""
+    data = noise(10_000_001, 12)
+    with opened(server, "read/broken") as repository:
+        repository.push_blob(m.describe("", data), io.BytesIO(data))
+    with (
+        dropping_relay(server.host, drop_after=5_000_000, answers=True) as (host, drops),
+        opened(server._replace(host=host), "read/broken") as repository,
+        repository.open_blob(m.describe("", data)) as stream,
+    ):
+        assert stream.read() == data
+        assert drops
 
 
 def test_all_in_one_request(server: Running) -> None:

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def dropping_relay(host: str, drop_after: int) -> Iterator[tuple[str, list[int]]]:
-    """Pass connections on to ``host``; break the first whose client sent more than ``drop_after``.
+def dropping_relay(
+    host: str, drop_after: int, *, answers: bool = False
+) -> Iterator[tuple[str, list[int]]]:
+    """Pass connections on to ``host``; break the first whose client sent more than ``drop_after``,
+    or got so much with ``answers``.
 
     Gives ``127.0.0.1:PORT`` and the list of byte counts at which connections were broken.
     """
@@ -26,9 +29,11 @@ def dropping_relay(host: str, drop_after: int) -> Iterator[tuple[str, list[int]]
 
         def relay(client: socket.socket) -> None:
             with client, socket.create_connection((name, int(port))) as upstream:
-                back = threading.Thread(target=pump, args=(upstream, client, None))
+                back = threading.Thread(
+                    target=pump, args=(upstream, client, drop_after if answers else None)
+                )
                 back.start()
-                pump(client, upstream, drop_after)
+                pump(client, upstream, None if answers else drop_after)
                 back.join()
 
         def pump(source: socket.socket, sink: socket.socket, limit: int | None) -> None:
