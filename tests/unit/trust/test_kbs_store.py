@@ -1,4 +1,4 @@
-"""The broker's encrypted store, its rules, and evidence by the kernel."""
+"""The broker's encrypted store, its rules, and its certificate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,14 +13,11 @@ import pytest
 from lamina.errors import (
     Error,
     FormatError,
-    KernelError,
     NotFoundError,
     StoreError,
     TrustError,
-    UnsupportedError,
     UsageError,
 )
-from lamina.trust.kbs import evidence as e
 from lamina.trust.kbs.audit import AuditLog
 from lamina.trust.kbs.certificate import make_certificates
 from lamina.trust.kbs.key_store import Entry, KeyStore
@@ -147,73 +143,3 @@ def test_certificates(tmp_path: Path) -> None:
         server_context(str(tmp_path / "ca"), str(tmp_path / "key"))
     with pytest.raises(UsageError):
         make_certificates(["ü"])
-
-
-class FakeTsm:
-    """A folder that behaves like configfs-tsm: entries come with their attributes."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
-        self.root, self.provider, self.writers = root, provider, 1
-        calls = {**vars(os), "mkdir": self.make, "rmdir": self.remove}
-        monkeypatch.setattr(e, "os", SimpleNamespace(**calls))
-        monkeypatch.setattr(e, "_write", self.write)
-
-    def make(self, path: str, mode: int) -> None:
-        Path(path).mkdir(mode)
-        for name, text in (("provider", self.provider), ("generation", "0")):
-            (Path(path) / name).write_text(f"{text}\n")
-
-    def write(self, path: str, name: str, data: bytes) -> None:
-        assert name == "inblob"
-        assert len(data) == 64
-        folder = Path(path)
-        (folder / name).write_bytes(data)
-        (folder / "outblob").write_bytes(b"report of " + data)
-        (folder / "auxblob").write_bytes(b"certificates")
-        generation = int((folder / "generation").read_text()) + self.writers
-        (folder / "generation").write_text(f"{generation}\n")
-
-    def remove(self, path: str) -> None:
-        for item in Path(path).iterdir():
-            item.unlink()
-        Path(path).rmdir()
-
-
-@pytest.mark.parametrize("kind", ["tdx", "snp"])
-def test_reports_of_the_cpu(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "keep").touch()
-    FakeTsm(tmp_path, monkeypatch, {"tdx": "tdx_guest", "snp": "sev_guest"}[kind])
-    source = e.TsmEvidence(str(tmp_path / "report"))
-    assert source.tee == kind
-    tee, found = source.collect(b"d" * 48)
-    assert tee == kind
-    report = base64.b64decode(found["quote" if kind == "tdx" else "attestation_report"])
-    assert report == b"report of " + b"d" * 48 + bytes(16)
-    assert ("cert_chain" in found) == (kind == "snp")
-    assert [item.name for item in (tmp_path / "report").iterdir()] == ["keep"]
-
-
-def test_reports_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UnsupportedError, match="no report of its CPU"):
-        e.TsmEvidence(str(tmp_path / "absent" / "x")).collect(b"")
-    (tmp_path / "report").mkdir()
-    (tmp_path / "report" / "keep").touch()
-    fake = FakeTsm(tmp_path, monkeypatch, "tdx_guest")
-    source = e.TsmEvidence(str(tmp_path / "report"))
-    monkeypatch.setattr(e, "MAX_REPORT_BYTES", 20)
-    with pytest.raises(KernelError, match="more than 20 bytes"):
-        source.collect(b"")
-    monkeypatch.setattr(e, "MAX_REPORT_BYTES", 1000)
-    fake.writers = 2
-    with pytest.raises(KernelError, match="another process"):
-        source.collect(b"")
-    fake.provider = "other_guest"
-    with pytest.raises(UnsupportedError, match="other_guest"):
-        source.collect(b"")
-    assert [item.name for item in (tmp_path / "report").iterdir()] == ["keep"]
-
-
-def test_sources_by_name() -> None:
-    assert e.make_source("tsm") == e.TsmEvidence()
-    assert e.make_source("sample", "m") == e.SampleEvidence("m")

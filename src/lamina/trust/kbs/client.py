@@ -22,12 +22,18 @@ from lamina.trust.secret import Secret
 if TYPE_CHECKING:
     from lamina.trust.kbs.connection import Answer, Endpoint
     from lamina.trust.kbs.evidence import EvidenceSource
+    from lamina.trust.kbs.init_data import InitData
     from lamina.trust.kbs_packet import ResourcePath
 
-_ATTEMPTS: Final = 2
 _COOKIE: Final = re.compile(rf"{protocol.SESSION_COOKIE}=([A-Za-z0-9_-]{{16,128}})(?:;|$)")
 _NONCE_LIMITS: Final = range(16, 129)
 _MAX_TOKEN: Final = 128 << 10
+_UNKNOWN_SESSION: Final = ("", "TokenNotFound", "InvalidSession", "Unauthenticated")
+"""Refusals (status 401) that mean that the broker does not know the session, or give no reason.
+trustee's every refusal is a 401, and most would be the same after another attestation."""
+_NOT_VERIFIED: Final = "TokenVerifierError"
+_NO_RESOURCE: Final = "PluginInternalError"
+"""All that trustee says of a resource that is not there, as of storage that fails."""
 _REFUSALS: Final = {
     "MeasurementNotAllowed": "this machine runs something else than the broker's rule allows",
     "ImageNotAllowed": "the broker's rule does not allow this image",
@@ -35,6 +41,7 @@ _REFUSALS: Final = {
     "TeeNotAllowed": "the broker's rule does not allow this kind of machine",
     "PolicyDeny": "the broker's policy does not allow it",
 }
+_ASK_OWNER: Final = "ask who runs the broker what it wants"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class KbsClient:
 
     endpoint: Endpoint
     evidence: EvidenceSource
+    init_data: InitData | None = None
+    """What this machine was started with: sent along with the evidence."""
     _session: _Session | None = field(default=None, repr=False)
     _nonces: set[str] = field(default_factory=set, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -60,17 +69,14 @@ class KbsClient:
         FormatError.
         """
         path = f"{protocol.PREFIX}/resource/{'/'.join(resource)}{claims.query()}"
-        answer, session = None, None
-        for _ in range(_ATTEMPTS):
+        known = self._session
+        session = self._attested(None)
+        answer = self.endpoint.request("GET", path, _headers(session.cookie))
+        if _is_stale(answer, is_new=session is not known):
             session = self._attested(session)
             answer = self.endpoint.request("GET", path, _headers(session.cookie))
-            if answer.status != 401:
-                break
-        assert answer is not None and session is not None
-        if answer.status == 404:
-            raise NotFoundError(f"the key broker {self.endpoint} has no resource {resource}")
         if answer.status != 200:
-            raise self._refused(answer, f"refuses {resource}")
+            raise self._withheld(answer, resource, claims)
         try:
             return Secret(jwe.decrypt(answer.body, [session.key]))
         except Error as error:
@@ -100,7 +106,7 @@ class KbsClient:
         runtime = {"nonce": nonce, "tee-pubkey": _public_jwk(key)}
         tee, evidence = self.evidence.collect(protocol.report_digest(runtime, algorithm))
         body = {
-            "init-data": None,
+            "init-data": self.init_data.encode() if self.init_data else None,
             "runtime-data": runtime,
             "tee-evidence": {"primary_evidence": evidence, "additional_evidence": ""},
         }
@@ -148,14 +154,45 @@ class KbsClient:
     def _named(self, what: str) -> str:
         return f"{what} of the key broker {self.endpoint}"
 
-    def _refused(self, answer: Answer, does_what: str) -> TrustError | FetchError:
+    def _withheld(self, answer: Answer, resource: ResourcePath, claims: Claims) -> Error:
+        """Why a resource was not given."""
+        problem = protocol.read_problem(answer.body)
+        if answer.status == 404:
+            return NotFoundError(f"the key broker {self.endpoint} has no resource {resource}")
+        if answer.status == 401 and problem.name == _NO_RESOURCE:
+            return NotFoundError(
+                f"the key broker {self.endpoint} has no resource {resource}, or a problem of its "
+                f"own ({problem.name} {problem.detail!r})",
+                hint="ask who runs the broker whether it is there",
+            )
+        hint = _ASK_OWNER
+        if claims.release is None and problem.name in ("ReleaseTooOld", "PolicyDeny"):
+            hint = (
+                "no release was stated: where the broker wants one, --policy reads it from a "
+                f"signature that it verified; else {_ASK_OWNER}"
+            )
+        return self._refused(answer, f"refuses {resource}", hint)
+
+    def _refused(
+        self, answer: Answer, does_what: str, hint: str = _ASK_OWNER
+    ) -> TrustError | FetchError:
         problem = protocol.read_problem(answer.body)
         reason = _REFUSALS.get(problem.name, "")
         said = f"{problem.name} {problem.detail!r}" if problem.name else f"status {answer.status}"
         text = f"the key broker {self.endpoint} {does_what}: {reason or 'it says'} ({said})"
         if answer.status >= 500 or answer.status in (408, 429):
-            return FetchError(text)
-        return TrustError(text)
+            return FetchError(text, hint="this may pass: try again")
+        return TrustError(text, hint=hint)
+
+
+def _is_stale(answer: Answer, *, is_new: bool) -> bool:
+    """Whether another attestation can help.  A token that was made for this very request gets no
+    better by it.
+    """
+    if answer.status != 401:
+        return False
+    name = protocol.read_problem(answer.body).name
+    return name in _UNKNOWN_SESSION or (name == _NOT_VERIFIED and not is_new)
 
 
 def _headers(cookie: str) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 ``sample`` proves nothing and is for development; TDX and SNP reports are made by the kernel through
 ``configfs-tsm``.  Sources: Linux, ``Documentation/ABI/testing/configfs-tsm-report`` (6.7); trustee,
-``deps/verifier/src/sample``.
+``deps/verifier/src``, for the forms that its verifiers read; Intel TDX DCAP quoting library API,
+appendix A, for the place of ``mr_config_id`` in a quote; ACPI 6.5 for the event log (CCEL).
 """
 
 from __future__ import annotations
@@ -14,17 +15,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from lamina.errors import KernelError, UnsupportedError
+from lamina.errors import KernelError, TrustError, UnsupportedError
+from lamina.trust.kbs import snp_report
+from lamina.trust.kbs.init_data import InitData, fitted
 from lamina.trust.strict_json import encode_base64
 
 SAMPLE: Final = "sample"
 SAMPLE_MEASUREMENT: Final = "abcde"
 """What trustee takes the measurement of every sample for."""
 TSM_FOLDER: Final = "/sys/kernel/config/tsm/report"
+EVENT_LOG: Final = "/sys/firmware/acpi/tables/data/CCEL"
+"""What the firmware of a TDX guest measured into its registers, if it kept a log."""
 REPORT_DATA_BYTES: Final = 64
 MAX_REPORT_BYTES: Final = 128 << 10
+MAX_EVENT_LOG_BYTES: Final = 1 << 20
 _PROVIDERS: Final = {"tdx_guest": "tdx", "sev_guest": "snp"}
 _ATTEMPTS: Final = 5
+_TDX_CONFIG_ID: Final = {4: slice(232, 280), 5: slice(238, 286)}
+"""``mr_config_id`` by the version of the quote."""
 
 
 class EvidenceSource(Protocol):
@@ -67,9 +75,13 @@ class SampleEvidence:
 class TsmEvidence:
     """A report of the CPU by ``configfs-tsm``: each one is a folder that is made, filled with the
     report data, read and removed.
+
+    With ``init_data`` a report that is bound to other init-data is an error before it is sent.
     """
 
     folder: str = TSM_FOLDER
+    init_data: InitData | None = None
+    event_log: str = EVENT_LOG
 
     @property
     def tee(self) -> str:
@@ -78,7 +90,24 @@ class TsmEvidence:
             return _kind(path)
 
     def collect(self, report_data: bytes) -> tuple[str, dict[str, Any]]:
-        """The quote of TDX, or report and certificates of SNP, in base64."""
+        """The quote and event log of TDX, or report and certificates of SNP, as trustee takes them.
+
+        Raises TrustError for other init-data.
+        """
+        kind, report, certificates = self._report(report_data)
+        if self.init_data is not None:
+            _check_binding(kind, report, self.init_data)
+        if kind == "tdx":
+            log = _read_file(self.event_log, "the event log", MAX_EVENT_LOG_BYTES, optional=True)
+            encoded = encode_base64(log) if log else None
+            return kind, {"quote": encode_base64(report), "cc_eventlog": encoded}
+        found: dict[str, Any] = {"attestation_report": snp_report.encode_report(report)}
+        if chain := snp_report.encode_certificates(certificates):
+            found["cert_chain"] = chain
+        return kind, found
+
+    def _report(self, report_data: bytes) -> tuple[str, bytes, bytes]:
+        """Kind, report, certificates."""
         for _ in range(_ATTEMPTS):
             with self._entry() as path:
                 kind = _kind(path)
@@ -87,14 +116,8 @@ class TsmEvidence:
                 report = _read(path, "outblob")
                 certificates = b"" if kind == "tdx" else _read(path, "auxblob", optional=True)
                 # Every write counts: another number means that the report is for other data.
-                if _generation(path) - before != 1:
-                    continue
-            if kind == "tdx":
-                return kind, {"quote": encode_base64(report), "cc_eventlog": None}
-            found: dict[str, Any] = {"attestation_report": encode_base64(report)}
-            if certificates:
-                found["cert_chain"] = encode_base64(certificates)
-            return kind, found
+                if _generation(path) - before == 1:
+                    return kind, report, certificates
         raise KernelError(f"another process writes to the same report in {self.folder}")
 
     @contextlib.contextmanager
@@ -115,12 +138,35 @@ class TsmEvidence:
                 os.rmdir(path)
 
 
-def make_source(name: str, measurement: str = SAMPLE_MEASUREMENT) -> EvidenceSource:
-    """The source of a name: ``sample`` or ``tsm``."""
-    return TsmEvidence() if name == "tsm" else SampleEvidence(measurement)
+def make_source(
+    name: str, measurement: str = SAMPLE_MEASUREMENT, init_data: InitData | None = None
+) -> EvidenceSource:
+    """The source of a name: ``sample`` or ``tsm``.  Samples are bound to no init-data."""
+    return TsmEvidence(init_data=init_data) if name == "tsm" else SampleEvidence(measurement)
 
 
 SOURCES: Final = (SAMPLE, "tsm")
+
+
+def _check_binding(kind: str, report: bytes, init_data: InitData) -> None:
+    """TrustError unless the report has the digest of the init-data in it; whoever verifies the
+    report looks at the same place, but says no more than that it does not believe it.
+    """
+    place = snp_report.HOST_DATA
+    if kind == "tdx":
+        version = int.from_bytes(report[:2], "little")
+        if version not in _TDX_CONFIG_ID:
+            return
+        place = _TDX_CONFIG_ID[version]
+    bound = report[place]
+    if bound == fitted(init_data.digest(), place.stop - place.start):
+        return
+    started = "other init-data than this" if any(bound) else "no init-data"
+    raise TrustError(
+        f"this machine was started with {started}: its report has {bound.hex()}, and the "
+        f"{init_data.algorithm} of the file is {init_data.digest().hex()}",
+        hint="give the file that the machine was started with, byte for byte",
+    )
 
 
 def _kind(path: str) -> str:
@@ -139,17 +185,21 @@ def _generation(path: str) -> int:
 
 def _read(path: str, name: str, *, optional: bool = False) -> bytes:
     file_path = os.path.join(path, name)
-    if optional and not os.path.exists(file_path):
+    return _read_file(file_path, f"{name} of a report", MAX_REPORT_BYTES, optional=optional)
+
+
+def _read_file(path: str, what: str, limit_bytes: int, *, optional: bool) -> bytes:
+    if optional and not os.path.exists(path):
         return b""
     try:
-        with open(file_path, "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0) as file:
             data = b""
-            while len(data) <= MAX_REPORT_BYTES and (part := file.read(MAX_REPORT_BYTES + 1)):
+            while len(data) <= limit_bytes and (part := file.read(limit_bytes + 1)):
                 data += part
     except OSError as error:
-        raise KernelError(f"cannot read {name} of a report: {error.strerror}") from None
-    if len(data) > MAX_REPORT_BYTES:
-        raise KernelError(f"{name} of a report has more than {MAX_REPORT_BYTES} bytes")
+        raise KernelError(f"cannot read {what}: {error.strerror}") from None
+    if len(data) > limit_bytes:
+        raise KernelError(f"{what} has more than {limit_bytes} bytes")
     return data
 
 

@@ -27,15 +27,21 @@ MAX_BODY_BYTES: Final = 256 << 10
 MAX_RESOURCE_BYTES: Final = 64 << 10
 NONCE_BYTES: Final = 32
 _IMAGE: Final = "image-digest"
+_SIGNED: Final = "signed"
 _RELEASE: Final = "release"
 _MAX_RELEASE: Final = 1 << 53
+_MAX_RELEASE_DIGITS: Final = len(str(_MAX_RELEASE))
+_MAX_SIGNED_BYTES: Final = 256
 
 
 class Claims(NamedTuple):
     """What an attested guest says it wants a key for: the digest of the manifest that it verified,
     "" if there is none, and the release in its signature.
 
-    They go into the query of the request, which trustee's policies see as ``data.query``.
+    They go into the query of the request, which trustee's policies see as ``data.query``, where
+    every value is a text.  Rego orders any text above any number, so a release of its own there
+    would pass ``data.query.release >= 7`` whatever it is.  It is a number inside JSON instead: what
+    does not unpack it finds nothing, and gives no key.
     """
 
     image_digest: str = ""
@@ -45,7 +51,8 @@ class Claims(NamedTuple):
         """The query, with its question mark; "" if nothing is claimed."""
         pairs = [(_IMAGE, self.image_digest)] if self.image_digest else []
         if self.release is not None:
-            pairs.append((_RELEASE, str(self.release)))
+            signed = strict_json.compact({_RELEASE: self.release})
+            pairs.append((_SIGNED, signed.decode("ascii")))
         return f"?{urlencode(pairs)}" if pairs else ""
 
 
@@ -53,22 +60,41 @@ NO_CLAIMS: Final = Claims()
 
 
 def parse_claims(query: str) -> Claims:
-    """The claims of a query.  Raises FormatError for anything else in it."""
+    """The claims of a query; a bare ``release`` is read as well.
+
+    Raises FormatError for anything else in it.
+    """
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True, max_num_fields=4)
     except ValueError:
         pairs = [("", "")] if query else []
     fields = dict(pairs)
-    if len(fields) != len(pairs) or fields.keys() - {_IMAGE, _RELEASE}:
+    if len(fields) != len(pairs) or fields.keys() - {_IMAGE, _SIGNED, _RELEASE}:
         raise FormatError("the query of the request has something else than claims")
     digest, release = fields.get(_IMAGE, ""), fields.get(_RELEASE)
     if digest and not is_digest(digest):
         raise FormatError("the image digest that the request claims is none")
+    if _SIGNED in fields:
+        if release is not None:
+            raise FormatError("the request claims two releases")
+        return Claims(digest, _signed_release(fields[_SIGNED]))
     if release is None:
         return Claims(digest)
-    if not (release.isascii() and release.isdecimal()) or int(release[:17]) >= _MAX_RELEASE:
+    # Its length first: Python does not convert texts of thousands of digits.
+    decimal = release.isascii() and release.isdecimal() and len(release) <= _MAX_RELEASE_DIGITS
+    return Claims(digest, _checked_release(int(release) if decimal else None))
+
+
+def _signed_release(text: str) -> int:
+    what = "signed statement that the request claims"
+    document = strict_json.parse_object(text, what, _MAX_SIGNED_BYTES)
+    return _checked_release(strict_json.expect_keys(document, what, (_RELEASE,))[_RELEASE])
+
+
+def _checked_release(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_RELEASE:
         raise FormatError("the release that the request claims is no number")
-    return Claims(digest, int(release))
+    return value
 
 
 def report_digest(runtime: dict[str, Any], algorithm: str, additional: str = "") -> bytes:

@@ -14,6 +14,7 @@ from lamina.trust import kbs_packet, strict_json
 from lamina.trust.kbs.client import KbsClient
 from lamina.trust.kbs.connection import parse_endpoint
 from lamina.trust.kbs.evidence import SAMPLE, SAMPLE_MEASUREMENT, SOURCES, make_source
+from lamina.trust.kbs.init_data import read_init_data
 from lamina.trust.kbs.protocol import NO_CLAIMS, Claims
 from lamina.trust.kbs_packet import WRAP_TYPE, parse_resource
 from lamina.trust.keys import read_key_file
@@ -21,7 +22,7 @@ from lamina.trust.secret import Secret
 
 PROVIDER_NAME: Final = "attestation-agent"
 _PARAMETERS: Final = ("keyid", "keypath", "algorithm")
-_SETTINGS: Final = ("url", "ca-file", "evidence", "measurement")
+_SETTINGS: Final = ("url", "ca-file", "evidence", "measurement", "init-data")
 MAX_REQUEST_BYTES: Final = 1 << 20
 
 
@@ -80,17 +81,22 @@ def make_provider(
     ca_file: str | None,
     evidence: str = SAMPLE,
     measurement: str = SAMPLE_MEASUREMENT,
+    init_data_file: str | None = None,
 ) -> KbsKeyProvider:
-    """A provider for the broker at an address.  Raises UsageError."""
-    source = make_source(evidence, measurement)
-    return KbsKeyProvider(KbsClient(parse_endpoint(url, ca_file), source))
+    """A provider for the broker at an address.  Raises UsageError, and what reading init-data
+    raises.
+    """
+    endpoint = parse_endpoint(url, ca_file)
+    init_data = read_init_data(init_data_file) if init_data_file else None
+    source = make_source(evidence, measurement, init_data)
+    return KbsKeyProvider(KbsClient(endpoint, source, init_data))
 
 
 def configured_provider(settings: Any, what: str) -> KbsKeyProvider:
     """The provider of a ``kbs`` entry in the configuration of key providers: ``url``, ``ca-file``,
-    ``evidence`` (``sample`` or ``tsm``), and for samples ``measurement``.
+    ``evidence`` (``sample`` or ``tsm``), ``init-data`` (a file), and for samples ``measurement``.
 
-    Raises FormatError, UsageError.
+    Raises FormatError, UsageError, and what reading init-data raises.
     """
     strict_json.expect_keys(settings, what, ("url",), _SETTINGS)
     fields = {name: strict_json.text_of(value, what) for name, value in settings.items()}
@@ -98,7 +104,8 @@ def configured_provider(settings: Any, what: str) -> KbsKeyProvider:
     if evidence not in SOURCES:
         raise FormatError(f"the {what} has an unknown source of evidence")
     measurement = fields.get("measurement", SAMPLE_MEASUREMENT)
-    return make_provider(fields["url"], fields.get("ca-file"), evidence, measurement)
+    init_data = fields.get("init-data")
+    return make_provider(fields["url"], fields.get("ca-file"), evidence, measurement, init_data)
 
 
 def answer_request(provider: KbsKeyProvider, request: bytes) -> bytes:
