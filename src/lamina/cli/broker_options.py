@@ -4,7 +4,7 @@ here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import argparse
@@ -19,14 +19,15 @@ EVIDENCE: Final = ("sample", "tsm")
 STORE_PASSWORD_ENVIRONMENT: Final = (
     "LAMINA_KBS_PASSWORD",
     (
-        "passphrase of the broker's key store; without it, and without --passphrase-file, it is "
-        "asked for on a terminal"
+        "passphrase of the broker's key store; without it, and without --passphrase-fd or "
+        "--passphrase-file, it is asked for on a terminal. Root and processes of the same user see "
+        "the environment that a process was started with"
     ),
 )
 
 
 def add_broker_options(parser: Parser) -> None:
-    """``--kbs``, ``--kbs-ca``, ``--kbs-evidence``, ``--kbs-measurement``."""
+    """``--kbs``, ``--kbs-ca``, ``--kbs-evidence``, ``--kbs-init-data``, ``--kbs-measurement``."""
     group = parser.add_argument_group("Key broker options")
     group.add_argument(
         "--kbs",
@@ -47,6 +48,12 @@ def add_broker_options(parser: Parser) -> None:
         "is a report of TDX or SEV-SNP by the kernel",
     )
     group.add_argument(
+        "--kbs-init-data",
+        metavar="FILE",
+        help="init-data (TOML 0.1.0) that this machine was started with, which the broker is told; "
+        "with tsm the report has to have its digest in it",
+    )
+    group.add_argument(
         "--kbs-measurement",
         metavar="TEXT",
         default="abcde",
@@ -56,14 +63,13 @@ def add_broker_options(parser: Parser) -> None:
 
 def broker_provider(args: argparse.Namespace) -> KbsKeyProvider | None:
     """The provider that ``--kbs`` names, or None."""
-    if not args.kbs:
-        return None
     from lamina.trust.kbs.provider import make_provider
 
-    return make_provider(args.kbs, args.kbs_ca, args.kbs_evidence, args.kbs_measurement)
+    arguments = broker_arguments(args)
+    return make_provider(**arguments) if arguments else None
 
 
-def broker_arguments(args: argparse.Namespace) -> dict[str, str | None] | None:
+def broker_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
     """The arguments of that provider, for a process that makes it itself; None without one."""
     if not args.kbs:
         return None
@@ -72,6 +78,7 @@ def broker_arguments(args: argparse.Namespace) -> dict[str, str | None] | None:
         "ca_file": args.kbs_ca,
         "evidence": args.kbs_evidence,
         "measurement": args.kbs_measurement,
+        "init_data_file": args.kbs_init_data,
     }
 
 
@@ -86,8 +93,9 @@ def brokers(args: argparse.Namespace) -> Mapping[str, KeyProvider]:
 
 
 def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret:
-    """The passphrase of the broker's store: ``--passphrase-file``, else ``LAMINA_KBS_PASSWORD``,
-    else asked for on the terminal.  Standard input is not read: keys come from there.
+    """The passphrase of the broker's store: ``--passphrase-fd`` or ``--passphrase-file``, else
+    ``LAMINA_KBS_PASSWORD``, else asked for on the terminal.  Standard input is not read unless it
+    is the descriptor: keys come from there.
     """
     import sys
 
@@ -98,6 +106,12 @@ def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret
     variable = STORE_PASSWORD_ENVIRONMENT[0]
     # Taken in any case: no child may inherit it.
     found = take_from_environment(variable)
+    if args.passphrase_fd is not None and args.passphrase_file:
+        raise UsageError("--passphrase-fd and --passphrase-file are one too many")
+    if args.passphrase_fd is not None:
+        if args.passphrase_fd < 0:
+            raise UsageError(f"--passphrase-fd {args.passphrase_fd} is no file descriptor")
+        return read_passphrase(f"fd={args.passphrase_fd}")
     if args.passphrase_file:
         return read_passphrase(f"file={args.passphrase_file}")
     if found is not None:
@@ -105,6 +119,6 @@ def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret
     if not sys.stdin.isatty():
         raise UsageError(
             "there is no passphrase for the key store",
-            hint=f"give --passphrase-file FILE, or set {variable}",
+            hint=f"give --passphrase-fd N or --passphrase-file FILE, or set {variable}",
         )
     return ask_passphrase("Passphrase of the key store", twice=twice)

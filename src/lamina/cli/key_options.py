@@ -72,12 +72,12 @@ def forget_passphrases() -> None:
     """For a verb that starts other programs: they do not inherit passphrases that the user has in
     the environment.
     """
-    import os
-
-    from lamina.trust.secret import PASSWORD_VARIABLES
+    from lamina.trust.secret import PASSWORD_VARIABLES, take_from_environment
 
     for name in PASSWORD_VARIABLES:
-        os.environ.pop(name, None)
+        passphrase = take_from_environment(name)
+        if passphrase is not None:
+            passphrase.close()
 
 
 def protect_process() -> None:

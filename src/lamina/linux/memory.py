@@ -1,4 +1,4 @@
-"""Keeping secrets out of swap and out of core dumps."""
+"""Keeping secrets out of swap, of core dumps and of ``/proc/PID/environ``."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ def lock_memory(buffer: bytearray) -> bool:
     start = address - address % page
     size = ctypes.c_size_t(address + len(buffer) - start)
     return int(LIBC.mlock(ctypes.c_void_p(start), size)) == 0
+
+
+def wipe_variable(name: str) -> None:
+    """Overwrite the value of an environment variable where the kernel put it: removing a variable
+    leaves its text in ``/proc/PID/environ``, which shows that memory (proc_pid_environ(5)).
+    """
+    getenv = LIBC.getenv
+    getenv.restype = ctypes.c_void_p
+    address = getenv(name.encode())
+    if address:
+        ctypes.memset(address, 0, len(ctypes.string_at(address)))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final, NoReturn, Self
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from typing_extensions import Buffer
 
 MAX_PASSPHRASE_BYTES: Final = 4096
@@ -68,11 +70,17 @@ class Secret:
 
 
 def take_from_environment(name: str) -> Secret | None:
-    """The value of a variable, which is removed so that children do not inherit it; None if it is
-    not set.
+    """The value of a variable, which is removed so that children do not inherit it and
+    ``/proc/PID/environ`` does not show it; None if it is not set.
     """
-    value = os.environb.pop(name.encode(), None)
-    return None if value is None else Secret(value)
+    from lamina.linux.memory import wipe_variable
+
+    value = os.environb.get(name.encode())
+    if value is None:
+        return None
+    wipe_variable(name)
+    del os.environb[name.encode()]
+    return Secret(value)
 
 
 def read_passphrase(source: str) -> Secret:
@@ -96,10 +104,18 @@ def read_passphrase(source: str) -> Secret:
 
 def _first_line(source: str | int, name: str) -> Secret:
     try:
-        with open(source, "rb", closefd=not isinstance(source, int)) as file:
-            data = file.read(MAX_PASSPHRASE_BYTES + 1)
+        with open(source, "rb", buffering=0, closefd=not isinstance(source, int)) as file:
+            data = _read_line(file)
     except OSError as error:
         raise UsageError(f"cannot read a passphrase from {name}: {error.strerror}") from None
     if len(data) > MAX_PASSPHRASE_BYTES:
         raise UsageError(f"the passphrase in {name} has more than {MAX_PASSPHRASE_BYTES} bytes")
-    return Secret(data.partition(b"\n")[0].rstrip(b"\r"))
+    return Secret(data.rstrip(b"\r"))
+
+
+def _read_line(file: FileIO) -> bytes:
+    """A line without its end.  Byte by byte: what comes after it is for whoever reads next."""
+    data = bytearray()
+    while len(data) <= MAX_PASSPHRASE_BYTES and (byte := file.read(1)) not in (b"", None, b"\n"):
+        data += byte
+    return bytes(data)

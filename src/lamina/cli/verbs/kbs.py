@@ -80,6 +80,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--passphrase-file", metavar="FILE", help="first line is the passphrase of the key store"
     )
+    parser.add_argument(
+        "--passphrase-fd",
+        metavar="N",
+        type=int,
+        help="the same from file descriptor N, which no list of processes shows",
+    )
     _add_serving(parser)
     _add_values(parser)
     _add_rule(parser)

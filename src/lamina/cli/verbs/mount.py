@@ -155,7 +155,7 @@ def make_absolute(args: Namespace) -> None:
         args.image = str(replace(reference, path=os.path.abspath(reference.path)))
     args.decryption_key = key_texts_for_later(args.decryption_key)
     forget_passphrases()
-    for name in ("folder", "store", "authfile", "ca_file", "policy", "kbs_ca"):
+    for name in ("folder", "store", "authfile", "ca_file", "policy", "kbs_ca", "kbs_init_data"):
         value = getattr(args, name)
         if value is not None:
             setattr(args, name, os.path.abspath(value))

@@ -123,7 +123,9 @@ def run_request(args: Namespace) -> RunRequest:
     ask_credentials(args)
     args.decryption_key = key_texts_for_later(args.decryption_key)
     forget_passphrases()
-    args.kbs_ca = args.kbs_ca and os.path.abspath(args.kbs_ca)
+    for name in ("kbs_ca", "kbs_init_data"):
+        path = getattr(args, name)
+        setattr(args, name, path and os.path.abspath(path))
 
     def open_image() -> NativeImage:
         from lamina.cli.opening import open_native
