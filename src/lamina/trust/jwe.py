@@ -69,7 +69,10 @@ def algorithm_for(key: PublicKey) -> str:
 
 
 def encrypt(payload: bytes, recipients: Sequence[PublicKey]) -> bytes:
-    """Encrypt for every recipient; any one of their keys opens it.  Returns compact JSON."""
+    """Encrypt for every recipient; any one of their keys opens it.  Returns compact JSON.
+
+    Raises FormatError for keys that cannot encrypt.
+    """
     require_cryptography()
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -196,7 +199,12 @@ def _wrap(content_key: bytes, recipient: PublicKey) -> tuple[dict[str, Any], byt
     algorithm = algorithm_for(recipient)
     if algorithm in RSA_ALGORITHMS:
         rsa_key = cast("RSAPublicKey", recipient.key)
-        return {"alg": algorithm}, rsa_key.encrypt(content_key, _oaep(algorithm))
+        try:
+            return {"alg": algorithm}, rsa_key.encrypt(content_key, _oaep(algorithm))
+        except ValueError:
+            raise FormatError(
+                f"the key {recipient.source} does not encrypt: its numbers are no RSA key"
+            ) from None
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 

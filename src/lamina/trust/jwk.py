@@ -27,8 +27,11 @@ def public_from_jwk(jwk: dict[str, Any], what: str) -> tuple[RawPublicKey, str]:
     kind = jwk.get("kty")
     try:
         if kind == "RSA":
-            numbers = rsa.RSAPublicNumbers(_number(jwk, "e", what), _number(jwk, "n", what))
-            return numbers.public_key(), algorithm
+            exponent, modulus = _number(jwk, "e", what), _number(jwk, "n", what)
+            if not modulus & 1:
+                # OpenSSL takes such a key and fails when it encrypts.
+                raise FormatError(f"the numbers of the {what} are no key")
+            return rsa.RSAPublicNumbers(exponent, modulus).public_key(), algorithm
         if kind == "EC":
             curve, size = _curve(jwk, what)
             x, y = (_coordinate(jwk, name, what, size) for name in "xy")

@@ -147,14 +147,14 @@ def load_public_key(data: bytes, source: str) -> PublicKey:
 
         document = strict_json.parse_object(data, f"key {source}", MAX_KEY_FILE_BYTES)
         key, algorithm = public_from_jwk(document, f"key {source}")
-        return PublicKey(_checked(key, source), source, algorithm)
+        return PublicKey(check_key(key, source), source, algorithm)
     try:
         loaded = (load_pem_public_key if b"-----BEGIN" in data else load_der_public_key)(data)
     except (ValueError, UnsupportedAlgorithm):
         raise FormatError(
             f"{source} is no public key", hint="it must be PEM, DER or JWK; a private key is not it"
         ) from None
-    return PublicKey(_checked(loaded, source), source)
+    return PublicKey(check_key(loaded, source), source)
 
 
 def load_private_key(data: bytes, source: str, passphrase: Secret | None = None) -> PrivateKey:
@@ -167,8 +167,8 @@ def load_private_key(data: bytes, source: str, passphrase: Secret | None = None)
         from lamina.trust.jwk import private_from_jwk
 
         document = strict_json.parse_object(data, f"key {source}", MAX_KEY_FILE_BYTES)
-        return PrivateKey(_checked(private_from_jwk(document, f"key {source}"), source), source)
-    return PrivateKey(_checked(_parse_private(data, source, passphrase), source), source)
+        return PrivateKey(check_key(private_from_jwk(document, f"key {source}"), source), source)
+    return PrivateKey(check_key(_parse_private(data, source, passphrase), source), source)
 
 
 def _parse_private(data: bytes, source: str, passphrase: Secret | None) -> Any:
@@ -205,7 +205,10 @@ def _parse_private(data: bytes, source: str, passphrase: Secret | None) -> Any:
         raise FormatError(f"{source} is no private key in PEM, DER or JWK") from None
 
 
-def _checked(key: Any, source: str) -> Any:
+def check_key(key: Any, source: str) -> Any:
+    """The same key.  Raises TrustError for RSA keys that are too short or too long,
+    UnsupportedError for kinds that are not used.
+    """
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
     if isinstance(key, rsa.RSAPublicKey | rsa.RSAPrivateKey):

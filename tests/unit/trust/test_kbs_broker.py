@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
+import hashlib
 import json
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from jwcrypto import jwe as jwcrypto_jwe
@@ -27,10 +32,12 @@ from lamina.trust.kbs import protocol
 from lamina.trust.kbs import server as server_module
 from lamina.trust.kbs.broker import Reply, Request
 from lamina.trust.kbs.client import KbsClient
+from lamina.trust.kbs.clients import client_group
 from lamina.trust.kbs.connection import parse_endpoint
 from lamina.trust.kbs.evidence import SampleEvidence
 from lamina.trust.kbs.protocol import Claims
-from lamina.trust.kbs.rules import Rule
+from lamina.trust.kbs.rules import Attested, Rule
+from lamina.trust.kbs.sessions import Sessions
 from lamina.trust.kbs_packet import parse_resource
 from tests.support.key_broker import RunningBroker
 from tests.unit.trust.keys_in_code import make_key
@@ -181,11 +188,12 @@ class Guest:
         self.jwk = {name: jwk[name] for name in ("kty", "crv", "x", "y")}
         self.jwk["alg"] = "ECDH-ES+A256KW"
         self.cookie = ""
+        self.address = "127.0.0.1"
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         lines = {"cookie": f"kbs-session-id={self.cookie}", **headers}
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.broker.handle(Request(method, f"/kbs/v0{path}", lines, data, "127.0.0.1"))
+        return self.broker.handle(Request(method, f"/kbs/v0{path}", lines, data, self.address))
 
     def challenge(self, **changes: Any) -> str:
         reply = self.ask("POST", "/auth", {"version": "0.4.0", "tee": "sample", **changes})
@@ -193,7 +201,9 @@ class Guest:
         self.cookie = reply.cookie
         return str(json.loads(reply.body)["nonce"])
 
-    def attest(self, nonce: str, report: bytes | None = None, **runtime: Any) -> Reply:
+    def attest(
+        self, nonce: str, report: bytes | None = None, init_data: Any = None, **runtime: Any
+    ) -> Reply:
         data = {"nonce": nonce, "tee-pubkey": self.jwk, **runtime}
         if report is None:
             report = protocol.report_digest(data, "sha384")
@@ -202,7 +212,7 @@ class Guest:
         return self.ask(
             "POST",
             "/attest",
-            {"init-data": None, "runtime-data": data, "tee-evidence": wrapped},
+            {"init-data": init_data, "runtime-data": data, "tee-evidence": wrapped},
         )
 
 
@@ -416,6 +426,165 @@ def test_sessions_are_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> 
     assert problem(guest.attest(first)) == (401, "InvalidSession")
 
 
+def test_challenges_cost_nobody_a_session(
+    guest: Guest, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamina.trust.kbs.sessions.MAX_SESSIONS", 3)
+    assert guest.attest(guest.challenge()).status == 200
+    flood, waiting = Guest(broker), Guest(broker)
+    flood.address, waiting.address = "192.0.2.1", "192.0.2.2"
+    nonce = waiting.challenge()
+    for _ in range(50):
+        flood.challenge()
+    assert len(guest.broker.sessions._open) <= 3
+    assert guest.ask("GET", "/resource/tenant/image-kek/7").status == 200
+    assert waiting.attest(nonce).status == 200, "the flood made room for itself"
+
+
+def test_attestations_of_one_client_cost_no_other_its_session(guest: Guest) -> None:
+    sessions = Sessions()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lamina.trust.kbs.sessions.MAX_SESSIONS", 3)
+        kept = sessions.begin("sample", "sha384", "192.0.2.1")
+        sessions.admit(kept, Attested("sample", "m"), {}, "")
+        first = None
+        for _ in range(10):
+            session = sessions.begin("sample", "sha384", "192.0.2.2")
+            sessions.admit(session, Attested("sample", "m"), {}, "")
+            first = first or session
+    assert first is not None
+    assert sessions.find(kept.identifier) is kept
+    assert sessions.find(first.identifier) is None
+    assert len(sessions._attested) == 3
+
+
+def test_sessions_that_are_over_make_room_first() -> None:
+    now = [0.0]
+    sessions = Sessions(10, lambda: now[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lamina.trust.kbs.sessions.MAX_SESSIONS", 2)
+        old = sessions.begin("sample", "sha384", "b")
+        now[0] = 9.0
+        kept = sessions.begin("sample", "sha384", "a")
+        now[0] = 11.0
+        sessions.begin("sample", "sha384", "a")
+    assert sessions.find(old.identifier) is None
+    assert sessions.find(kept.identifier) is kept
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("nothing", "nothing"),
+    ],
+)
+def test_who_counts_as_one(address: str, group: str) -> None:
+    assert client_group(address) == group
+
+
+@pytest.mark.parametrize("release", ["0" * 5000, "7" * 5000, "-1", "7.0", "٧", ""])
+def test_releases_that_are_none(guest: Guest, release: str) -> None:
+    assert guest.attest(guest.challenge()).status == 200
+    for query in (f"release={release}", f"signed={quote(json.dumps({'release': release}))}"):
+        reply = guest.ask("GET", f"/resource/tenant/image-kek/7?{quote(query, safe='=&%')}")
+        assert problem(reply) == (400, "InvalidRequestPath")
+
+
+@pytest.mark.parametrize(
+    "signed",
+    ["", "7", "[7]", '{"release":7,"other":1}', '{"release":7,"release":8}', '{"release":true}',
+     '{"release":7.0}', '{"release":-1}', '{"release":9007199254740992}',
+     '{"release":' + "1" * 5000 + "}"],
+)  # fmt: skip
+def test_signed_statements_that_are_none(guest: Guest, signed: str) -> None:
+    assert guest.attest(guest.challenge()).status == 200
+    reply = guest.ask("GET", f"/resource/tenant/image-kek/7?signed={quote(signed)}")
+    assert problem(reply) == (400, "InvalidRequestPath")
+
+
+def test_a_release_comes_in_two_forms(guest: Guest, broker: RunningBroker) -> None:
+    """A bare one is what clients sent at first."""
+    broker.put(URI, KEY, Rule(minimum_release=7))
+    assert guest.attest(guest.challenge()).status == 200
+    for query, status in (("release=7", 200), ("release=6", 403), ("release=007", 200)):
+        assert guest.ask("GET", f"/resource/tenant/image-kek/7?{query}").status == status
+    for release in (6, 7):
+        query = Claims("", release).query()
+        status = 200 if release == 7 else 403
+        assert guest.ask("GET", f"/resource/tenant/image-kek/7{query}").status == status
+    both = "/resource/tenant/image-kek/7?release=7&signed=%7B%22release%22%3A7%7D"
+    assert problem(guest.ask("GET", both)) == (400, "InvalidRequestPath")
+
+
+def rsa_jwk(modulus: int, exponent: int = 65537) -> dict[str, str]:
+    def number(value: int) -> str:
+        data = value.to_bytes((value.bit_length() + 7) // 8, "big")
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+    return {"kty": "RSA", "alg": "RSA-OAEP-256", "n": number(modulus), "e": number(exponent)}
+
+
+@pytest.mark.parametrize(
+    "jwk",
+    [
+        rsa_jwk(1 << 2047),
+        rsa_jwk((1 << 1023) + 1),
+        rsa_jwk((1 << 16390) + 1),
+        rsa_jwk((1 << 2047) + 1, 2),
+        {**rsa_jwk((1 << 2047) + 1), "more": "x" * 9000},
+        {**rsa_jwk((1 << 2047) + 1), "\ud800": "x"},
+    ],
+    ids=["even", "short", "long", "exponent", "big", "no-text"],
+)
+def test_rsa_keys_that_are_none(guest: Guest, jwk: dict[str, str]) -> None:
+    """Some of them are taken by the cryptographic library, which fails when it uses them."""
+    reply = guest.attest(guest.challenge(), bytes(48), **{"tee-pubkey": jwk})
+    assert problem(reply) == (401, "AttestationFailed")
+    assert "key of the guest" in reply.body.decode()
+
+
+def test_a_key_that_fails_when_it_is_used(guest: Guest, broker: RunningBroker) -> None:
+    """OpenSSL takes no large exponent with a large modulus, and says so late."""
+    jwk = rsa_jwk((1 << 4095) + 1, (1 << 100) + 1)
+    assert guest.attest(guest.challenge(), **{"tee-pubkey": jwk}).status == 200
+    assert problem(guest.ask("GET", "/resource/tenant/image-kek/7")) == (500, "InternalError")
+    *_, error, last = broker.audit()
+    assert (error["event"], error["reason"]) == ("error", "FormatError")
+    assert (last["result"], last["reason"]) == ("refused", "InternalError")
+
+
+def test_whatever_fails_inside_is_answered_and_noted(
+    guest: Guest, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr("lamina.trust.kbs.sessions.Sessions.begin", fail)
+    reply = guest.ask("POST", "/auth", {"version": "0.4.0", "tee": "sample"})
+    assert problem(reply) == (500, "InternalError")
+    assert b"secret" not in reply.body
+    *_, error, last = broker.audit()
+    assert (error["event"], error["reason"]) == ("error", "ZeroDivisionError")
+    assert (last["event"], last["result"]) == ("auth", "refused")
+
+
+def test_init_data_is_noted(guest: Guest, broker: RunningBroker) -> None:
+    text = 'version = "0.1.0"\nalgorithm = "sha256"\n[data]\n'
+    sent = {"format": "toml", "body": text}
+    assert guest.attest(guest.challenge(), init_data=sent).status == 200
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert broker.audit()[-1]["init-data"] == f"sha256:{digest}"
+    assert guest.attest(guest.challenge()).status == 200
+    assert "init-data" not in broker.audit()[-1]
+    for bad in (5, {}, {"format": "json", "body": ""}, {"format": "toml", "body": 5}):
+        reply = guest.attest(guest.challenge(), init_data=bad)
+        assert problem(reply) == (401, "AttestationFailed")
+
+
 # Sockets.
 
 
@@ -519,3 +688,43 @@ def test_a_source_without_evidence(broker: RunningBroker) -> None:
 
     with pytest.raises(Error, match="no TDX here"):
         broker.client(Nothing()).fetch(RESOURCE)
+
+
+def test_one_address_does_not_take_all_connections(broker: RunningBroker) -> None:
+    port = int(broker.url.rpartition(":")[2])
+    with contextlib.ExitStack() as held:
+        for _ in range(server_module.MAX_CONNECTIONS_OF_CLIENT + 40):
+            held.enter_context(socket.create_connection(("127.0.0.1", port), 10))
+        context = ssl.create_default_context(cafile=broker.ca_file)
+        # All of them are before this one in the queue of the socket.
+        plain = socket.create_connection(("127.0.0.1", port), 10, ("127.0.0.2", 0))
+        with plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert b"404" in sock.recv(100)
+
+
+@pytest.mark.parametrize("failing", ["thread", "descriptor"])
+def test_a_connection_that_cannot_be_served_gives_its_place_back(
+    failing: str, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoDescriptor(socket.socket):
+        def dup(self) -> socket.socket:
+            raise OSError(errno.EMFILE, "too many open files")
+
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def accept(self: server_module.BrokerServer) -> tuple[socket.socket, Any]:
+        sock, address = self.socket.accept()
+        return NoDescriptor(fileno=sock.detach()), address
+
+    port = int(broker.url.rpartition(":")[2])
+    with monkeypatch.context() as patch:
+        if failing == "thread":
+            patch.setattr(threading.Thread, "start", no_thread)
+        else:
+            patch.setattr(server_module.BrokerServer, "get_request", accept)
+        for _ in range(server_module.MAX_CONNECTIONS_OF_CLIENT + 40):
+            with socket.create_connection(("127.0.0.1", port), 10) as sock:
+                assert sock.recv(1) == b""
+    assert broker.client().fetch(RESOURCE).reveal() == KEY

@@ -1,7 +1,14 @@
-"""The broker's audit log: a line of JSON for everything that was decided, and no secret in it."""
+"""The broker's audit log: a line of JSON for everything that was decided, and no secret in it.
+
+Whoever can connect can make lines, so the log is bounded: ``audit.jsonl`` and ``audit.jsonl.1``
+before it.  Of what is older stays a summary at the beginning of the newest, in which nothing is
+missing but the single times.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import threading
 import time
@@ -10,21 +17,29 @@ from typing import Any, Final, Self
 
 from lamina.errors import StoreError
 from lamina.trust import strict_json
+from lamina.trust.kbs.audit_summary import MAX_LINE_BYTES, summarize
 
+MAX_BYTES: Final = 32 << 20
+"""Of each of the two files."""
 _MAX_TEXT: Final = 300
+_FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
 
 class AuditLog:
-    """Appends to a file.  What cannot be written down is not done: ``write`` raises StoreError."""
+    """Appends to a file.  What cannot be written down is not done: ``write`` raises StoreError.
 
-    def __init__(self, path: str) -> None:
+    Thread-safe; several brokers may write to one file, and it may be renamed below them.
+    """
+
+    def __init__(self, path: str, max_bytes: int = MAX_BYTES) -> None:
         self.path = path
+        self.max_bytes = max_bytes
         self._lock = threading.Lock()
+        self._fd = -1
         try:
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            self._fd = os.open(path, flags, 0o600)
+            self._open()
         except OSError as error:
-            raise StoreError(f"cannot write the audit log {path}: {error.strerror}") from None
+            raise self._failed(error.strerror) from None
 
     def write(self, event: str, **fields: Any) -> None:
         """Append a line; long texts are cut."""
@@ -33,16 +48,11 @@ class AuditLog:
             for name, value in fields.items()
         }
         line = {"time": round(time.time(), 3), "event": event, **shown}
-        data = strict_json.compact(line) + b"\n"
         with self._lock:
             try:
-                written = os.write(self._fd, data)
+                self._append(strict_json.compact(line) + b"\n")
             except OSError as error:
-                reason = error.strerror
-            else:
-                reason = "" if written == len(data) else "it was cut short"
-        if reason:
-            raise StoreError(f"cannot write the audit log {self.path}: {reason}")
+                raise self._failed(error.strerror or str(error)) from None
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -50,6 +60,65 @@ class AuditLog:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
+
+    def _append(self, data: bytes) -> None:
+        if self._fd < 0:
+            self._open()
+        try:
+            self._lock_newest()
+            size = os.fstat(self._fd).st_size
+            if size and size + len(data) > self.max_bytes:
+                self._begin_anew()
+                size = os.fstat(self._fd).st_size
+            if os.write(self._fd, data) != len(data):
+                # Half a line would swallow the next one.
+                os.ftruncate(self._fd, size)
+                raise OSError(None, "it was cut short")
+        finally:
+            if self._fd >= 0:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _lock_newest(self) -> None:
+        """Lock the file that has the name at present."""
+        while True:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            try:
+                if os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
+                    return
+            except FileNotFoundError:
+                pass
+            os.close(self._fd)
+            self._fd = -1
+            self._open()
+
+    def _open(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            # The place of the log is empty if the last broker died between two names.
+            if not os.path.lexists(self.path):
+                os.rename(f"{self.path}.next", self.path)
+        self._fd = os.open(self.path, _FLAGS, 0o600)
+
+    def _begin_anew(self) -> None:
+        """The log becomes the previous one, and a summary of that before begins the new one."""
+        previous, following = f"{self.path}.1", f"{self.path}.next"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(following)
+        fd = os.open(following, _FLAGS | os.O_EXCL, 0o600)
+        try:
+            with open(fd, "wb", closefd=False) as file:
+                file.writelines(strict_json.compact(line) + b"\n" for line in _summary(previous))
+            os.fsync(fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.rename(self.path, previous)
+            os.rename(following, self.path)
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(self._fd)
+        self._fd = fd
+
+    def _failed(self, reason: str | None) -> StoreError:
+        return StoreError(f"cannot write the audit log {self.path}: {reason}")
 
     def __enter__(self) -> Self:
         return self
@@ -61,3 +130,11 @@ class AuditLog:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _summary(path: str) -> list[dict[str, Any]]:
+    try:
+        with open(path, "rb") as file:
+            return summarize(iter(lambda: file.readline(MAX_LINE_BYTES), b""))
+    except FileNotFoundError:
+        return []

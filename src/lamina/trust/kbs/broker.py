@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from lamina.errors import Error, FormatError, TrustError, UnsupportedError
+from lamina.errors import FormatError, TrustError, UnsupportedError
 from lamina.trust import jwe, strict_json
 from lamina.trust.jwk import public_from_jwk
 from lamina.trust.kbs import protocol
 from lamina.trust.kbs.audit import AuditLog
+from lamina.trust.kbs.audit_summary import EVENTS, UNKNOWN
+from lamina.trust.kbs.clients import client_group
+from lamina.trust.kbs.init_data import FORMAT
 from lamina.trust.kbs.key_store import KeyStore
 from lamina.trust.kbs.protocol import Claims, Problem, parse_claims
 from lamina.trust.kbs.rules import Attested
@@ -20,10 +23,11 @@ from lamina.trust.kbs.sessions import Session, Sessions
 from lamina.trust.kbs.token import TokenIssuer
 from lamina.trust.kbs.verifier import verify_evidence
 from lamina.trust.kbs_packet import ResourcePath, parse_resource
-from lamina.trust.keys import PublicKey
+from lamina.trust.keys import PublicKey, check_key
 
 _COOKIE: Final = re.compile(rf"(?:^|;\s*){protocol.SESSION_COOKIE}=([0-9a-f]{{32}})(?:;|$)")
 _TEE: Final = re.compile(r"[a-z0-9-]{1,32}")
+_MAX_KEY_CHARACTERS: Final = 8 << 10
 
 
 class Request(NamedTuple):
@@ -66,17 +70,19 @@ class Broker:
         self.issuer = TokenIssuer.new(self.sessions.lifetime_s)
 
     def handle(self, request: Request) -> Reply:
-        """Answer a request.  Never raises errors of Lamina: they become refusals."""
+        """Answer a request, whatever fails inside, and note the answer."""
         path, _, query = request.target.partition("?")
         name = path.removeprefix(f"{protocol.PREFIX}/")
-        event = name.partition("/")[0][:20]
+        kind = name.partition("/")[0]
+        event = kind if kind in EVENTS else UNKNOWN
         facts: dict[str, Any] = {"client": request.client}
         try:
             reply = self._dispatch(request, name, query, facts)
         except RefusedError as refused:
             status, problem = refused.status, refused.problem
-        except Error as error:
-            # What cannot be decided, an unreadable store above all, is nobody else's business.
+        except Exception as error:  # noqa: BLE001
+            # What cannot be decided, an unreadable store above all, is nobody else's business; and
+            # what nobody thought of is still a decision against somebody.
             self._note("error", {**facts, "reason": type(error).__name__})
             status, problem = 500, Problem("InternalError", "the broker has a problem of its own")
         else:
@@ -89,7 +95,8 @@ class Broker:
     def _note(self, event: str, facts: dict[str, Any]) -> bool:
         try:
             self.audit.write(event, **facts)
-        except Error:
+        except Exception:  # noqa: BLE001
+            # Not written down is not written down, whatever the reason.
             return False
         return True
 
@@ -113,7 +120,7 @@ class Broker:
             raise RefusedError(401, "AttestationFailed", "the request names no kind of machine")
         facts["tee"] = tee
         algorithm = _select_hash(document.get("extra-params"))
-        session = self.sessions.begin(tee, algorithm)
+        session = self.sessions.begin(tee, algorithm, client_group(request.client))
         facts["session"] = _shown(session)
         answer = {
             "nonce": session.nonce,
@@ -125,25 +132,25 @@ class Broker:
         session = self._session(request)
         facts |= {"session": _shown(session), "tee": session.tee}
         if session.attested is None:
-            self._verify(session, _document(request.body, "attestation"))
+            self._verify(session, _document(request.body, "attestation"), facts)
         assert session.attested is not None
         facts["measurement"] = session.attested.measurement
         return Reply(200, strict_json.compact({"token": session.token}))
 
-    def _verify(self, session: Session, document: dict[str, Any]) -> None:
+    def _verify(self, session: Session, document: dict[str, Any], facts: dict[str, Any]) -> None:
         nonce = self.sessions.take_nonce(session)
         if not nonce:
             raise RefusedError(401, "NonceUsed", "evidence was given for this nonce already")
         try:
             attested, runtime = _check_attestation(session, nonce, document)
+            if digest := _init_data_digest(document.get("init-data")):
+                facts["init-data"] = digest
         except UnsupportedError as error:
             raise RefusedError(401, "VerifierNotFound", str(error)) from None
         except (FormatError, TrustError) as error:
             raise RefusedError(401, "AttestationFailed", str(error)) from None
-        session.token = self.issuer.issue(attested, runtime)
-        session.tee_key = runtime["tee-pubkey"]
-        # Last: other threads take the session for attested from here on.
-        session.attested = attested
+        token = self.issuer.issue(attested, runtime)
+        self.sessions.admit(session, attested, runtime["tee-pubkey"], token)
 
     def _resource(self, request: Request, name: str, query: str, facts: dict[str, Any]) -> Reply:
         attested, tee_key = self._guest(request, facts)
@@ -221,14 +228,30 @@ def _check_attestation(
     return verify_evidence(session.tee, evidence["primary_evidence"], report), runtime
 
 
+def _init_data_digest(value: Any) -> str:
+    """A name of the init-data for the log, "" if there is none.  Nothing proves it: samples are
+    bound to none, so nothing is read in it.
+    """
+    if value is None:
+        return ""
+    what = "init-data"
+    strict_json.expect_keys(value, what, ("format", "body"))
+    if value["format"] != FORMAT:
+        raise FormatError(f"the {what} is not in the format {FORMAT}")
+    body = strict_json.text_of(value["body"], what)
+    return "sha256:" + hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def _tee_key(jwk: Any) -> PublicKey:
     """The guest's key: EC with the algorithm of the protocol, or RSA-OAEP-256."""
     if not isinstance(jwk, dict) or not all(
-        isinstance(value, str) and value.isascii() for value in jwk.values()
+        isinstance(text, str) and text.isascii() for text in (*jwk, *jwk.values())
     ):
         raise FormatError("the key of the guest is no JWK")
+    if sum(len(name) + len(value) for name, value in jwk.items()) > _MAX_KEY_CHARACTERS:
+        raise FormatError("the key of the guest is too long")
     raw, algorithm = public_from_jwk(jwk, "key of the guest")
-    key = PublicKey(raw, "key of the guest", algorithm)
+    key = PublicKey(check_key(raw, "of the guest"), "key of the guest", algorithm)
     if algorithm not in (protocol.KEY_ALGORITHM, "RSA-OAEP-256"):
         raise UnsupportedError("the key of the guest is for another algorithm")
     jwe.algorithm_for(key)

@@ -1,4 +1,5 @@
-"""The broker behind HTTPS: bounded requests, a thread for each connection, and not too many.
+"""The broker behind HTTPS: bounded requests, a thread for each connection, not too many, and not
+all for one client.
 
 Everything here stands between an unknown sender and the keys: heads and bodies are bounded, each
 connection has a deadline from its first byte on, TLS begins in the connection's own thread.
@@ -11,15 +12,22 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Final
 
 from lamina.errors import UsageError
 from lamina.trust.kbs.broker import Broker, Reply, Request
+from lamina.trust.kbs.clients import client_group
 from lamina.trust.kbs.protocol import MAX_BODY_BYTES, SESSION_COOKIE, Problem, encode_problem
 
-MAX_CONNECTIONS: Final = 64
+MAX_CONNECTIONS: Final = 256
+MAX_CONNECTIONS_OF_CLIENT: Final = 32
+"""From one address, or one network of IPv6."""
+_MAX_AT_WORK: Final = 8
+"""Requests that are decided at once: what they are parsed into takes many times their size."""
 DEADLINE_S: Final = 30.0
 _POLL_S: Final = 0.2
 
@@ -39,11 +47,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(body)
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self._send(
-            self.server.broker.handle(
-                Request(self.command, self.path, headers, body, self.client_address[0])
-            )
-        )
+        request = Request(self.command, self.path, headers, body, self.client_address[0])
+        with self.server.at_work:
+            reply = self.server.broker.handle(request)
+        self._send(reply)
 
     do_GET = do_POST = _answer  # noqa: N815
 
@@ -94,8 +101,9 @@ class BrokerServer(ThreadingMixIn, TCPServer):
     ) -> None:
         self.broker = broker
         self.context = context
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.at_work = threading.BoundedSemaphore(_MAX_AT_WORK)
         self._lock = threading.Lock()
+        self._connected: Counter[str] = Counter()
         self._deadlines: dict[socket.socket, float] = {}
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
@@ -106,29 +114,68 @@ class BrokerServer(ThreadingMixIn, TCPServer):
                 f"cannot listen on {address[0]} port {address[1]}: {error.strerror}"
             ) from None
 
-    def verify_request(self, *_: Any) -> bool:
-        """Whether there is a thread for the connection."""
-        return self._slots.acquire(blocking=False)
+    def get_request(self) -> tuple[Any, Any]:
+        """Take a connection; where that fails, as without descriptors, not again at once."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_POLL_S)
+            raise
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002
+        """Whether there is a thread for the connection: of all, and of those for one client."""
+        group = client_group(client_address[0])
+        with self._lock:
+            if self._connected.total() >= MAX_CONNECTIONS:
+                return False
+            if self._connected[group] >= MAX_CONNECTIONS_OF_CLIENT:
+                return False
+            self._connected[group] += 1
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection in a thread of its own."""
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            # No thread could be started, so none gives the place back.
+            self._release(client_address)
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection until its deadline."""
-        # TLS takes the socket over, so the deadline has a descriptor of its own.
-        watched = request.dup()
-        with self._lock:
-            self._deadlines[watched] = time.monotonic() + DEADLINE_S
         try:
-            request.settimeout(DEADLINE_S)
-            if self.context is not None:
-                request = self.context.wrap_socket(request, server_side=True)
-            super().process_request_thread(request, client_address)
+            # TLS takes the socket over, so the deadline has a descriptor of its own.
+            with self._watched(request):
+                request.settimeout(DEADLINE_S)
+                if self.context is not None:
+                    request = self.context.wrap_socket(request, server_side=True)
+                super().process_request_thread(request, client_address)
         except OSError:
             # A handshake that fails; handlers report their own through handle_error.
             request.close()
         finally:
+            self._release(client_address)
+
+    @contextlib.contextmanager
+    def _watched(self, request: Any) -> Iterator[None]:
+        """End the connection at its deadline."""
+        watched = request.dup()
+        with self._lock:
+            self._deadlines[watched] = time.monotonic() + DEADLINE_S
+        try:
+            yield
+        finally:
             with self._lock:
                 del self._deadlines[watched]
             watched.close()
-            self._slots.release()
+
+    def _release(self, client_address: Any) -> None:
+        group = client_group(client_address[0])
+        with self._lock:
+            self._connected[group] -= 1
+            if not self._connected[group]:
+                del self._connected[group]
 
     def service_actions(self) -> None:
         """End connections that are past their deadline."""

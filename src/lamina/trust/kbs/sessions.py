@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,6 +15,7 @@ from lamina.trust.kbs.rules import Attested
 from lamina.trust.strict_json import encode_base64
 
 MAX_SESSIONS: Final = 1024
+"""Of each kind: with a challenge that is not answered yet, and attested."""
 LIFETIME_S: Final = 300.0
 
 
@@ -26,6 +28,7 @@ class Session:
     tee: str
     algorithm: str
     ends_s: float
+    client: str = ""
     attested: Attested | None = None
     tee_key: dict[str, Any] = field(default_factory=dict)
     token: str = field(default="", repr=False)
@@ -33,32 +36,59 @@ class Session:
 
 @dataclass(slots=True)
 class Sessions:
-    """All sessions; the oldest makes room when there are too many.  Thread-safe."""
+    """All sessions.  When there are too many of a kind, the client that has most of that kind loses
+    its oldest, so challenges cost nobody an attestation, and no client another's.  Thread-safe.
+    """
 
     lifetime_s: float = LIFETIME_S
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _open: dict[str, Session] = field(default_factory=dict, repr=False)
+    _attested: dict[str, Session] = field(default_factory=dict, repr=False)
 
-    def begin(self, tee: str, algorithm: str) -> Session:
-        """A session with a new nonce."""
+    def begin(self, tee: str, algorithm: str, client: str = "") -> Session:
+        """A session with a new nonce; ``client`` is whose place it takes."""
         nonce = encode_base64(secrets.token_bytes(NONCE_BYTES))
         ends_s = self.clock() + self.lifetime_s
-        session = Session(secrets.token_hex(16), nonce, tee, algorithm, ends_s)
+        session = Session(secrets.token_hex(16), nonce, tee, algorithm, ends_s, client)
         with self._lock:
-            while len(self._open) >= MAX_SESSIONS:
-                del self._open[next(iter(self._open))]
+            self._make_room(self._open)
             self._open[session.identifier] = session
         return session
+
+    def admit(
+        self, session: Session, attested: Attested, tee_key: dict[str, Any], token: str
+    ) -> None:
+        """From now on the session is that of an attested guest."""
+        with self._lock:
+            self._open.pop(session.identifier, None)
+            self._make_room(self._attested)
+            session.token, session.tee_key = token, tee_key
+            # Last: other threads take the session for attested from here on.
+            session.attested = attested
+            self._attested[session.identifier] = session
 
     def find(self, identifier: str) -> Session | None:
         """The session of a cookie, unless it has expired."""
         with self._lock:
-            session = self._open.get(identifier)
-            if session is not None and self.clock() >= session.ends_s:
-                del self._open[identifier]
-                return None
-            return session
+            for sessions in (self._attested, self._open):
+                session = sessions.get(identifier)
+                if session is not None and self.clock() < session.ends_s:
+                    return session
+                sessions.pop(identifier, None)
+            return None
+
+    def _make_room(self, sessions: dict[str, Session]) -> None:
+        now = self.clock()
+        for session in list(sessions.values()):
+            if now < session.ends_s:
+                break
+            del sessions[session.identifier]
+        while len(sessions) >= MAX_SESSIONS:
+            counts = Counter(session.client for session in sessions.values())
+            ((busiest, _),) = counts.most_common(1)
+            oldest = next(s for s in sessions.values() if s.client == busiest)
+            del sessions[oldest.identifier]
 
     def take_nonce(self, session: Session) -> str:
         """The nonce of a session, once; "" ever after."""
