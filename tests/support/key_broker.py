@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,16 @@ class RunningBroker:
 
 
 @contextlib.contextmanager
-def running_broker(folder: Path, *, lifetime_s: float = 300.0) -> Iterator[RunningBroker]:
+def running_broker(
+    folder: Path,
+    *,
+    lifetime_s: float = 300.0,
+    names: Sequence[str] = ("127.0.0.1",),
+    valid_days: int = 10,
+) -> Iterator[RunningBroker]:
     """A broker with an empty store, until the block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = make_certificates(["127.0.0.1"])
+    made = make_certificates(names, valid_days)
     paths = []
     for name, data in zip(("ca.crt", "tls.crt", "tls.key"), made, strict=True):
         paths.append(folder / name)

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Self
 
@@ -36,6 +37,8 @@ PKCS7_KEYS: Final = KEYS_PREFIX + "pkcs7"
 PROVIDER_PREFIX: Final = KEYS_PREFIX + "provider."
 MAX_ANNOTATION_BYTES: Final = 1 << 20
 MAX_PACKETS: Final = 256
+PATIENCE_S: Final = 120.0
+"""How long the keys of one layer are looked for: providers may be slow, and an image names many."""
 _DEFAULT_PARAMETER: Final = "Enabled"
 
 
@@ -213,27 +216,38 @@ def unwrap(annotations: Annotations, keys: DecryptionKeys, what: str) -> Private
     Raises TrustError if none does: its message has the reasons of all that were tried.
     """
     reasons: list[str] = []
-    hints = []
-    size = sum(len(value) for name, value in annotations.items() if name.startswith(PREFIX))
-    if size > MAX_ANNOTATION_BYTES:
-        raise FormatError(f"the encryption annotations of {what} have {size} bytes")
-    for name in sorted(annotations):
-        if not name.startswith(KEYS_PREFIX):
+    hints: list[str | None] = []
+    ends_s = time.monotonic() + PATIENCE_S
+    for name, packet in _wrapped_keys(annotations, what):
+        scheme = name.removeprefix(KEYS_PREFIX)
+        if time.monotonic() > ends_s:
+            reasons.append(f"after {PATIENCE_S:.0f} s no other of its wrapped keys was tried")
+            break
+        try:
+            plain = _opener(name, keys)(packet)
+        except Error as error:
+            reasons.append(f"{scheme}: {error}")
+            asked = name.removeprefix(PROVIDER_PREFIX) in keys.providers
+            hints.append(error.hint or (f"ask who runs {scheme}" if asked else None))
             continue
-        for packet in _packets(annotations[name], what):
-            try:
-                plain = _opener(name, keys)(packet)
-            except Error as error:
-                reasons.append(f"{name.removeprefix(KEYS_PREFIX)}: {error}")
-                hints.append(error.hint)
-                continue
-            return PrivateOptions.decode(plain)
+        return PrivateOptions.decode(plain)
     if not reasons:
         raise FormatError(f"{what} is encrypted but has no wrapped key")
     raise TrustError(
         f"no key opens {what} ({'; '.join(dict.fromkeys(reasons))})",
         hint=next(filter(None, hints), "give its key: --decryption-key FILE or provider:NAME"),
     )
+
+
+def _wrapped_keys(annotations: Annotations, what: str) -> Iterator[tuple[str, bytes]]:
+    """Annotation and packet of each wrapped key.  Raises FormatError."""
+    size = sum(len(value) for name, value in annotations.items() if name.startswith(PREFIX))
+    if size > MAX_ANNOTATION_BYTES:
+        raise FormatError(f"the encryption annotations of {what} have {size} bytes")
+    for name in sorted(annotations):
+        if name.startswith(KEYS_PREFIX):
+            for packet in _packets(annotations[name], what):
+                yield name, packet
 
 
 def recipient_counts(annotations: Annotations) -> dict[str, int]:

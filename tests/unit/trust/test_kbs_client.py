@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from lamina.errors import Error, FetchError, FormatError, NotFoundError, TrustError, UsageError
 from lamina.trust import jwe
 from lamina.trust.jwk import public_from_jwk
-from lamina.trust.kbs import protocol
+from lamina.trust.kbs import connection, protocol
 from lamina.trust.kbs.certificate import make_certificates
 from lamina.trust.kbs.client import KbsClient
 from lamina.trust.kbs.connection import Answer, parse_endpoint
@@ -105,8 +105,9 @@ def test_fake_kbs_wrong_authority(tmp_path: Path) -> None:
         foreign = tmp_path / "foreign.crt"
         foreign.write_bytes(make_certificates(["127.0.0.1"]).authority)
         one = KbsClient(parse_endpoint(broker.url, str(foreign)), SampleEvidence())
-        with pytest.raises(TrustError, match="is not the key broker that is trusted"):
+        with pytest.raises(TrustError, match="is not the key broker that is trusted") as caught:
             one.fetch(RESOURCE)
+        assert "--kbs-ca" in str(caught.value.hint)
         assert broker.audit_file.read_text() == "", "nothing was sent to it"
 
 
@@ -114,8 +115,30 @@ def test_fake_kbs_certificate_for_another_name(tmp_path: Path) -> None:
     with running_broker(tmp_path) as broker:
         url = broker.url.replace("127.0.0.1", "localhost")
         one = KbsClient(parse_endpoint(url, str(broker.ca_file)), SampleEvidence())
-        with pytest.raises(TrustError, match="certificate is refused"):
+        with pytest.raises(TrustError, match="certificate is refused") as caught:
             one.fetch(RESOURCE)
+        hint = str(caught.value.hint)
+        assert "--kbs-ca" not in hint, "the authority is right"
+        assert "not for localhost" in hint
+
+
+def test_a_certificate_with_an_address_as_a_dns_name(tmp_path: Path) -> None:
+    """As trustee's guide makes it."""
+    with running_broker(tmp_path, names=["localhost"]) as broker:
+        one = broker.client()
+        with pytest.raises(TrustError, match="IP address mismatch") as caught:
+            one.fetch(RESOURCE)
+        hint = str(caught.value.hint)
+        assert "--kbs-ca" not in hint
+        assert "as an address" in hint
+
+
+def test_a_certificate_that_has_expired(tmp_path: Path) -> None:
+    with running_broker(tmp_path, valid_days=0) as broker:
+        with pytest.raises(TrustError, match="expired") as caught:
+            broker.client().fetch(RESOURCE)
+        assert "--kbs-ca" not in str(caught.value.hint)
+        assert "clock" in str(caught.value.hint)
 
 
 def test_fake_kbs_the_systems_authorities_do_not_count(tmp_path: Path) -> None:
@@ -295,8 +318,43 @@ def scripted() -> Iterator[Callable[[bytes], str]]:
 )  # fmt: skip
 def test_hostile_http(scripted: Callable[[bytes], str], answer: bytes) -> None:
     endpoint = parse_endpoint(scripted(answer), None, 5)
-    with pytest.raises(FetchError):
+    with pytest.raises(FetchError, match=str(endpoint)):
         KbsClient(endpoint, SampleEvidence()).fetch(RESOURCE)
+
+
+def test_a_name_of_many_addresses_has_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each address gets its part, so the last is tried too."""
+    waits: list[float] = []
+
+    class Silent(socket.socket):
+        def connect(self, address: Any) -> None:
+            waits.append(self.gettimeout() or 1e9)
+            now[0] += waits[-1]
+            raise TimeoutError
+
+    def resolve(*_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))] * 5
+
+    now = [1000.0]
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(socket, "socket", Silent)
+    monkeypatch.setattr(connection.time, "monotonic", lambda: now[0])
+    with pytest.raises(FetchError, match="did not answer in 20 s"):
+        KbsClient(parse_endpoint("http://127.0.0.1:1", None), SampleEvidence()).fetch(RESOURCE)
+    assert len(waits) == 5
+    assert sum(waits) == pytest.approx(20)
+
+
+def test_hints_where_nobody_answers(scripted: Callable[[bytes], str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for url, hint in (
+        (f"http://127.0.0.1:{port}", "is it running"),
+        (scripted(b"\x15\x03\x01\x00\x02\x02\x16"), "https://"),
+    ):
+        with pytest.raises(FetchError) as caught:
+            KbsClient(parse_endpoint(url, None, 5), SampleEvidence()).fetch(RESOURCE)
+        assert hint in str(caught.value.hint)
 
 
 def test_a_broker_that_says_nothing() -> None:
@@ -310,8 +368,9 @@ def test_a_broker_without_tls(tmp_path: Path, scripted: Callable[[bytes], str]) 
     authority = tmp_path / "ca.crt"
     authority.write_bytes(make_certificates(["127.0.0.1"]).authority)
     url = scripted(b"HTTP/1.1 200 OK\r\n\r\n").replace("http:", "https:")
-    with pytest.raises(FetchError, match="does not speak TLS"):
+    with pytest.raises(FetchError, match="does not speak TLS") as caught:
         KbsClient(parse_endpoint(url, str(authority), 5), SampleEvidence()).fetch(RESOURCE)
+    assert "http://" in str(caught.value.hint)
     authority.write_text("nothing")
     with pytest.raises(UsageError, match="CA file"):
         KbsClient(parse_endpoint(url, str(authority), 5), SampleEvidence()).fetch(RESOURCE)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lamina.errors import Error, FormatError, TrustError, UsageError
-from lamina.trust import kbs_packet
+from lamina.errors import Error, FetchError, FormatError, TrustError, UsageError
+from lamina.trust import kbs_packet, recipients
 from lamina.trust.kbs.provider import KbsKeyProvider, answer_request, parse_parameter
 from lamina.trust.kbs.rules import Rule
 from lamina.trust.key_provider import load_providers, read_answer, unwrap_request, wrap_request
@@ -105,11 +106,78 @@ def test_by_the_configuration_of_ocicrypt(
             unwrap(annotations, keys.for_image(image, release), "layer")
 
 
+def annotated(*packets: bytes) -> dict[str, str]:
+    name = "org.opencontainers.image.enc.keys.provider.attestation-agent"
+    return {name: ",".join(base64.b64encode(packet).decode() for packet in packets)}
+
+
+def test_a_key_that_the_broker_refused_is_not_asked_of_the_user(
+    broker: RunningBroker, provider: KbsKeyProvider
+) -> None:
+    packet = provider.wrap(PRIVATE, f"keyid={URI}")
+    broker.put(URI, KEK, Rule(measurements=("m1",)))
+    keys = parse_decryption_keys([], {"attestation-agent": provider})
+    with pytest.raises(TrustError, match="runs something else") as caught:
+        unwrap(annotated(packet), keys, "layer")
+    hint = str(caught.value.hint)
+    assert "--decryption-key" not in hint
+    assert "who runs the broker" in hint
+
+
+def test_a_provider_that_refuses_is_to_be_asked_why() -> None:
+    class Refusing:
+        def wrap(self, options: bytes, parameter: str) -> bytes:
+            raise TrustError("no")
+
+        unwrap = wrap
+
+    keys = parse_decryption_keys([], {"attestation-agent": Refusing()})
+    with pytest.raises(TrustError) as caught:
+        unwrap(annotated(b"{}"), keys, "layer")
+    assert caught.value.hint == "ask who runs provider.attestation-agent"
+    with pytest.raises(TrustError) as caught:
+        unwrap(annotated(b"{}"), parse_decryption_keys([]), "layer")
+    assert "--decryption-key" in str(caught.value.hint), "nobody was asked"
+
+
+def test_an_image_does_not_decide_how_long_providers_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asked = [0.0], []
+
+    class Silent:
+        def wrap(self, options: bytes, parameter: str) -> bytes:
+            asked.append(now[0])
+            now[0] += 20
+            raise FetchError("no answer")
+
+        unwrap = wrap
+
+    monkeypatch.setattr(recipients.time, "monotonic", lambda: now[0])
+    keys = parse_decryption_keys([], {"attestation-agent": Silent()})
+    with pytest.raises(TrustError, match="after 120 s no other"):
+        unwrap(annotated(*[b"{}"] * 200), keys, "layer")
+    assert asked == [0, 20, 40, 60, 80, 100, 120]
+
+
+def test_init_data_of_a_configuration(broker: RunningBroker, tmp_path: Path) -> None:
+    file = tmp_path / "initdata.toml"
+    file.write_text('version = "0.1.0"\nalgorithm = "sha256"\n[data]\n')
+    path = configuration(broker, tmp_path, **{"init-data": str(file)})
+    (provider,) = load_providers(str(path)).values()
+    provider.wrap(PRIVATE, f"keyid={URI}")
+    attested = [line for line in broker.audit() if line["event"] == "attest"][-1]
+    assert attested["init-data"] == f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    file.write_text("nothing")
+    with pytest.raises(FormatError):
+        load_providers(str(path))
+
+
 def test_recipients_by_a_broker_of_the_command_line(provider: KbsKeyProvider) -> None:
     brokers = {"attestation-agent": provider}
-    recipients = parse_recipients([f"provider:attestation-agent:keyid={URI}"], brokers)
+    shared = parse_recipients([f"provider:attestation-agent:keyid={URI}"], brokers)
     options = unwrap(
-        {"org.opencontainers.image.enc.pubopts": "x"} | wrap(parse_options(), recipients),
+        {"org.opencontainers.image.enc.pubopts": "x"} | wrap(parse_options(), shared),
         parse_decryption_keys(["provider:attestation-agent"], brokers),
         "layer",
     )
