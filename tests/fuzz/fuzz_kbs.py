@@ -76,4 +76,5 @@ def seeds() -> list[bytes]:
         {"op": "keywrap", "keywrapparams": {"ec": {"Parameters": {"a": ["YQ=="]}}, "optsdata": ""}},
     ]
     texts = [b"tenant/kek/7?release=7", b"release=7&image-digest=x", b"keyid=kbs:///a/b/c"]
+    texts += [b"signed=%7B%22release%22%3A7%7D", b"tenant/kek/7?signed={%22release%22:7}"]
     return [*(json.dumps(document).encode() for document in documents), *texts]

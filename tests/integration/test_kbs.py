@@ -191,6 +191,13 @@ def test_actions(folder: Path, tmp_path: Path) -> None:
     lamina("kbs", "list", *where, "--passphrase-file", str(file), code=12)
     file.write_text(f"{PASSPHRASE}\n")
     lamina("kbs", "list", *where, "--passphrase-file", str(file))
+    lamina("kbs", "list", *where, "--passphrase-fd", "0", stdin=b"wrong\n", code=12)
+    both = PASSPHRASE.encode() + b"\n" + KEY
+    lamina("kbs", "put", *where, "a/b/after", "--passphrase-fd", "0", stdin=both)
+    lamina("kbs", "list", *where, "--passphrase-fd", "-1", code=2)
+    lamina("kbs", "list", *where, "--passphrase-fd", "99", code=2)
+    more = ("--passphrase-fd", "0", "--passphrase-file", str(file))
+    lamina("kbs", "list", *where, *more, code=2)
 
 
 def test_files_of_the_broker_are_its_own(folder: Path) -> None:
@@ -212,6 +219,7 @@ def test_a_serving_broker_is_not_dumped(folder: Path) -> None:
         if os.geteuid() == 0:
             done = subprocess.run([sys.executable, "-c", probe], capture_output=True)
             assert b"PermissionError" in done.stderr
+            assert PASSPHRASE.encode() not in Path(f"/proc/{pid}/environ").read_bytes()
         status = Path(f"/proc/{pid}/status").read_text()
         locked = next(line for line in status.splitlines() if line.startswith("VmLck"))
         assert int(locked.split()[1]) > 0

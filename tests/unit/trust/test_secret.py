@@ -57,6 +57,30 @@ def test_the_environment_does_not_keep_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert take_from_environment("LAMINA_TEST_PASSWORD") is None
 
 
+def test_the_memory_of_the_environment_does_not_keep_it() -> None:
+    """What ``/proc/PID/environ`` shows is what the process was started with."""
+    code = (
+        "from lamina.trust.secret import take_from_environment\n"
+        "def shown(): return open('/proc/self/environ', 'rb').read()\n"
+        "assert b'hunter2' in shown()\n"
+        "assert take_from_environment('LAMINA_TEST_PASSWORD').reveal() == b'hunter2'\n"
+        "assert take_from_environment('LAMINA_TEST_PASSWORD') is None\n"
+        "assert b'hunter2' not in shown()\n"
+        "assert b'LAMINA_TEST_AFTER=kept' in shown()\n"
+    )
+    environment = {**os.environ, "LAMINA_TEST_PASSWORD": "hunter2", "LAMINA_TEST_AFTER": "kept"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_a_passphrase_of_a_descriptor_leaves_what_follows() -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as file:
+        os.write(writer, b"tea\nthe value")
+        os.close(writer)
+        assert read_passphrase(f"fd={reader}") == Secret(b"tea")
+        assert file.read() == b"the value"
+
+
 def test_passphrases_of_all_sources(tmp_path: Path) -> None:
     file = tmp_path / "pw"
     file.write_bytes(b"first line\r\nsecond\n")
