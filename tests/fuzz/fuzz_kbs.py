@@ -1,5 +1,5 @@
-"""Requests to the key broker, its refusals, queries and requests to the key provider, from any
-bytes.
+"""Requests to the key broker, its refusals, queries and requests to the key provider, lines of its
+audit log, reports and certificates of SNP, from any bytes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from typing import Any
 
 from lamina.errors import Error
 from lamina.trust.kbs import protocol
+from lamina.trust.kbs.audit_summary import summarize
 from lamina.trust.kbs.broker import Broker, Request
 from lamina.trust.kbs.provider import answer_request, parse_parameter
+from lamina.trust.kbs.snp_report import REPORT_BYTES, encode_certificates, encode_report
 from lamina.trust.kbs_packet import parse_packet
 
 _LINES: list[dict[str, Any]] = []
@@ -30,6 +32,10 @@ class _Provider:
     def unwrap(self, packet: bytes, parameter: str) -> bytes:
         """Only what the packet must be."""
         return parse_packet(packet).wrapped
+
+
+def _encode_report(data: bytes) -> object:
+    return encode_report(data.ljust(REPORT_BYTES, b"\0")[:REPORT_BYTES])
 
 
 def _ask(method: str, target: str, body: bytes, cookie: str) -> int:
@@ -58,6 +64,13 @@ def target(data: bytes) -> None:
                 parse(path)
             except Error:
                 continue
+        for encode in (_encode_report, encode_certificates):
+            try:
+                json.dumps(encode(data))
+            except Error:
+                continue
+        lines = data.split(b"\n")
+        assert sum(line["count"] for line in summarize(lines)) >= len(lines), "none is left out"
         answer_request(_Provider(), data)  # type: ignore[arg-type]
     except Error:
         return
@@ -77,4 +90,7 @@ def seeds() -> list[bytes]:
     ]
     texts = [b"tenant/kek/7?release=7", b"release=7&image-digest=x", b"keyid=kbs:///a/b/c"]
     texts += [b"signed=%7B%22release%22%3A7%7D", b"tenant/kek/7?signed={%22release%22:7}"]
+    line = {"time": 5.5, "event": "auth", "client": "192.0.2.1", "result": "ok", "count": 3}
+    documents.append(line)
+    texts += [b"\x03\0\0\0" + bytes(40), b"\x63\xda\x75\x8d" + bytes(12) + b"\x18\0\0\0\1\0\0\0"]
     return [*(json.dumps(document).encode() for document in documents), *texts]

@@ -11,12 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import selectors
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from lamina.errors import FormatError, NotFoundError, TrustError, UnsupportedError, UsageError
 from lamina.trust import PROVIDERS_VARIABLE, strict_json
+
+if TYPE_CHECKING:
+    from subprocess import Popen
 
 MAX_ANSWER_BYTES: Final = 1 << 20
 _DEADLINE_S: Final = 60.0
@@ -108,29 +114,68 @@ class CommandProvider(_Exchange):
         from lamina.trust.secret import PASSWORD_VARIABLES
 
         environment = {k: v for k, v in os.environ.items() if k not in PASSWORD_VARIABLES}
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         try:
-            done = subprocess.run(
-                self.command,
-                input=request,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment,
-                timeout=_DEADLINE_S,
-                check=False,
+            process = subprocess.Popen(
+                self.command, stdin=pipe, stdout=pipe, stderr=nothing, env=environment
             )
         except OSError as error:
             raise UsageError(
                 f"cannot start the key provider {self.name} ({self.command[0]}): {error.strerror}"
             ) from None
-        except subprocess.TimeoutExpired:
-            raise TrustError(
-                f"the key provider {self.name} did not answer in {_DEADLINE_S:.0f} s"
-            ) from None
-        if done.returncode:
-            raise TrustError(
-                f"the key provider {self.name} refused {method} (exit status {done.returncode})"
-            )
-        return done.stdout
+        ends_s = time.monotonic() + _DEADLINE_S
+        with process:
+            try:
+                answer = _converse(process, request, ends_s, self.name)
+                code = process.wait(max(0.0, ends_s - time.monotonic()))
+            except (TimeoutError, subprocess.TimeoutExpired):
+                raise TrustError(
+                    f"the key provider {self.name} did not answer in {_DEADLINE_S:.0f} s"
+                ) from None
+            finally:
+                process.kill()
+        if code:
+            raise TrustError(f"the key provider {self.name} refused {method} (exit status {code})")
+        return answer
+
+
+def _converse(process: Popen[bytes], request: bytes, ends_s: float, name: str) -> bytes:
+    """Write a request and read the answer at the same time, for programs may do as they like.
+
+    Raises TimeoutError; FormatError for an answer that is too long, before it takes memory.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
+    left, answer = memoryview(request), bytearray()
+    with selectors.DefaultSelector() as pipes:
+        pipes.register(process.stdin, selectors.EVENT_WRITE)
+        pipes.register(process.stdout, selectors.EVENT_READ)
+        while pipes.get_map():
+            ready = pipes.select(max(0.0, ends_s - time.monotonic()))
+            if not ready:
+                raise TimeoutError
+            for key, _ in ready:
+                if key.fileobj is process.stdout:
+                    part = os.read(key.fd, MAX_ANSWER_BYTES)
+                    answer += part
+                    if not part:
+                        pipes.unregister(process.stdout)
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        raise FormatError(
+                            f"the answer of the key provider {name} is longer than "
+                            f"{MAX_ANSWER_BYTES} bytes"
+                        )
+                    continue
+                try:
+                    # What a pipe takes at once without blocking, once it is ready.
+                    left = left[os.write(key.fd, left[: select.PIPE_BUF]) :]
+                except BrokenPipeError:
+                    # It has seen enough.
+                    left = left[len(left) :]
+                if not left:
+                    pipes.unregister(process.stdin)
+                    process.stdin.close()
+    return bytes(answer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,8 +83,12 @@ def test_many_kinds_of_refusals_are_counted_together(monkeypatch: pytest.MonkeyP
 
 def test_lines_that_cannot_be_read_are_counted() -> None:
     text = [b"", b"nonsense", b"[]", b'{"event":"other","time":5}', b'{"event":"auth","time":"x"}']
+    text += [b'{"event":"auth","time":1e999}', b'{"event":"auth","time":5,"count":-7}', b"[" * 9999]
     (found,) = summarize(text)
-    assert (found["event"], found["count"]) == ("unknown", 5)
+    assert (found["event"], found["count"]) == ("unknown", 8)
+    asked = {"time": 5, "event": "unknown", "client": "192.0.2.1", "reason": "PluginNotFound"}
+    (found,) = summarize([json.dumps(asked).encode()] * 2)
+    assert found == {**asked, "first": 5, "count": 2}
 
 
 def test_a_log_that_was_renamed_is_begun_again(tmp_path: Path) -> None:

@@ -67,6 +67,31 @@ def test_programs_that_fail(tmp_path: Path) -> None:
         silent.wrap(OPTIONS, "p")
 
 
+def program(code: str) -> kp.CommandProvider:
+    return kp.CommandProvider("x", (sys.executable, "-c", f"import os, sys, time\n{code}"))
+
+
+def test_a_program_does_not_decide_how_much_memory_is_used() -> None:
+    endless = program("while True: os.write(1, b'x' * 65536)")
+    with pytest.raises(FormatError, match="longer than 1048576 bytes"):
+        endless.wrap(OPTIONS, "p")
+
+
+def test_a_program_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kp, "_DEADLINE_S", 0.5)
+    for code in ("time.sleep(3600)", "os.close(1); time.sleep(3600)"):
+        with pytest.raises(TrustError, match="did not answer"):
+            program(code).wrap(OPTIONS, "p")
+
+
+def test_programs_that_answer_before_they_have_read() -> None:
+    """Requests are larger than a pipe, so writing must not wait for the program."""
+    answer = '{"keywrapresults":{"annotation":"AAAA"}}'
+    large = bytes(600_000)
+    for code in (f"print('{answer}')", f"print('{answer}'); sys.stdin.read()"):
+        assert program(code).wrap(large, "p") == bytes(3)
+
+
 class Handler(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, form: str) -> None:
         self.form = form

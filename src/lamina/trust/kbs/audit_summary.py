@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -52,11 +53,17 @@ def _coarse(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
+    """A line of ours, or one of an unknown event in its place."""
     try:
         line = strict_json.parse_object(text, "line of an audit log", MAX_LINE_BYTES)
     except FormatError:
         line = {}
-    numbers = (line.get("time", 0), line.get("first", 0), line.get("count", 1))
-    if line.get("event") not in EVENTS or not all(type(n) in (int, float) for n in numbers):
-        return {"time": 0, "event": UNKNOWN, **{k: line[k] for k in ("count",) if k in line}}
-    return {"time": 0, **line}
+    times: tuple[Any, ...] = (line.get("time"), line.get("first", 0))
+    count = line.get("count", 1)
+    is_ours = (
+        line.get("event") in (*EVENTS, UNKNOWN)
+        and all(type(moment) in (int, float) and math.isfinite(moment) for moment in times)
+        and type(count) is int
+        and count > 0
+    )
+    return line if is_ours else {"time": 0, "event": UNKNOWN}
