@@ -19,7 +19,7 @@ from lamina.errors import StoreError
 from lamina.trust import strict_json
 from lamina.trust.kbs.audit_summary import MAX_LINE_BYTES, summarize
 
-MAX_BYTES: Final = 32 << 20
+MAX_BYTES: Final = 16 << 20
 """Of each of the two files."""
 _MAX_TEXT: Final = 300
 _FLAGS: Final = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
