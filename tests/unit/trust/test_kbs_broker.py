@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import errno
 import hashlib
 import json
 import socket
 import ssl
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -32,12 +29,10 @@ from lamina.trust.kbs import protocol
 from lamina.trust.kbs import server as server_module
 from lamina.trust.kbs.broker import Reply, Request
 from lamina.trust.kbs.client import KbsClient
-from lamina.trust.kbs.clients import client_group
 from lamina.trust.kbs.connection import parse_endpoint
 from lamina.trust.kbs.evidence import SampleEvidence
 from lamina.trust.kbs.protocol import Claims
-from lamina.trust.kbs.rules import Attested, Rule
-from lamina.trust.kbs.sessions import Sessions
+from lamina.trust.kbs.rules import Rule
 from lamina.trust.kbs_packet import parse_resource
 from tests.support.key_broker import RunningBroker
 from tests.unit.trust.keys_in_code import make_key
@@ -426,66 +421,6 @@ def test_sessions_are_bounded(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> 
     assert problem(guest.attest(first)) == (401, "InvalidSession")
 
 
-def test_challenges_cost_nobody_a_session(
-    guest: Guest, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lamina.trust.kbs.sessions.MAX_SESSIONS", 3)
-    assert guest.attest(guest.challenge()).status == 200
-    flood, waiting = Guest(broker), Guest(broker)
-    flood.address, waiting.address = "192.0.2.1", "192.0.2.2"
-    nonce = waiting.challenge()
-    for _ in range(50):
-        flood.challenge()
-    assert len(guest.broker.sessions._open) <= 3
-    assert guest.ask("GET", "/resource/tenant/image-kek/7").status == 200
-    assert waiting.attest(nonce).status == 200, "the flood made room for itself"
-
-
-def test_attestations_of_one_client_cost_no_other_its_session(guest: Guest) -> None:
-    sessions = Sessions()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamina.trust.kbs.sessions.MAX_SESSIONS", 3)
-        kept = sessions.begin("sample", "sha384", "192.0.2.1")
-        sessions.admit(kept, Attested("sample", "m"), {}, "")
-        first = None
-        for _ in range(10):
-            session = sessions.begin("sample", "sha384", "192.0.2.2")
-            sessions.admit(session, Attested("sample", "m"), {}, "")
-            first = first or session
-    assert first is not None
-    assert sessions.find(kept.identifier) is kept
-    assert sessions.find(first.identifier) is None
-    assert len(sessions._attested) == 3
-
-
-def test_sessions_that_are_over_make_room_first() -> None:
-    now = [0.0]
-    sessions = Sessions(10, lambda: now[0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lamina.trust.kbs.sessions.MAX_SESSIONS", 2)
-        old = sessions.begin("sample", "sha384", "b")
-        now[0] = 9.0
-        kept = sessions.begin("sample", "sha384", "a")
-        now[0] = 11.0
-        sessions.begin("sample", "sha384", "a")
-    assert sessions.find(old.identifier) is None
-    assert sessions.find(kept.identifier) is kept
-
-
-@pytest.mark.parametrize(
-    ("address", "group"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("nothing", "nothing"),
-    ],
-)
-def test_who_counts_as_one(address: str, group: str) -> None:
-    assert client_group(address) == group
-
-
 @pytest.mark.parametrize("release", ["0" * 5000, "7" * 5000, "-1", "7.0", "٧", ""])
 def test_releases_that_are_none(guest: Guest, release: str) -> None:
     assert guest.attest(guest.challenge()).status == 200
@@ -688,43 +623,3 @@ def test_a_source_without_evidence(broker: RunningBroker) -> None:
 
     with pytest.raises(Error, match="no TDX here"):
         broker.client(Nothing()).fetch(RESOURCE)
-
-
-def test_one_address_does_not_take_all_connections(broker: RunningBroker) -> None:
-    port = int(broker.url.rpartition(":")[2])
-    with contextlib.ExitStack() as held:
-        for _ in range(server_module.MAX_CONNECTIONS_OF_CLIENT + 40):
-            held.enter_context(socket.create_connection(("127.0.0.1", port), 10))
-        context = ssl.create_default_context(cafile=broker.ca_file)
-        # All of them are before this one in the queue of the socket.
-        plain = socket.create_connection(("127.0.0.1", port), 10, ("127.0.0.2", 0))
-        with plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-            assert b"404" in sock.recv(100)
-
-
-@pytest.mark.parametrize("failing", ["thread", "descriptor"])
-def test_a_connection_that_cannot_be_served_gives_its_place_back(
-    failing: str, broker: RunningBroker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class NoDescriptor(socket.socket):
-        def dup(self) -> socket.socket:
-            raise OSError(errno.EMFILE, "too many open files")
-
-    def no_thread(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    def accept(self: server_module.BrokerServer) -> tuple[socket.socket, Any]:
-        sock, address = self.socket.accept()
-        return NoDescriptor(fileno=sock.detach()), address
-
-    port = int(broker.url.rpartition(":")[2])
-    with monkeypatch.context() as patch:
-        if failing == "thread":
-            patch.setattr(threading.Thread, "start", no_thread)
-        else:
-            patch.setattr(server_module.BrokerServer, "get_request", accept)
-        for _ in range(server_module.MAX_CONNECTIONS_OF_CLIENT + 40):
-            with socket.create_connection(("127.0.0.1", port), 10) as sock:
-                assert sock.recv(1) == b""
-    assert broker.client().fetch(RESOURCE).reveal() == KEY
