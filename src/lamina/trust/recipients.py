@@ -40,6 +40,8 @@ MAX_PACKETS: Final = 256
 PATIENCE_S: Final = 120.0
 """How long the keys of one layer are looked for: providers may be slow, and an image names many."""
 _DEFAULT_PARAMETER: Final = "Enabled"
+_PROVIDER_HINTS: Final = {"attestation-agent": "say which key broker has the key: --kbs URL"}
+_OTHER_PROVIDER_HINT: Final = f"name the provider's configuration file in {PROVIDERS_VARIABLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,12 @@ def _opener(name: str, keys: DecryptionKeys) -> Callable[[bytes], bytes]:
     provider_name = name.removeprefix(PROVIDER_PREFIX)
     provider = keys.providers.get(provider_name) if name.startswith(PROVIDER_PREFIX) else None
     if provider is None:
-        raise UnsupportedError("no key provider or scheme of this name is known here")
+        raise UnsupportedError(
+            "no key provider or scheme of this name is known here",
+            hint=_PROVIDER_HINTS.get(provider_name, _OTHER_PROVIDER_HINT)
+            if name.startswith(PROVIDER_PREFIX)
+            else None,
+        )
     parameter = keys.parameters.get(provider_name, _DEFAULT_PARAMETER)
     return lambda packet: provider.unwrap(packet, parameter)
 

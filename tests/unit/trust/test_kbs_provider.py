@@ -135,9 +135,21 @@ def test_a_provider_that_refuses_is_to_be_asked_why() -> None:
     with pytest.raises(TrustError) as caught:
         unwrap(annotated(b"{}"), keys, "layer")
     assert caught.value.hint == "ask who runs provider.attestation-agent"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "hint"),
+    [
+        ("provider.attestation-agent", "--kbs URL"),
+        ("provider.other", "OCICRYPT_KEYPROVIDER_CONFIG"),
+        ("jwe", "--decryption-key FILE"),
+    ],
+)
+def test_where_nobody_was_asked_the_hint_says_whom(scheme: str, hint: str) -> None:
+    annotations = {f"org.opencontainers.image.enc.keys.{scheme}": "e30="}
     with pytest.raises(TrustError) as caught:
-        unwrap(annotated(b"{}"), parse_decryption_keys([]), "layer")
-    assert "--decryption-key" in str(caught.value.hint), "nobody was asked"
+        unwrap(annotations, parse_decryption_keys([]), "layer")
+    assert hint in str(caught.value.hint)
 
 
 def test_an_image_does_not_decide_how_long_providers_are_waited_for(
