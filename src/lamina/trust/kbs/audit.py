@@ -36,6 +36,7 @@ class AuditLog:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._fd = -1
+        self._closed = False
         try:
             self._open()
         except OSError as error:
@@ -57,11 +58,14 @@ class AuditLog:
     def close(self) -> None:
         """Close the file; idempotent."""
         with self._lock:
+            self._closed = True
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
 
     def _append(self, data: bytes) -> None:
+        if self._closed:
+            raise OSError(None, "it is closed")
         if self._fd < 0:
             self._open()
         try:
