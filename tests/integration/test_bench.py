@@ -47,3 +47,13 @@ def test_indexing_is_measured(tmp_path: Path, oci_image: Callable[[str], Path]) 
     ours = json.loads(result.read_text())["results"]["lamina index"]
     assert ours["wall_s"][0] > 0
     assert 0.005 < ours["share"] < 0.03
+
+
+def test_tables_are_measured(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    options = ["--rounds", "1", "--files", "500", "5000", "--json", str(result)]
+    program = [sys.executable, str(ROOT / "bench" / "tables.py"), *options]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = [each["calls"] for each in json.loads(result.read_text())["results"].values()]
+    assert 0 < calls[0]["piece"] <= calls[1]["piece"]

@@ -38,6 +38,7 @@ from lamina.blob.layout import (
     CiHeader,
     ZranContext,
 )
+from lamina.blob.neighbours import run_around
 from lamina.blob.piece import Piece
 from lamina.blob.words import as_bytes, as_words
 from lamina.codec.compress import Compressor, decompress
@@ -255,19 +256,23 @@ class ChunkTable:
         """Return the piece that holds a chunk, found from its neighbours; its ``index`` is -1.
 
         Other than with :meth:`piece_of` nothing is counted first, so one read of a big blob stays
-        cheap.
+        cheap, and however many chunks share a pack.
 
         Raises:
             FormatError, UnsupportedError: as :meth:`piece`.
         """
+        members = self.neighbours(chunk)
+        return self._piece(-1, members.start, len(members))
+
+    def neighbours(self, chunk: int) -> range:
+        """Return the chunks that share a piece with a chunk, which is one of them.
+
+        In a table that is not in order, some between them may belong elsewhere; their digests tell.
+        """
         group = self._group_of(chunk)
-        first, end = chunk, chunk + 1
-        if group is not None:
-            while first and self._group_of(first - 1) == group:
-                first -= 1
-            while end < self.chunk_count and self._group_of(end) == group:
-                end += 1
-        return self._piece(-1, first, end - first)
+        if group is None:
+            return range(chunk, chunk + 1)
+        return run_around(lambda other: self._group_of(other) == group, chunk, self.chunk_count)
 
     def _group_of(self, chunk: int) -> int | None:
         """Return the number of the batch, or of the part of a context, that a chunk shares with its

@@ -214,7 +214,7 @@ def zones_of(table: ChunkTable) -> list[tuple[int, int]]:
     step = max(ZONE_BYTES, table.uncompressed_size // MOST_ZONES)
     for probe in range(step, table.uncompressed_size, step):
         with suppress(FormatError):
-            first = table.piece_holding(table.chunks_in(probe, 1).start).first
+            first = table.neighbours(table.chunks_in(probe, 1).start).start
             offset = table.chunk_extent(first)[0]
             if first > zones[-1][0] and offset > zones[-1][1]:
                 zones.append((first, offset))
