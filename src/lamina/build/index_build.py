@@ -28,7 +28,12 @@ from lamina.codec.digest import Digester
 from lamina.errors import FormatError, IntegrityError, UnsupportedError, UsageError
 from lamina.linux.heap import keep_freed_memory
 from lamina.registry.manifest import Descriptor
-from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.repository import (
+    ClientOptions,
+    RangesIgnoredError,
+    Repository,
+    open_repository,
+)
 
 if TYPE_CHECKING:
     from lamina.build.index_merge import BuiltIndex
@@ -155,7 +160,7 @@ def build_from_layers(
         try:
             chunk_size, known = layers_by_table(repository, layers)
             options = replace(options, chunk_size=chunk_size, digester=Digester.SHA256)
-        except (FormatError, IntegrityError, UnsupportedError) as error:
+        except (FormatError, IntegrityError, UnsupportedError, RangesIgnoredError) as error:
             problem = str(error)
     with closing(_Job(repository, client, layers, options, known)) as job:
         jobs = min(options.jobs or len(os.sched_getaffinity(0)), len(layers))

@@ -2,6 +2,7 @@
 
 Sources are asked in their order: peers, mirrors, the registry.  One that fails is passed over for a
 while, unless all do.  When all have failed, all are asked again after a pause, until the deadline.
+One that sends a blob only whole is asked last, and read once (:mod:`lamina.fetch.whole_reads`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from lamina.errors import AuthError, Error, FetchError, NotFoundError
@@ -18,6 +20,8 @@ from lamina.fetch.link import Link, LinkEstimator
 from lamina.fetch.retry import ONCE, DeadlineError, RetryPolicy, may_pass, retry_after_s
 from lamina.fetch.source import Source, TimedSource, exactly, source_name
 from lamina.fetch.traffic import SHARED_TRAFFIC
+from lamina.fetch.whole_reads import WholeReads
+from lamina.registry.repository import RangesIgnoredError
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -66,6 +70,7 @@ class Fetcher:
         self.estimator = estimator or LinkEstimator()
         self._measured = measured or self.sources[0]
         self.traffic = SHARED_TRAFFIC
+        self.whole_reads = WholeReads(self.traffic)
         self._health = {id(source): _Health() for source in self.sources}
         self._lock = threading.Lock()
         self._clock = clock
@@ -99,12 +104,20 @@ class Fetcher:
         attempt = 0
         while True:
             errors: list[Error] = []
-            for source in self._in_order():
+            ignoring: list[Source] = []
+            for source in self._in_order(blob_id):
                 try:
                     return self._ask(source, (blob_id, offset, size_bytes), give_up)
+                except RangesIgnoredError as error:
+                    # Not punished: other blobs may be there, and be sent as they are asked for.
+                    self.whole_reads.note_ignored(source, blob_id)
+                    ignoring.append(source)
+                    errors.append(error)
                 except (FetchError, NotFoundError) as error:
                     self._failed(source, error)
                     errors.append(error)
+            if any(self.whole_reads.begin(source, blob_id) for source in ignoring):
+                continue
             pause_s = self._pause_s(attempt, errors)
             if pause_s is None:
                 raise errors[0]
@@ -124,7 +137,7 @@ class Fetcher:
         """
         with self._lock:
             self._punish(than)
-        for source in [*(each for each in self._in_order() if each is not than), than]:
+        for source in [*(each for each in self._in_order(blob_id) if each is not than), than]:
             try:
                 yield self._ask(source, (blob_id, offset, size_bytes), deadline)
             except (FetchError, NotFoundError) as error:
@@ -132,31 +145,38 @@ class Fetcher:
                 LOG.debug("%s does not help out: %s", source_name(source), error)
 
     def _ask(self, source: Source, what: tuple[str, int, int], deadline: float) -> Delivery:
-        size_bytes = what[2]
         begin = self._clock()
         left_s = deadline - begin
         if left_s <= 0:
             raise DeadlineError("the time is over before the request could be made")
-        if isinstance(source, TimedSource):
-            timeout_s = min(left_s, self.policy.attempt_s + size_bytes / SLOWEST_BYTES_PER_S)
-            data = source.read_range_within(*what, timeout_s)
-        else:
-            data = source.read_range(*what)
+        ask_range = partial(self._ask_range, source, what, left_s)
+        data, by_range = self.whole_reads.ask(source, what, left_s, ask_range)
         data = exactly(data, source_name(source), *what)
-        if source is self._measured:
-            self.estimator.add(size_bytes, self._clock() - begin)
+        if source is self._measured and by_range:
+            self.estimator.add(what[2], self._clock() - begin)
         health = self._health[id(source)]
         if health.failures:
             with self._lock:
                 health.failures, health.until = 0, 0.0
         return Delivery(data, source)
 
-    def _in_order(self) -> list[Source]:
-        """The sources, those that failed lately last."""
+    def _ask_range(self, source: Source, what: tuple[str, int, int], left_s: float) -> bytes:
+        if not isinstance(source, TimedSource):
+            return source.read_range(*what)
+        timeout_s = min(left_s, self.policy.attempt_s + what[2] / SLOWEST_BYTES_PER_S)
+        return source.read_range_within(*what, timeout_s)
+
+    def _in_order(self, blob_id: str) -> list[Source]:
+        """The sources, those that failed lately last, and before these who sends the blob only
+        whole.
+        """
         if len(self.sources) == 1:
             return list(self.sources)
-        now = self._clock()
-        return sorted(self.sources, key=lambda source: self._health[id(source)].until > now)
+        now, is_whole = self._clock(), self.whole_reads.sends_whole
+        return sorted(
+            self.sources,
+            key=lambda source: (self._health[id(source)].until > now, is_whole(source, blob_id)),
+        )
 
     def _failed(self, source: Source, error: Error) -> None:
         # That a peer or mirror lacks one blob says nothing of the others.
@@ -176,7 +196,7 @@ class Fetcher:
             error
             for error in errors
             if isinstance(error, FetchError)
-            and not isinstance(error, AuthError | DeadlineError)
+            and not isinstance(error, AuthError | DeadlineError | RangesIgnoredError)
             and (may_pass(error) or attempt + 1 < self.policy.attempts)
         ]
         if not worth or self.policy.attempts <= 1:

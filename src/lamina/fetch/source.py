@@ -7,7 +7,7 @@ was decoded).  Trying again and asking others is :mod:`lamina.fetch.fetcher`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, Protocol, runtime_checkable
 
 from lamina.errors import FetchError
 
@@ -20,6 +20,20 @@ class Source(Protocol):
 
     def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
         """Return exactly these bytes of the blob, or raise FetchError or NotFoundError."""
+
+
+@runtime_checkable
+class WholeSource(Protocol):
+    """A source that can also send a blob from its begin to its end.
+
+    One whose ``read_range`` raises RangesIgnoredError for a blob can do nothing else with it.
+    """
+
+    def open_whole(self, blob_id: str, size_bytes: int) -> BinaryIO:
+        """Return a stream of a blob of *size_bytes*; raises FetchError or NotFoundError.
+
+        Its last read raises IntegrityError if the blob is longer, or its digest another.
+        """
 
 
 @runtime_checkable
@@ -54,6 +68,16 @@ class RepositorySource:
     ) -> bytes:
         """The same within *timeout_s*."""
         return self._read(blob_id, offset, size_bytes, timeout_s)
+
+    def open_whole(self, blob_id: str, size_bytes: int) -> BinaryIO:
+        """Return a stream of a blob, with what :meth:`Repository.open_blob` does for it."""
+        from lamina.registry.manifest import Descriptor
+
+        digest = f"sha256:{blob_id}"
+        kind = "application/octet-stream"
+        return self._repository.open_blob(
+            Descriptor(media_type=kind, digest=digest, size=size_bytes)
+        )
 
     def _read(self, blob_id: str, offset: int, size_bytes: int, timeout_s: float | None) -> bytes:
         digest = f"sha256:{blob_id}"

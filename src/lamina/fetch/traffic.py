@@ -27,6 +27,10 @@ class TokenBucket:
         self._level = bytes_per_s
         self._filled = clock()
 
+    def another(self) -> TokenBucket:
+        """Return a full bucket of the same rate."""
+        return TokenBucket(self._rate, clock=self._clock)
+
     def take(self, size_bytes: int) -> float:
         """Take so many bytes if the bucket is not in debt and return 0; else return the seconds
         until it is not, and take nothing.
@@ -65,6 +69,11 @@ class Traffic:
                 if not self._readers:
                     self._waited_s += time.monotonic() - self._since
                     self._condition.notify_all()
+
+    @property
+    def has_readers(self) -> bool:
+        """Whether some reader waits for bytes now."""
+        return self._readers > 0
 
     @property
     def waited_s(self) -> float:

@@ -79,6 +79,19 @@ class BlobFiller:
         self._failures = FailureLog()
         self.statistics = Statistics()
 
+    def missing_bytes(self, *, elsewhere: bool) -> int:
+        """As :meth:`lamina.image.lazy_blob.LazyBlob.missing_bytes`."""
+        parts, total = self._parts, 0
+        for chunk in range(parts.table.chunk_count):
+            entry = None if parts.cache.is_ready(chunk) else parts.digests.find(chunk)
+            # What no file refers to is never written.
+            if entry is not None and (elsewhere or not self._is_elsewhere(entry)):
+                total += round_up(entry.uncompressed_size, BLOCK_SIZE)
+        return total
+
+    def _is_elsewhere(self, entry: ChunkEntry) -> bool:
+        return self._parts.local is not None and self._parts.local.knows(entry.digest)
+
     def fill(self, wanted: dict[int, tuple[Piece, list[int]]], deadline: float) -> None:
         """Get pieces, given by their first chunk with the chunks of them that are wanted, or wait
         for who does.

@@ -24,6 +24,7 @@ from lamina.fetch.parallel import Parallel
 from lamina.fetch.source import Source
 from lamina.image.lazy_blob import LazyBlob
 from lamina.image.metadata_layer import MetadataFiles
+from lamina.image.pass_keeper import PassKeeper
 from lamina.image.window_frames import WindowFrames
 from lamina.store.local_chunks import LocalChunks
 from lamina.store.node import NodeStore
@@ -84,6 +85,9 @@ class BlobSet(Sequence[LazyBlob]):
         self._lock = threading.Lock()
         self._opened: list[LazyBlob | None] = [None] * len(bootstrap.blobs)
         self._closed = False
+        self._keeper = PassKeeper(self._by_id)
+        self.fetcher.whole_reads.on_begin = self._keeper.begin
+        self.fetcher.whole_reads.open_spool = store.space.open_spool
 
     def __len__(self) -> int:
         return len(self._opened)
@@ -114,8 +118,11 @@ class BlobSet(Sequence[LazyBlob]):
 
     def close(self) -> None:
         """Close the blobs that were opened; may be called again."""
+        # Readers and the keeper wait for passes, so these are ended first.
+        self.fetcher.whole_reads.close()
         with self._lock:
             self._closed = True
+        self._keeper.close()
         # A helper that is still at work may want a blob, for which it takes the lock.
         self.parallel.close()
         with self._lock:
@@ -125,6 +132,11 @@ class BlobSet(Sequence[LazyBlob]):
                     self._opened[index] = None
             if self._local is not None:
                 self._local.close()
+
+    def _by_id(self, blob_id: str) -> LazyBlob | None:
+        entries = self._bootstrap.blobs
+        found = next((entry for entry in entries if entry.blob_id == blob_id), None)
+        return None if found is None else self[found.index]
 
     def _open(self, entry: BlobEntry) -> LazyBlob:
         if self._closed:

@@ -120,6 +120,13 @@ class LazyBlob:
         """End one :meth:`hold`."""
         self.cache.let_go()
 
+    def missing_bytes(self, *, elsewhere: bool = False) -> int:
+        """Return what the chunks that are not ready will take on the disk, in blocks.
+
+        With *elsewhere* those count too that other blobs of this node have.
+        """
+        return self._filler.missing_bytes(elsewhere=elsewhere)
+
     def ensure(self, offset: int, size_bytes: int, *, background: bool = False) -> None:
         """Return when this range of the uncompressed address space has been made ready.
 

@@ -108,10 +108,17 @@ class NativeImage(ImageBase):
     def statistics(self) -> Statistics:
         """What was fetched since the image was opened, over all blobs."""
         total = Statistics()
-        opened = self.blobs.opened if isinstance(self.blobs, BlobSet) else self.blobs
-        for blob in opened:
+        for blob in self._opened():
             total.add(blob.statistics)
         return total
+
+    def wait_for_passes(self) -> None:
+        """Return when no blob is being read whole (:mod:`lamina.fetch.whole_reads`)."""
+        for blob in self._opened():
+            blob.source.whole_reads.wait()
+
+    def _opened(self) -> Sequence[LazyBlob]:
+        return self.blobs.opened if isinstance(self.blobs, BlobSet) else self.blobs
 
     @property
     def root(self) -> Stat:

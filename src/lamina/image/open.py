@@ -116,6 +116,7 @@ def open_image(
         policy = RetryPolicy.from_environment()
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
         stack.callback(lambda: remember_link(node, where, fetcher.link))
+        fetcher.whole_reads.blob_sizes = _blob_sizes(found)
         blobs = _blob_set(bootstrap, found, content, fetcher, node)
         stack.callback(blobs.close)
         named = where.with_version(tag=where.tag, digest=found.digest)
@@ -194,6 +195,12 @@ def _content(place: _Place, found: _Found, access: Access | None) -> Content:
     if known is None:
         place.node.put_record(RECORD, digest, opened.files.encode())
     return opened
+
+
+def _blob_sizes(found: _Found) -> dict[str, int]:
+    """How long the blobs are that may be read, by id."""
+    manifests = [found.manifest] if found.indexed is None else [found.manifest, found.indexed.image]
+    return {layer.hex: layer.size for each in manifests for layer in each.layers}
 
 
 def _blob_set(

@@ -11,12 +11,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, NamedTuple
 
-from lamina.errors import Error, FormatError, StoreError, UsageError
+from lamina.errors import Error, FormatError, UsageError
 from lamina.fetch.amplify import background_span_bytes
 from lamina.fetch.traffic import TokenBucket
 from lamina.image.base import Stat, shown
+from lamina.image.completeness import EvictedError, check_room, flush_complete
 from lamina.image.lazy_blob import LazyBlob
 from lamina.image.native import FileChunk, NativeImage
+from lamina.image.pass_keeper import ensure_patiently
 from lamina.store.node import NodeStore
 
 LOG: Final = logging.getLogger("lamina")
@@ -140,12 +142,15 @@ def _is_ready(image: NativeImage, path: bytes, chunk: FileChunk) -> bool:
 
 
 def fetch(image: NativeImage, extents: Iterable[Extent], progress: Progress | None = None) -> None:
-    """Make *extents* ready as fast as possible.  Raises what reading them would."""
+    """Make *extents* ready as fast as possible.  Raises what reading them would.
+
+    What a source sends only whole is read to its end, so that a cache keeps it.
+    """
     telling = threading.Lock()
 
     def step(extent: Extent) -> None:
         blob = image.blobs[extent.blob_index]
-        blob.ensure(extent.offset, extent.size_bytes)
+        ensure_patiently(blob, extent.offset, extent.size_bytes)
         blob.cache.start_flush(extent.offset, extent.size_bytes)
         if progress is not None:
             with telling:
@@ -153,6 +158,7 @@ def fetch(image: NativeImage, extents: Iterable[Extent], progress: Progress | No
 
     # Whoever is done takes the next step, so the connections never wait for each other.
     image.run_parallel(step, _steps(extents))
+    image.wait_for_passes()
 
 
 def _steps(extents: Iterable[Extent]) -> Iterator[Extent]:
@@ -176,6 +182,8 @@ def fetch_gently(
     """
     for extent in extents:
         blob = image.blobs[extent.blob_index]
+        if bucket is not None:
+            blob.source.whole_reads.limit(bucket)
         position, end = extent.offset, extent.offset + extent.size_bytes
         while position < end:
             size = min(background_span_bytes(blob.source.link), end - position)
@@ -196,8 +204,19 @@ def _fetch_idle(
         # Nothing is claimed while this waits, so no reader waits for it.
         if not blob.source.traffic.wait_idle(size, bucket, stopped):
             return False
-        blob.ensure(offset, size, background=True)
+        ensure_patiently(blob, offset, size, background=True)
     return True
+
+
+def pull(image: NativeImage, progress: Progress | None = None) -> None:
+    """Fetch all of an image; when it returns, all of it is here.
+
+    Raises StoreError if there cannot be room for it, before anything is fetched where that can be
+    known, and EvictedError if it went again meanwhile; else what reading it would.
+    """
+    check_room(image)
+    fetch(image, whole_image(image), progress)
+    flush_complete(image)
 
 
 class BackgroundFill:
@@ -221,6 +240,10 @@ class BackgroundFill:
             try:
                 self._complete()
                 return
+            except EvictedError as error:
+                # Again and again would only move the bytes again and again.
+                LOG.warning("the image is not completed in the background: %s", error)
+                return
             except Error as error:
                 LOG.warning("completing the image in the background failed: %s", error)
                 self._stopped.wait(RETRY_S)
@@ -232,8 +255,7 @@ class BackgroundFill:
         image = self._image
         extents = [*extents_of(image, prefetch_list(image)), *whole_image(image)]
         if fetch_gently(image, extents, self._stopped, bucket=self._bucket):
-            for blob in image.blobs:
-                blob.cache.flush()
+            flush_complete(image)
             self.finished.set()
 
     def close(self) -> None:
@@ -262,8 +284,7 @@ def make_resident(
     # First of all, or a budget would evict the beginning while the end arrives.
     store.keep_resident(name, facts, stems)
     try:
-        fetch(image, whole_image(image), progress)
-        _flush(image)
+        pull(image, progress)
     except BaseException:
         store.release_resident(name)
         if before is not None:
@@ -271,10 +292,3 @@ def make_resident(
             store.keep_resident(name, kept, before["blobs"])
         raise
     store.keep_resident(name, facts | {"complete": True}, stems)
-
-
-def _flush(image: NativeImage) -> None:
-    for blob in image.blobs:
-        if not blob.complete:
-            raise StoreError(f"chunks of blob {blob.blob_id} were evicted meanwhile")
-        blob.cache.flush()

@@ -14,7 +14,7 @@ import time
 from typing import BinaryIO, Final, Self, cast
 
 from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
-from lamina.registry.blob_stream import BlobStream, check_range, skip
+from lamina.registry.blob_stream import BlobStream, check_range
 from lamina.registry.http1 import Response
 from lamina.registry.manifest import (
     INDEX_TYPES,
@@ -28,7 +28,7 @@ from lamina.registry.manifest import (
     parse_index,
 )
 from lamina.registry.reference import Reference, is_digest
-from lamina.registry.repository import ClientOptions, Progress, Repository
+from lamina.registry.repository import ClientOptions, Progress, RangesIgnoredError, Repository
 from lamina.registry.session import SUCCESS, Call, RangeRefusedError, Session
 from lamina.registry.transport import TransientError, translated
 from lamina.registry.upload import Habits, Upload
@@ -40,7 +40,7 @@ _ACCEPT: Final = ", ".join(
     (*MANIFEST_TYPES, *INDEX_TYPES, *(f"{kind};q=0.1" for kind in SCHEMA1_TYPES))
 )
 _REDIRECT_LIFETIME_S: Final = 30.0
-_MAX_SKIPPED_BYTES: Final = 64 << 20
+_MOST_CUT_BYTES: Final = 1 << 20
 _MAX_PAGES: Final = 64
 _NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
@@ -310,11 +310,14 @@ class RegistryRepository:
 
 
 def _cut(response: Response, offset: int, size_bytes: int) -> bytes:
-    """The range out of a whole blob, for registries and caches that ignore ``Range``."""
-    if offset > _MAX_SKIPPED_BYTES:
-        raise FetchError(
-            f"the registry ignores ranges and sent a whole blob for its bytes from {offset} on",
+    """The range out of a whole blob, if little else comes with it.
+
+    All of it is read, since a cache keeps only what is.
+    """
+    length = response.length_bytes
+    if length is None or length - size_bytes > _MOST_CUT_BYTES:
+        raise RangesIgnoredError(
+            f"the registry ignores ranges and sends a whole blob for its bytes from {offset} on",
             hint="a registry, proxy or cache without range requests cannot serve images lazily",
         )
-    skip(response, offset)
-    return response.read(size_bytes)
+    return response.read(max(length, 1))[offset : offset + size_bytes]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, Self
 
-from lamina.errors import FormatError, UsageError
+from lamina.errors import FetchError, FormatError, UsageError
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
     Descriptor,
@@ -20,6 +20,10 @@ Progress = Callable[[int], None]
 """Told the number of bytes of a blob that moved since the last call; negative when a transfer
 starts over.
 """
+
+
+class RangesIgnoredError(FetchError):
+    """A range was asked for, and all of a blob would come, much more than the range."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,7 @@ class Repository(Protocol):
         self, digest: str, offset: int, size_bytes: int, *, timeout_s: float | None = None
     ) -> bytes:
         """Exactly these bytes of a blob, or FetchError, within ``timeout_s`` if it is given.  They
-        are not verified.
+        are not verified.  RangesIgnoredError if the place sends blobs only whole, for now or ever.
         """
 
     def has_blob(self, digest: str, size_bytes: int) -> bool:

@@ -68,6 +68,10 @@ class LocalChunks:
         """Remember where a chunk is."""
         self._index.add(digest, tag, offset)
 
+    def knows(self, digest: bytes) -> bool:
+        """Tell whether some blob of the node had a chunk, and may have it still."""
+        return any(True for _ in self._index.find(digest))
+
     def candidates(self, digest: bytes, size_bytes: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield (bytes, tag, offset) that may be the chunk; the receiver verifies the bytes."""
         for tag, offset in self._index.find(digest):

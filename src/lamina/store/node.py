@@ -7,6 +7,7 @@
         blobs/ID.IDENTITY.data         cache file of a blob (lamina.store.cache_blob)
         blobs/ID.IDENTITY.ready        its readiness map (lamina.store.readiness, byte by byte)
         index/chunks                   which blob has a chunk (lamina.store.chunk_index)
+        .spool.PID.RANDOM              what is read whole, meanwhile (lamina.store.spool)
         space.lock                     held while room is made and used (lamina.store.space)
         metadata/ALGORITHM/HEX         manifests, configs, bootstraps, chunk tables by their digest
         containers/                    what containers wrote that `lamina run` keeps

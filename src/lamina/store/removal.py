@@ -14,7 +14,7 @@ from lamina.store.locks import Lock, lock_exclusive
 
 YOUNG_S: Final = 600
 """What was written so lately may belong to something that is being made."""
-UNFINISHED: Final = ("metadata/.*", "index/.*", "holds/.*", "records/*/.*")
+UNFINISHED: Final = ("metadata/.*", "index/.*", "holds/.*", "records/*/.*", ".spool.*")
 """Files that whoever was killed left before they had their names; *blobs* has some as well."""
 
 

@@ -16,11 +16,11 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import filterfalse
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from lamina.errors import StoreError, UsageError
 from lamina.linux.syscalls import LIBC
@@ -28,6 +28,7 @@ from lamina.store.files import locked
 from lamina.store.holds import held_blobs
 from lamina.store.locks import Lock, is_locked, lock_exclusive, unlock
 from lamina.store.readiness import ReadinessMap, Zone, map_file, use_time
+from lamina.store.spool import reserved_file
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -91,9 +92,7 @@ class Space:
 
     def used_bytes(self) -> int:
         """Count what the store takes on disk."""
-        return self._metadata_bytes() + sum(
-            entry.stat(follow_symlinks=False).st_blocks * 512 for entry in _entries(self._blobs)
-        )
+        return self._metadata_bytes() + sum(map(blocks_of, _entries(self._blobs)))
 
     def _metadata_bytes(self) -> int:
         """What the small files take; counted anew only when one was added or removed."""
@@ -106,7 +105,7 @@ class Space:
                 stamp ^= hash((folder, folder.stat().st_mtime_ns))
         if self._counted is None or self._counted[0] != stamp:
             total = sum(
-                entry.stat(follow_symlinks=False).st_blocks * 512
+                blocks_of(entry)
                 for folder in folders
                 for entry in _entries(folder)
                 if not entry.is_dir(follow_symlinks=False)
@@ -134,6 +133,44 @@ class Space:
                         hint="raise --store-budget, or unmount or unpin an image",
                     )
             yield
+
+    def kept_bytes(self, apart_from: Collection[str]) -> int:
+        """Count what cannot be evicted: metadata, and cache files that are in use or resident, but
+        for those with these names (without their endings).
+        """
+        kept = (self._pinned() | held_blobs(self.root)) - frozenset(apart_from)
+        return self._metadata_bytes() + self._blob_bytes(kept.__contains__)
+
+    def evictable_bytes(self, apart_from: Collection[str]) -> int:
+        """Count what evicting could free at most, of other cache files than these."""
+        kept = self._pinned() | held_blobs(self.root) | frozenset(apart_from)
+        return self._blob_bytes(lambda name: name not in kept)
+
+    def _blob_bytes(self, counts: Callable[[str], bool]) -> int:
+        entries = (
+            entry for entry in _entries(self._blobs) if counts(entry.name.rpartition(".")[0])
+        )
+        return sum(blocks_of(entry) for entry in entries)
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Tell whether so many bytes can be written without evicting anything."""
+        status = os.statvfs(self.root)
+        if status.f_bavail * status.f_frsize < size_bytes:
+            return False
+        return self.budget_bytes is None or self.used_bytes() + size_bytes <= self.budget_bytes
+
+    def open_spool(self, size_bytes: int) -> BinaryIO | None:
+        """Return a file for *size_bytes* that are needed for a while, with room for them; None if
+        that would take more than half of the budget, or more than there is on the disk.
+        """
+        if self.budget_bytes is not None and size_bytes > self.budget_bytes // 2:
+            return None
+        try:
+            with self.room(size_bytes):
+                return reserved_file(self.root, size_bytes)
+        except (StoreError, OSError) as error:
+            LOG.info("%s has no room for %d bytes for a while: %s", self.root, size_bytes, error)
+            return None
 
     def make_more(self, error: OSError, size_bytes: int) -> bool:
         """Evict for a disk that is full, whatever the budget is; False if *error* does not say that
@@ -192,6 +229,11 @@ class Space:
                 for zone in filterfalse(readiness.holds_something, readiness.zones()):
                     freed += _punch(data_fd, zone.offset, zone.end)
         return freed
+
+
+def blocks_of(entry: os.DirEntry[str]) -> int:
+    """Return the bytes that an entry of :func:`os.scandir` takes on the disk."""
+    return entry.stat(follow_symlinks=False).st_blocks * 512
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -31,10 +31,11 @@ from lamina.errors import (
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import Link, LinkEstimator
 from lamina.fetch.traffic import TokenBucket
-from lamina.image import residency
+from lamina.image import completeness, residency
 from lamina.image.base import Stat
 from lamina.image.blob_set import BlobSet
 from lamina.image.collect import collect
+from lamina.image.completeness import EvictedError
 from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.native import NativeImage
 from lamina.image.open import open_image
@@ -224,7 +225,7 @@ def test_a_resident_image_needs_no_registry(built: BuiltImage, tmp_path: Path) -
 
 
 def test_what_does_not_fit_the_budget_does_not_become_resident(
-    built: BuiltImage, tmp_path: Path
+    built: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push_image(built, tmp_path / "layout")
     store = NodeStore(tmp_path / "store", budget=2_000_000)
@@ -232,7 +233,91 @@ def test_what_does_not_fit_the_budget_does_not_become_resident(
         with pytest.raises(StoreError, match="budget"):
             residency.make_resident(image, store, "name")
         assert store.resident("name") is None
+        assert image.statistics.requests == 0, "it was known before"
+        monkeypatch.setattr(completeness, "PREDICTABLE", frozenset())
+        with pytest.raises(StoreError, match="budget"):
+            residency.make_resident(image, store, "name")
+        assert store.resident("name") is None
         assert store.space.evict(1) > 0
+
+
+def test_what_cannot_fit_is_not_begun(
+    built: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        blob = image.blobs[0]
+        needed = blob.missing_bytes(elsewhere=True)
+        assert needed == sum(-(-len(content) // 4096) * 4096 for content in FILES.values())
+        free = os.statvfs(tmp_path)
+        less = list(free)
+        less[4] = (needed - 1) // free.f_frsize
+        monkeypatch.setattr(os, "statvfs", lambda _path: os.statvfs_result(less))
+        with pytest.raises(StoreError, match="whose disk has"):
+            residency.pull(image)
+        assert image.statistics.requests == 0
+        less[4] += 1
+        residency.pull(image)
+        assert blob.missing_bytes(elsewhere=True) == 0
+
+
+def test_what_another_image_has_needs_no_room_on_the_disk(
+    built: BuiltImage, tmp_path: Path
+) -> None:
+    """It may be shared by reference; a copy on a disk that is full fails when it is made."""
+    store = NodeStore(tmp_path / "store")
+    half = build_image(dict(list(FILES.items())[:10]), chunk_size=CHUNK, pack_size=CHUNK)
+    with opened(tmp_path / "half", half, store) as image:
+        residency.pull(image)
+    with opened(tmp_path / "image", built, store) as image:
+        blob = image.blobs[0]
+        here = half.contents.values()
+        missing = blob.missing_bytes(elsewhere=True) - blob.missing_bytes()
+        assert missing == sum(-(-len(content) // 4096) * 4096 for content in here)
+
+
+def test_other_images_in_use_leave_less_of_the_budget(built: BuiltImage, tmp_path: Path) -> None:
+    other = build_image({b"other": some_bytes(1 << 20, 5)}, chunk_size=CHUNK)
+    store = NodeStore(tmp_path / "store", budget=3 << 20)
+    (tmp_path / "other").mkdir()
+    with pushed(tmp_path / "other", other, store) as image:
+        residency.pull(image)
+        with pushed(tmp_path, built, store) as image:
+            residency.pull(image)
+        store.space.evict(1 << 40)
+    with pushed(tmp_path / "other", other, store) as image:
+        residency.make_resident(image, store, "other")
+    with pushed(tmp_path, built, store) as image:
+        with pytest.raises(StoreError, match="unpin an image"):
+            residency.pull(image)
+        assert image.statistics.requests == 0
+
+
+def test_pulling_fails_if_some_of_it_is_gone_at_the_end(built: BuiltImage, tmp_path: Path) -> None:
+    store = NodeStore(tmp_path / "store", budget=8 << 20)
+    evicted: list[int] = []
+
+    def evict_once(_moved: int) -> None:
+        if not evicted:
+            evicted.append(store.space.evict(1))
+
+    with opened(tmp_path / "image", built, store) as image:
+        with pytest.raises(EvictedError, match="chunks of the image were evicted"):
+            residency.pull(image, evict_once)
+        assert evicted[0] > 0
+        residency.pull(image)
+        assert image.blobs[0].complete
+
+
+def test_the_background_does_not_fetch_what_does_not_stay(
+    built: BuiltImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = NodeStore(tmp_path / "store", budget=2_000_000)
+    with opened(tmp_path / "image", built, store) as image:
+        fill = residency.BackgroundFill(image)
+        fill._thread.join(60)
+        assert not fill._thread.is_alive()
+        assert not fill.finished.is_set()
+    assert "is not completed in the background" in caplog.text
 
 
 def test_only_what_has_a_reference_becomes_resident(built: BuiltImage, tmp_path: Path) -> None:

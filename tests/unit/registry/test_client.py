@@ -25,7 +25,7 @@ from lamina.registry import manifest as m
 from lamina.registry import session
 from lamina.registry.client import RegistryRepository
 from lamina.registry.reference import parse_reference
-from lamina.registry.repository import ClientOptions
+from lamina.registry.repository import ClientOptions, RangesIgnoredError
 from lamina.registry.transport import TransientError
 from tests.support import fake_registry as fake
 from tests.support.fake_registry import FakeRegistry
@@ -142,8 +142,10 @@ def test_a_registry_that_ignores_ranges(
     assert repository.read_range(digest, len(BLOB) - 5, 5) == BLOB[-5:]
     with pytest.raises(FetchError):
         repository.read_range(digest, len(BLOB) - 5, 10)
-    with pytest.raises(FetchError, match="ignores ranges"):
-        repository.read_range(digest, 1 << 30, 10)
+    larger = registry.add_blob(BLOB + bytes((2 << 20) - len(BLOB)))
+    with pytest.raises(RangesIgnoredError, match="ignores ranges"):
+        repository.read_range(larger, 5, 10)
+    assert repository.read_range(larger, 0, (1 << 20) + 5)[: len(BLOB)] == BLOB
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """Fetch the image."""
     from lamina.cli.opening import node_store, open_native
-    from lamina.image.residency import fetch, make_resident, whole_image
+    from lamina.image.residency import make_resident, pull
     from lamina.registry.reference import parse_reference
 
     reference = parse_reference(args.image)
@@ -70,7 +70,7 @@ def run(args: Namespace) -> int:
             if args.resident:
                 make_resident(image, node_store(args), str(reference), advance)
             else:
-                fetch(image, whole_image(image), advance)
+                pull(image, advance)
         _tell(args, image)
     return 0
 

@@ -1,0 +1,205 @@
+"""Which blobs a source sends only whole, and the passes over them.
+
+A source that ignored a range of a blob is asked for ranges of it again once a pass over the blob
+has ended; until then, and as long as it still ignores them, readers get what came by.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import BinaryIO, Final
+
+from lamina.errors import FetchError
+from lamina.fetch.retry import DeadlineError
+from lamina.fetch.source import Source, WholeSource, source_name
+from lamina.fetch.traffic import TokenBucket, Traffic
+from lamina.fetch.whole_read import SETTLE_S, PassOptions, WholeRead
+from lamina.registry.repository import RangesIgnoredError
+from lamina.registry.transport import TransientError
+
+LOG: Final = logging.getLogger("lamina")
+
+PASSES_AT_ONCE: Final = 4
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 60.0
+REMEMBERED_S: Final = 30.0
+MOST_IGNORED: Final = 8
+"""How often a source may ignore ranges after a pass of which nothing was kept, until that is taken
+for its way: a cache has a blob a moment after the last byte."""
+
+Key = tuple[int, str]
+
+
+class WholeReads:
+    """The passes of one fetcher, one at most a source and blob.  Threads share it."""
+
+    def __init__(self, traffic: Traffic, *, settle_s: float = SETTLE_S) -> None:
+        self.blob_sizes: Mapping[str, int] = {}
+        """Bytes of the blobs that may be read whole, by id: no source says how much comes."""
+        self.open_spool: Callable[[int], BinaryIO | None] = lambda _size_bytes: None
+        """Gives a file with room for so many bytes; without one nothing is kept of a pass."""
+        self.on_begin: Callable[[str], None] = lambda _blob_id: None
+        """Told the id of a blob that a pass has begun over."""
+        self._bucket: TokenBucket | None = None
+        self._traffic = traffic
+        self._settle_s = settle_s
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(PASSES_AT_ONCE)
+        self._reads: dict[Key, WholeRead] = {}
+        self._failed: dict[Key, tuple[int, float]] = {}
+        self._ignored: dict[Key, int] = {}
+        self._whole_until: dict[Key, float] = {}
+        self._closed = False
+
+    def sends_whole(self, source: Source, blob_id: str) -> bool:
+        """Whether a source is known to send a blob only whole."""
+        key = id(source), blob_id
+        return key in self._reads or time.monotonic() < self._whole_until.get(key, 0.0)
+
+    def note_ignored(self, source: Source, blob_id: str) -> None:
+        """Remember for a while that a source ignored a range, so that others are asked first."""
+        self._whole_until[id(source), blob_id] = time.monotonic() + REMEMBERED_S
+
+    def limit(self, bucket: TokenBucket) -> None:
+        """Let passes take no more than *bucket* allows, while nobody waits for bytes."""
+        if self._bucket is None:
+            self._bucket = bucket.another()
+
+    def begin(self, source: Source, blob_id: str) -> bool:
+        """Begin a pass, unless there is one; False if it cannot be made (now)."""
+        key, size = (id(source), blob_id), self.blob_sizes.get(blob_id)
+        if size is None or not isinstance(source, WholeSource):
+            return False
+        with self._lock:
+            if self._closed or self._ignored.get(key, 0) >= MOST_IGNORED:
+                return False
+            if key in self._reads:
+                return True
+            if time.monotonic() < self._failed.get(key, (0, 0.0))[1]:
+                return False
+            name = source_name(source)
+            LOG.warning(
+                "%s answers a range of blob %s with all of it, as a cache does that has not got "
+                "it yet: %d bytes are read once to the end",
+                *(name, blob_id, size),
+            )
+            options = PassOptions(
+                name,
+                blob_id,
+                size,
+                lambda: source.open_whole(blob_id, size),
+                self.open_spool(size),
+                self._pace,
+                self._settle_s,
+            )
+            self._reads[key] = WholeRead(options, self._slots)
+        self.on_begin(blob_id)
+        return True
+
+    def ask(
+        self,
+        source: Source,
+        what: tuple[str, int, int],
+        timeout_s: float,
+        ask_range: Callable[[], bytes],
+    ) -> tuple[bytes, bool]:
+        """Return bytes of a blob, and whether *ask_range* delivered them or a pass.
+
+        Raises what *ask_range* raises: RangesIgnoredError where a pass is to be begun; and
+        DeadlineError or FetchError if a pass does not come to the bytes in time.
+        """
+        key = id(source), what[0]
+        read = self._reads.get(key)
+        if read is None:
+            return ask_range(), True
+        if read.take_turn_to_ask() and read.failure is None:
+            try:
+                data = ask_range()
+            except RangesIgnoredError:
+                LOG.debug("%s still ignores ranges of blob %s", source_name(source), what[0])
+            else:
+                self._drop(key)
+                return data, True
+        try:
+            found = read.read(what[1], what[2], timeout_s)
+        except DeadlineError:
+            raise
+        except FetchError:
+            self._note_failure(key)
+            raise
+        if found is None:
+            return self._ask_without_spool(key, ask_range), True
+        return found, False
+
+    def _ask_without_spool(self, key: Key, ask_range: Callable[[], bytes]) -> bytes:
+        try:
+            data = ask_range()
+        except RangesIgnoredError as error:
+            with self._lock:
+                count = self._ignored[key] = self._ignored.get(key, 0) + 1
+            if count < MOST_IGNORED:
+                raise TransientError(str(error)) from error
+            raise
+        self._drop(key)
+        return data
+
+    def underway(self, blob_id: str) -> bool:
+        """Whether a pass over a blob is going on."""
+        return any(read.underway for read in self._of(blob_id))
+
+    def wait(self) -> None:
+        """Return when no pass is going on: what is given up before its end, a cache does not
+        keep.
+        """
+        with self._lock:
+            reads = list(self._reads.values())
+        for read in reads:
+            read.wait()
+
+    def forget(self, blob_id: str) -> None:
+        """Give back what is kept of a blob that is needed no more, unless a pass is going on."""
+        with self._lock:
+            keys = [key for key in self._reads if key[1] == blob_id]
+        for key in keys:
+            if not self._reads[key].underway:
+                self._drop(key)
+
+    def close(self) -> None:
+        """End all passes where they are, and begin none; may be called again."""
+        with self._lock:
+            self._closed = True
+            reads, self._reads = self._reads, {}
+        for read in reads.values():
+            read.close()
+
+    def _of(self, blob_id: str) -> list[WholeRead]:
+        with self._lock:
+            return [read for (_, name), read in self._reads.items() if name == blob_id]
+
+    def _note_failure(self, key: Key) -> None:
+        """Let the next reader after a while begin anew."""
+        with self._lock:
+            if key not in self._reads:
+                return
+            count = self._failed.get(key, (0, 0.0))[0]
+            pause_s = min(FIRST_PAUSE_S * 2.0 ** min(count, 16), LONGEST_PAUSE_S)
+            self._failed[key] = count + 1, time.monotonic() + pause_s
+        self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        with self._lock:
+            read = self._reads.pop(key, None)
+        if read is not None:
+            read.close()
+
+    def _pace(self, size_bytes: int, stopped: threading.Event) -> None:
+        bucket = self._bucket
+        while bucket is not None and not stopped.is_set():
+            pause_s = bucket.take(size_bytes)
+            # Who waits for bytes may wait for these, and is never slowed down.
+            if pause_s <= 0 or self._traffic.has_readers:
+                return
+            stopped.wait(min(pause_s, 0.2))
