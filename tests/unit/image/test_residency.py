@@ -238,7 +238,10 @@ def test_what_does_not_fit_the_budget_does_not_become_resident(
         with pytest.raises(StoreError, match="budget"):
             residency.make_resident(image, store, "name")
         assert store.resident("name") is None
-        assert store.space.evict(1) > 0
+        # Not by what evicting says that it freed: blocks that are being written count late.
+        came = image.blobs[0].cache.ready_count
+        store.space.evict(1)
+        assert image.blobs[0].cache.ready_count < came
 
 
 def test_what_cannot_fit_is_not_begun(
@@ -294,16 +297,16 @@ def test_other_images_in_use_leave_less_of_the_budget(built: BuiltImage, tmp_pat
 
 def test_pulling_fails_if_some_of_it_is_gone_at_the_end(built: BuiltImage, tmp_path: Path) -> None:
     store = NodeStore(tmp_path / "store", budget=8 << 20)
-    evicted: list[int] = []
+    times: list[int] = []
 
-    def evict_once(_moved: int) -> None:
-        if not evicted:
-            evicted.append(store.space.evict(1))
+    def evict_once(moved: int) -> None:
+        if not times:
+            store.space.evict(1)
+        times.append(moved)
 
     with opened(tmp_path / "image", built, store) as image:
         with pytest.raises(EvictedError, match="chunks of the image were evicted"):
             residency.pull(image, evict_once)
-        assert evicted[0] > 0
         residency.pull(image)
         assert image.blobs[0].complete
 
