@@ -24,7 +24,7 @@ USER, PASSWORD = "ada", "correct horse"
 
 _CONFIG = """\
 version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
+log: {{level: error, accesslog: {{disabled: {quiet}}}}}
 storage:
   filesystem: {{rootdirectory: {root}}}
   delete: {{enabled: true}}
@@ -43,6 +43,8 @@ class RegistryServer:
     root: Path
     """Where it stores blobs: ``docker/registry/v2/blobs/sha256/ab/<hex>/data``."""
     ca_file: Path | None = None
+    log: Path | None = None
+    """What it prints; with an access log a line a request."""
 
     def reference(self, name: str) -> str:
         """``docker://127.0.0.1:PORT/NAME``."""
@@ -57,27 +59,35 @@ class RegistryServer:
 
 @contextlib.contextmanager
 def start_registry(
-    folder: Path, *, extra: str = "", host: str = "127.0.0.1", ca_file: Path | None = None
+    folder: Path,
+    *,
+    extra: str = "",
+    host: str = "127.0.0.1",
+    ca_file: Path | None = None,
+    program: str | None = None,
+    access_log: bool = False,
 ) -> Iterator[RegistryServer]:
     """Run docker-registry on a free port with its storage in ``folder`` until the block ends.
 
     ``extra`` is added to its YAML configuration (lines below ``http:`` are indented by two).
+    ``program`` may be another that is configured so, as distribution 3.
     """
-    program = tools.find_program(PROGRAM) or PROGRAM
+    program = program or tools.find_program(PROGRAM) or PROGRAM
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind((host, 0))
         port = probe.getsockname()[1]
     config = folder / "config.yml"
     root = folder / "storage"
-    config.write_text(_CONFIG.format(root=root, host=host, port=port, extra=extra))
+    quiet = "false" if access_log else "true"
+    config.write_text(_CONFIG.format(root=root, host=host, port=port, extra=extra, quiet=quiet))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [program, "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
         try:
             _wait_until_it_listens(process, host, port, folder / "log")
-            yield RegistryServer(f"{host}:{port}", root, ca_file)
+            yield RegistryServer(f"{host}:{port}", root, ca_file, folder / "log")
         finally:
             process.terminate()
             process.wait(10)
