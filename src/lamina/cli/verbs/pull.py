@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 PAGE: Final = Page(
     """
     Fetches all of a native or indexed image into the node store, so that starting it reads no
-    network. What is there already, also as a part of other images, is not fetched again.
+    network. What is there already, also as a part of other images, is not fetched again. It ends
+    well only if all of the image is there at the end; where a budget or the disk is too small for
+    it, it says so before it begins.
 
     With --resident it also stays: it is neither evicted nor collected, and until it is pulled again
     or unpinned, its tag means this image without asking the registry.
