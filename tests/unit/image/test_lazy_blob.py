@@ -18,6 +18,7 @@ from lamina.codec.digest import Digester
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import Error, FetchError, FormatError, IntegrityError, StoreError
 from lamina.fetch.source import Source
+from lamina.fetch.traffic import Traffic
 from lamina.image.lazy_blob import LazyBlob
 from lamina.store import cache_blob
 from lamina.store.node import NodeStore
@@ -123,6 +124,24 @@ def test_only_what_is_asked_for_is_fetched_and_only_once(image: BuiltImage, tmp_
     with opened(image, again, tmp_path) as blob:
         blob.ensure(8192, 4096)
         assert again.requests == [], "another opening finds it in the store"
+
+
+def test_the_background_waits_while_a_reader_does(image: BuiltImage, tmp_path: Path) -> None:
+    """Not for its own prefetching, though."""
+    traffic, marks = Traffic(), []
+
+    class Looking(MemorySource):
+        def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+            marks.append(traffic.has_readers)
+            return super().read_range(blob_id, offset, size_bytes)
+
+    with opened(image, Looking(image), tmp_path) as blob:
+        blob.source.traffic = traffic
+        read(blob, 0, 100)
+        blob.ensure(8192, 1)
+        blob.ensure(16384, 1, background=True)
+    assert marks == [True, True, False]
+    assert not traffic.has_readers
 
 
 def test_neighbours_come_in_one_request(image: BuiltImage, tmp_path: Path) -> None:

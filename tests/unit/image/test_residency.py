@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
 import os
 import random
+import sys
 import threading
 import time
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 from tests.support.native_images import (
     BuiltImage,
@@ -18,6 +23,8 @@ from tests.support.native_images import (
 )
 from tests.unit.image.test_node_store import opened
 
+from lamina.cli import main
+from lamina.cli.planning import complete_in_background
 from lamina.erofs.layout import ChunkIndex
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import (
@@ -28,8 +35,10 @@ from lamina.errors import (
     StoreError,
     UsageError,
 )
+from lamina.fetch import traffic
+from lamina.fetch.amplify import SMALLEST_SPAN
 from lamina.fetch.fetcher import Fetcher
-from lamina.fetch.link import Link, LinkEstimator
+from lamina.fetch.link import UNKNOWN, Link, LinkEstimator
 from lamina.fetch.traffic import TokenBucket
 from lamina.image import completeness, residency
 from lamina.image.base import Stat
@@ -39,8 +48,9 @@ from lamina.image.completeness import EvictedError
 from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.native import NativeImage
 from lamina.image.open import open_image
-from lamina.image.plan import choose, make_plan
+from lamina.image.plan import START_REQUESTS_AT_ONCE, WORTH_S, choose, make_plan
 from lamina.registry.reference import parse_reference
+from lamina.serve.service.spec import MountSpec, open_spec
 from lamina.store.node import NodeStore
 
 CHUNK = 64 << 10
@@ -187,15 +197,121 @@ def test_the_background_tries_again(
         fill.close()
 
 
+@pytest.fixture
+def unknown_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much is fetched at a time depends on the link, which is another on each machine."""
+    monkeypatch.setattr(LinkEstimator, "link", UNKNOWN)
+
+
+class FrozenBucket(TokenBucket):
+    """One for which no time passes; notes what is taken, and tells when it has no more."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        super().__init__(bytes_per_s, clock=lambda: 0.0)
+        self.taken = 0
+        self.empty = threading.Event()
+
+    def take(self, size_bytes: int) -> float:
+        pause_s = super().take(size_bytes)
+        if pause_s > 0:
+            self.empty.set()
+        else:
+            self.taken += size_bytes
+        return pause_s
+
+
+RATE = 200_000
+
+
+def check_rate(image: NativeImage, bucket: FrozenBucket) -> None:
+    """What a second allows, one step more, and the pieces at the ends of each step."""
+    assert RATE < bucket.taken <= RATE + SMALLEST_SPAN
+    ready = residency.blob_coverage(image)[0].ready_bytes
+    assert 0 < ready <= bucket.taken + 4 * CHUNK < image.blobs[0].size_bytes
+
+
+@pytest.mark.usefixtures("unknown_link")
 def test_a_rate_is_kept(built: BuiltImage, tmp_path: Path) -> None:
+    bucket = FrozenBucket(RATE)
     with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
-        size = image.blobs[0].size_bytes
-        begin = time.monotonic()
-        bucket = TokenBucket(size * 2)
-        extents = residency.whole_image(image) * 3
+        extents = residency.whole_image(image)
+        assert not residency.fetch_gently(image, extents, bucket.empty, bucket=bucket)
+        check_rate(image, bucket)
+        residency.fetch(image, extents)
+        taken = bucket.taken
         assert residency.fetch_gently(image, extents, threading.Event(), bucket=bucket)
-        assert time.monotonic() - begin < 2, "what is there costs nothing"
-        assert image.blobs[0].complete
+        assert bucket.taken == taken, "what is there costs nothing"
+
+
+@pytest.mark.usefixtures("unknown_link")
+def test_completing_keeps_its_rate(
+    built: BuiltImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets: list[FrozenBucket] = []
+
+    def make(bytes_per_s: float) -> FrozenBucket:
+        buckets.append(FrozenBucket(bytes_per_s))
+        return buckets[-1]
+
+    monkeypatch.setattr(residency, "TokenBucket", make)
+    with opened(tmp_path / "image", built, NodeStore(tmp_path / "store")) as image:
+        fill = residency.BackgroundFill(image, bytes_per_s=RATE)
+        assert buckets[0].empty.wait(60)
+        fill.close()
+        assert not fill.finished.is_set()
+        check_rate(image, buckets[0])
+
+
+def test_the_options_of_completing_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float | None] = []
+
+    class Fill:
+        def __init__(self, _image: object, *, bytes_per_s: float | None = None) -> None:
+            limits.append(bytes_per_s)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(residency, "BackgroundFill", Fill)
+    image = NativeImage(None, [], resources=ExitStack())  # type: ignore[arg-type]
+    complete_in_background(Namespace(complete=True, limit_rate=RATE), image)
+    complete_in_background(Namespace(complete=False, limit_rate=None), image)
+    opener = SimpleNamespace(open=lambda _spec: image)
+    monkeypatch.setitem(sys.modules, "opener_of_a_test", opener)  # type: ignore[misc]
+    opened_by = "opener_of_a_test:open"
+    spec = MountSpec(reference="name", mountpoint="/mnt", store="/store", opener=opened_by)
+    open_spec(msgspec.structs.replace(spec, complete=True, limit_rate=2 * RATE))
+    assert limits == [RATE, 2 * RATE]
+
+
+@pytest.mark.usefixtures("unknown_link")
+def test_prefetch_keeps_its_rate(
+    built: BuiltImage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates: list[float] = []
+    taken: list[int] = []
+
+    class Noting(TokenBucket):
+        def __init__(self, bytes_per_s: float) -> None:
+            rates.append(bytes_per_s)
+
+        def another(self) -> TokenBucket:
+            return self
+
+        def take(self, size_bytes: int) -> float:
+            taken.append(size_bytes)
+            return 0.0
+
+    monkeypatch.setattr(traffic, "TokenBucket", Noting)
+    push_image(built, tmp_path / "layout")
+    words = ["prefetch", "--json", "--store", str(tmp_path / "store"), "--limit-rate", "2M"]
+    assert main([*words, f"oci:{tmp_path / 'layout'}:latest", "/lib"]) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == 20
+    assert rates == [2 << 20]
+    assert sum(taken) >= sum(len(data) for path, data in FILES.items() if path.startswith(b"lib"))
 
 
 def test_a_resident_image_needs_no_registry(built: BuiltImage, tmp_path: Path) -> None:
@@ -413,6 +529,18 @@ def test_plans(link: Link, mode: str) -> None:
     assert plan.mode == mode
     assert plan.chosen == (plan.lazy if mode == "lazy" else plan.full)
     assert choose(10_000_000, 210, 125_000_000, link, "full").mode == "full"
+
+
+@pytest.mark.parametrize(("difference_s", "mode"), [(0.9, "lazy"), (1.1, "full")])
+def test_a_difference_that_nobody_notices_is_not_worth_moving_more(
+    difference_s: float, mode: str
+) -> None:
+    """Both take as long but for the round trips; the difference is in units of what is worth it."""
+    link = Link(1e-5, 1e12)
+    round_trips = 1 + WORTH_S * difference_s / link.round_trip_s
+    plan = choose(1, round(round_trips * START_REQUESTS_AT_ONCE), 1, link)
+    assert plan.full.seconds < plan.lazy.seconds
+    assert plan.mode == mode
 
 
 def test_a_plan_counts_only_what_is_missing(built: BuiltImage, tmp_path: Path) -> None:
