@@ -10,11 +10,12 @@ annotations of Nydus images: RAFS v6 §6.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Final, TypeVar, cast
+from typing import Annotated, Any, Final, cast
 
 import msgspec
 
 from lamina.errors import FormatError, UnsupportedError
+from lamina.registry import json_document
 from lamina.registry.reference import DIGEST_PATTERN
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -64,17 +65,23 @@ SEALED_CLASS: Final = "dev.lamina.sealed.class"
 
 MAX_MANIFEST_BYTES: Final = 4 << 20
 MAX_CONFIG_BYTES: Final = 16 << 20
+MAX_MANIFESTS: Final = 1 << 14
+"""Entries of an index; layout folders list all their images in one."""
+MAX_LAYERS: Final = 1 << 10
+"""Overlay file systems stack 500; nobody runs an image of more."""
+_MAX_HISTORY: Final = 1 << 12
+_MAX_ANNOTATIONS: Final = 1 << 12
 
 Digest = Annotated[str, msgspec.Meta(pattern=rf"\A{DIGEST_PATTERN}\Z")]
 Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
-Annotations = dict[str, str]
+Annotations = Annotated[dict[str, str], msgspec.Meta(max_length=_MAX_ANNOTATIONS)]
 
 
 class Platform(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The machine an image is for (OCI image index, ``platform``)."""
+    """The machine an image is for (OCI image index, ``platform``); empty where nobody said."""
 
-    architecture: str
-    os: str
+    architecture: str = ""
+    os: str = ""
     variant: str = ""
     os_version: str = msgspec.field(name="os.version", default="")
     os_features: tuple[str, ...] = msgspec.field(name="os.features", default=())
@@ -132,7 +139,9 @@ class Manifest(_Document, kw_only=True, omit_defaults=True, rename="camel", dict
     media_type: str = ""
     artifact_type: str = ""
     config: Descriptor
-    layers: tuple[Descriptor, ...] = msgspec.field(default_factory=_no_descriptors)
+    layers: Annotated[tuple[Descriptor, ...], msgspec.Meta(max_length=MAX_LAYERS)] = msgspec.field(
+        default_factory=_no_descriptors
+    )
     subject: Descriptor | None = None
     annotations: Annotations = {}
 
@@ -148,7 +157,12 @@ class Manifest(_Document, kw_only=True, omit_defaults=True, rename="camel", dict
 
 
 class Index(_Document, kw_only=True, omit_defaults=True, rename="camel", dict=True):
-    """An image index: descriptors of manifests (or of further indexes)."""
+    """An image index: descriptors of manifests (or of further indexes).
+
+    Of one that was parsed, ``unreadable`` says what is wrong with entries that Lamina cannot use,
+    of another digest algorithm for instance: they are left out, and matter to nobody who wants
+    another one.
+    """
 
     schema_version: int
     media_type: str = ""
@@ -156,6 +170,11 @@ class Index(_Document, kw_only=True, omit_defaults=True, rename="camel", dict=Tr
     manifests: tuple[Descriptor, ...] = msgspec.field(default_factory=_no_descriptors)
     subject: Descriptor | None = None
     annotations: Annotations = {}
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """One sentence for each entry that was left out."""
+        return cast("tuple[str, ...]", self.__dict__.get("unreadable_entries", ()))
 
 
 class RuntimeConfig(msgspec.Struct, kw_only=True, omit_defaults=True, rename="pascal"):
@@ -176,7 +195,7 @@ class RootFS(msgspec.Struct, kw_only=True):
     """The digests of the uncompressed layers, lowest first."""
 
     type: str = "layers"
-    diff_ids: tuple[Digest, ...] = ()
+    diff_ids: Annotated[tuple[Digest, ...], msgspec.Meta(max_length=MAX_LAYERS)] = ()
 
 
 class History(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -201,7 +220,7 @@ class ImageConfig(_Document, kw_only=True, omit_defaults=True, dict=True):
     author: str = ""
     config: RuntimeConfig = msgspec.field(default_factory=RuntimeConfig)
     rootfs: RootFS = msgspec.field(default_factory=RootFS)
-    history: tuple[History, ...] = ()
+    history: Annotated[tuple[History, ...], msgspec.Meta(max_length=_MAX_HISTORY)] = ()
 
     @property
     def platform(self) -> Platform:
@@ -213,20 +232,6 @@ class ImageConfig(_Document, kw_only=True, omit_defaults=True, dict=True):
             os_version=self.os_version,
             os_features=self.os_features,
         )
-
-
-class _Shape(msgspec.Struct, rename="camel"):
-    """Just enough of a document to tell what it is."""
-
-    schema_version: int = 0
-    media_type: str = ""
-    manifests: Any = None
-    layers: Any = None
-    config: Any = None
-    fs_layers: Any = None
-
-
-T = TypeVar("T")
 
 
 def describe(media_type: str, data: bytes, annotations: Annotations | None = None) -> Descriptor:
@@ -250,19 +255,23 @@ def parse_manifest(data: bytes, what: str = "manifest") -> Manifest | Index:
     Raises FormatError if it is neither or both (CVE-2021-41190), UnsupportedError for Docker schema
     1.
     """
-    is_index = detect_media_type(data, what) in INDEX_TYPES
-    kind: type[Manifest | Index] = Index if is_index else Manifest
-    document = _decode(data, kind, what, MAX_MANIFEST_BYTES)
-    document.__dict__["raw_bytes"] = data
-    return document
+    value = json_document.load_object(data, what, MAX_MANIFEST_BYTES)
+    if _media_type(value, what) in INDEX_TYPES:
+        return _index(value, data, what)
+    manifest = json_document.shape(value, Manifest, what)
+    manifest.__dict__["raw_bytes"] = data
+    return manifest
 
 
 def parse_index(data: bytes, what: str = "index") -> Index:
-    """Parse an index; FormatError if it is something else."""
-    document = parse_manifest(data, what)
-    if not isinstance(document, Index):
+    """Parse an index; FormatError if it is something else.
+
+    One without ``manifests`` is empty, as some tools write it.
+    """
+    value = json_document.load_object(data, what, MAX_MANIFEST_BYTES)
+    if _media_type(value, what, default=OCI_INDEX) not in INDEX_TYPES:
         raise FormatError(f"the {what} is an image manifest where an index must be")
-    return document
+    return _index(value, data, what)
 
 
 def parse_image_manifest(data: bytes, what: str = "manifest") -> Manifest:
@@ -275,16 +284,20 @@ def parse_image_manifest(data: bytes, what: str = "manifest") -> Manifest:
 
 def parse_config(data: bytes, what: str = "image configuration") -> ImageConfig:
     """Parse an image configuration of OCI or Docker; at most 16 MiB."""
-    config = _decode(data, ImageConfig, what, MAX_CONFIG_BYTES)
+    value = json_document.load_object(data, what, MAX_CONFIG_BYTES)
+    config = json_document.shape(value, ImageConfig, what)
     config.__dict__["raw_bytes"] = data
     return config
 
 
-def parse_document(data: bytes, what: str = "document") -> dict[str, Any]:
+def parse_document(
+    data: bytes, what: str = "document", kind: type[msgspec.Struct] | None = None
+) -> dict[str, Any]:
     """Parse any JSON object, every field kept: for edits that must not lose what Lamina does not
-    know.
+    know.  The fields of ``kind`` have the names that it gives them.
     """
-    return _decode(data, dict[str, Any], what, MAX_CONFIG_BYTES)
+    value = json_document.load_object(data, what, MAX_CONFIG_BYTES)
+    return value if kind is None else json_document.spelled(value, kind, what)
 
 
 def detect_media_type(data: bytes, what: str = "manifest") -> str:
@@ -292,45 +305,58 @@ def detect_media_type(data: bytes, what: str = "manifest") -> str:
 
     Raises FormatError for contradictions, UnsupportedError for Docker schema 1.
     """
-    shape = _decode(data, _Shape, what, MAX_MANIFEST_BYTES)
-    if shape.schema_version == 1 or shape.fs_layers is not None:
+    return _media_type(json_document.load_object(data, what, MAX_MANIFEST_BYTES), what)
+
+
+def _media_type(value: dict[str, Any], what: str, *, default: str = "") -> str:
+    """As :func:`detect_media_type`; ``default`` is that of a document with nothing in it."""
+    shape = {key.casefold(): item for key, item in value.items()}
+    version, claimed = shape.get("schemaversion"), shape.get("mediatype") or ""
+    if version == 1 or shape.get("fslayers") is not None:
         raise UnsupportedError(
             f"the {what} is a Docker schema 1 manifest, which has no verifiable layers",
             hint="push the image again with a docker or skopeo of this decade",
         )
-    if shape.schema_version != 2:
-        raise FormatError(f"the {what} has schemaVersion {shape.schema_version}, not 2")
-    has_index = shape.manifests is not None
-    has_image = shape.layers is not None or shape.config is not None
-    if has_index == has_image:
-        problem = "both an index and an image manifest" if has_index else "neither index nor image"
-        raise FormatError(f"the {what} is {problem}")
-    if not shape.media_type:
-        return OCI_INDEX if has_index else OCI_MANIFEST
-    if shape.media_type not in (INDEX_TYPES if has_index else MANIFEST_TYPES):
-        raise FormatError(f"the {what} has the media type {shape.media_type!r}, not what it holds")
-    return shape.media_type
+    if type(version) is not int or version != 2:
+        raise FormatError(f"the {what} is malformed: it has schemaVersion {version!r:.40}, not 2")
+    has_index = shape.get("manifests") is not None
+    has_image = shape.get("layers") is not None or shape.get("config") is not None
+    if has_index and has_image:
+        raise FormatError(f"the {what} is both an index and an image manifest")
+    found = OCI_INDEX if has_index else OCI_MANIFEST if has_image else _empty_kind(shape, default)
+    if not found:
+        raise FormatError(f"the {what} is neither index nor image")
+    if not claimed:
+        return found
+    if claimed not in (INDEX_TYPES if found == OCI_INDEX else MANIFEST_TYPES):
+        raise FormatError(f"the {what} has the media type {claimed!r:.200}, not what it holds")
+    return str(claimed)
 
 
-def _decode(data: bytes, kind: type[T], what: str, limit_bytes: int) -> T:
-    if len(data) > limit_bytes:
-        raise FormatError(f"the {what} has {len(data)} bytes, more than {limit_bytes}")
-    try:
+def _empty_kind(shape: dict[str, Any], default: str) -> str:
+    """What a document is that holds nothing: Go writes a list of no manifests as null."""
+    if shape.keys() & {"layers", "config"}:
+        return ""
+    if "manifests" in shape or shape.get("mediatype") in INDEX_TYPES:
+        return OCI_INDEX
+    return default
+
+
+def _index(value: dict[str, Any], data: bytes, what: str) -> Index:
+    document = json_document.spelled(value, Index, what)
+    entries = document.pop("manifests", None)
+    if not isinstance(entries, list | None):
+        raise FormatError(f"the {what} is malformed: its manifests are no array")
+    if entries and len(entries) > MAX_MANIFESTS:
+        raise FormatError(f"the {what} lists {len(entries)} manifests, more than {MAX_MANIFESTS}")
+    index = json_document.shape(document, Index, what)
+    found, unreadable = [], []
+    for number, entry in enumerate(entries or ()):
         try:
-            return msgspec.json.decode(data, type=kind)
-        except msgspec.ValidationError:
-            # Go writes null for an empty list or map; absent says the same.
-            document = _without_nulls(msgspec.json.decode(data))
-            return msgspec.convert(document, kind)
-    except RecursionError:
-        raise FormatError(f"the {what} is nested too deeply") from None
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise FormatError(f"the {what} is malformed: {error}") from None
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
+            found.append(json_document.shape(entry, Descriptor, f"entry {number} of the {what}"))
+        except FormatError as error:
+            unreadable.append(str(error))
+    index.manifests = tuple(found)
+    index.__dict__["raw_bytes"] = data
+    index.__dict__["unreadable_entries"] = tuple(unreadable)
+    return index
