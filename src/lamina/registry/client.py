@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Iterator
 from typing import BinaryIO, Final, Self, cast
 
 from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
@@ -246,32 +247,26 @@ class RegistryRepository:
         descriptor, headers = self._put_manifest(tag, describe(media_type, data), data)
         return descriptor, "oci-subject" in headers
 
-    def referrers(self, digest: str, limit: int) -> tuple[Descriptor, ...] | None:
-        """What the referrers API lists, pages put together; None if the registry has no such API.
+    def referrers(self, digest: str) -> Iterator[Descriptor]:
+        """What the referrers API lists, page by page; NotFoundError if the registry has no such
+        API.
 
-        No page is asked for after more than ``limit`` entries.  Raises FormatError for pages that
-        do not end.
+        Raises FormatError for pages that do not end or are no lists.
         """
         call = Call(self._pull, headers={"Accept": OCI_INDEX}, limit_bytes=MAX_MANIFEST_BYTES)
         url = self._session.url(f"referrers/{digest}")
-        where = f"referrers of {digest} in {self._reference}"
-        found: list[Descriptor] = []
         asked: set[Url] = set()
         deadline = self._session.deadline()
-        while url not in asked and len(found) <= limit:
+        while url not in asked:
             if len(asked) == _MAX_PAGES:
-                raise FormatError(f"the list of {where} has more than {_MAX_PAGES} pages")
+                raise FormatError(f"the list has more than {_MAX_PAGES} pages")
             asked.add(url)
-            try:
-                answer = self._session.fetch("GET", url, call, deadline)
-            except NotFoundError:
-                return None
-            found += parse_index(answer.data, where).manifests
+            answer = self._session.fetch("GET", url, call, deadline)
+            yield from parse_index(answer.data, f"answer of {url.without_query}").manifests
             following = _NEXT_PAGE.search(answer.headers.get("link", ""))
             if following is None:
                 break
             url = parse_url(following[1], answer.url)
-        return tuple(found)
 
     def _put_manifest(
         self, tag: str | None, descriptor: Descriptor, data: bytes

@@ -311,14 +311,13 @@ class LayoutRepository(LocalRepository):
         path = self._folder.file(INDEX_FILE)
         raw = read_small_file(path, MAX_MANIFEST_BYTES)
         parse_index(raw, path)
-        document = parse_document(raw, path)
+        document = parse_document(raw, path, Index)
         replaced = parts | {descriptor.digest}
-        kept = []
-        for entry in document.get("manifests") or []:
-            name = (entry.get("annotations") or {}).get(REF_NAME)
-            if name == tag if name is not None else entry["digest"] in replaced:
-                continue
-            kept.append(entry)
+        kept = [
+            entry
+            for entry in document.get("manifests") or []
+            if not _gives_way(entry, tag, replaced)
+        ]
         new: dict[str, Any] = {
             "mediaType": descriptor.media_type,
             "digest": descriptor.digest,
@@ -337,6 +336,15 @@ class LayoutRepository(LocalRepository):
         if self._absent:
             self._folder.create()
             self._absent = False
+
+
+def _gives_way(entry: Any, tag: str | None, replaced: set[str]) -> bool:
+    """Whether an entry of index.json, which may be anything, is one that a new one replaces."""
+    if not isinstance(entry, dict):
+        return False
+    annotations = entry.get("annotations")
+    name = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return name == tag if name is not None else entry.get("digest") in replaced
 
 
 def check_layout_marker(data: bytes, where: str) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, Self
 
 import msgspec
 
 from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError, UsageError
+from lamina.registry import layout_entries
 from lamina.registry.manifest import (
     MAX_MANIFEST_BYTES,
     REF_NAME,
@@ -22,7 +24,6 @@ from lamina.registry.manifest import (
     detect_media_type,
 )
 from lamina.registry.reference import Reference, is_digest
-from lamina.registry.referrers import is_fallback_tag
 from lamina.registry.repository import Progress, Repository
 from lamina.registry.verify import check_bytes, check_digest, verified
 
@@ -75,7 +76,7 @@ class LocalRepository:
         entries = self._images.index().manifests
         if wanted is None:
             return _unnamed(self._only(entries))
-        for entry in entries:
+        for entry in sorted(entries, key=layout_entries.looks_attached):
             if wanted in (entry.digest, entry.annotations.get(REF_NAME)):
                 return _unnamed(entry)
         if is_digest(wanted):
@@ -86,8 +87,12 @@ class LocalRepository:
                 digest=wanted,
                 size=len(data),
             )
+        saved = layout_entries.cosign_entry(entries, wanted)
+        if saved is not None:
+            return _unnamed(saved)
         raise NotFoundError(
-            f"{self._reference.path} has no image {wanted!r}", hint=f"it has {_names(entries)}"
+            f"{self._reference.path} has no image {wanted!r}",
+            hint=f"it has {_names(self._images_of(entries))}",
         )
 
     def manifest(self, which: Descriptor | str | None = None) -> tuple[Descriptor, bytes]:
@@ -96,6 +101,12 @@ class LocalRepository:
         data = self._manifest_bytes(descriptor.digest)
         check_bytes(data, descriptor, self._reference.path)
         return descriptor, data
+
+    def referrers(self, digest: str) -> Iterator[Descriptor]:
+        """The entries without a name that refer to a manifest."""
+        yield from layout_entries.referrers(
+            self._images.index().manifests, digest, self._manifest_bytes
+        )
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
         """A stream of a blob; its last read raises IntegrityError if length or digest are wrong."""
@@ -167,7 +178,7 @@ class LocalRepository:
         return UnsupportedError(f"{self._reference} is open for reading only")
 
     def _only(self, entries: tuple[Descriptor, ...]) -> Descriptor:
-        entries = tuple(entry for entry in entries if not _is_attached(entry))
+        entries = self._images_of(entries)
         if not entries:
             raise NotFoundError(f"{self._reference.path} has no image in it")
         if len({entry.digest for entry in entries}) > 1:
@@ -177,6 +188,9 @@ class LocalRepository:
                 hint=f"write {transport}:{path}:TAG; it has {_names(entries)}",
             )
         return entries[0]
+
+    def _images_of(self, entries: tuple[Descriptor, ...]) -> tuple[Descriptor, ...]:
+        return layout_entries.images(entries, self._manifest_bytes)
 
     def _extent(self, digest: str) -> Extent:
         extent = self._images.extent(digest)
@@ -263,20 +277,13 @@ def _unreadable(path: str, error: OSError) -> FetchError:
     )
 
 
-def _is_attached(entry: Descriptor) -> bool:
-    """Whether it only refers to other images, or lists what does."""
-    name = entry.annotations.get(REF_NAME)
-    return bool(entry.artifact_type) if name is None else is_fallback_tag(name)
-
-
 def _unnamed(entry: Descriptor) -> Descriptor:
     """The entry without its tag, which belongs to this place and not to the image."""
     kept = {key: value for key, value in entry.annotations.items() if key != REF_NAME}
     return msgspec.structs.replace(entry, annotations=kept)
 
 
-def _names(entries: tuple[Descriptor, ...]) -> str:
-    images = [entry for entry in entries if not _is_attached(entry)]
+def _names(images: tuple[Descriptor, ...]) -> str:
     tags = [entry.annotations.get(REF_NAME) or entry.digest for entry in images[:20]]
     return ", ".join(tags) or "no image"
 

@@ -3,39 +3,64 @@
 A registry with the referrers API lists them itself.  Elsewhere, in older registries and in layout
 folders, they are listed in an index under a tag made of the manifest's digest.  Source: OCI
 distribution specification 1.1, "Listing Referrers" and "Referrers Tag Schema".
+
+Looking them up is optional: a registry that has no list answers with whatever it likes, an error, a
+page for people, or the image itself, and all of that means that nothing refers to the manifest.
+Whoever demands something of what is listed, a signature for instance, misses it then.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from logging import getLogger
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 
-from lamina.errors import FormatError, NotFoundError, UsageError
+from lamina.errors import (
+    AuthError,
+    FetchError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+)
 from lamina.registry.manifest import (
+    INDEX_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
     Index,
     Manifest,
     encode,
+    parse_document,
     parse_index,
 )
 from lamina.registry.repository import Repository
+from lamina.registry.transport import TransientError
+
+LOG: Final = getLogger("lamina")
 
 MAX_REFERRERS: Final = 256
 _FALLBACK_TAG: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})")
 
+T = TypeVar("T")
+
 
 @runtime_checkable
-class ReferrersApi(Protocol):
+class ReferrersList(Protocol):
     """A repository that may know by itself what refers to a manifest."""
 
-    def referrers(self, digest: str, limit: int) -> tuple[Descriptor, ...] | None:
-        """Everything that refers to a manifest, a little more than ``limit`` at most; None without
-        the API.
-        """
+    def referrers(self, digest: str) -> Iterator[Descriptor]:
+        """Everything that refers to a manifest; NotFoundError if nobody lists that."""
+
+
+@runtime_checkable
+class ReferrersApi(ReferrersList, Protocol):
+    """A repository that lists what is pushed with a subject, or says that it does not."""
 
     def push_referring(
         self, tag: str | None, media_type: str, data: bytes
@@ -54,22 +79,44 @@ def is_fallback_tag(tag: str) -> bool:
 
 
 def list_referrers(repository: Repository, digest: str) -> tuple[Descriptor, ...]:
-    """Everything that is listed as referring to a manifest, which nothing has verified.
+    """What is listed as referring to a manifest, which nothing has verified; of more than
+    ``MAX_REFERRERS`` the first.
 
-    Raises FormatError if it is too much or no index, and what the repository raises.
+    What is no list means none, with one warning.  Raises FetchError if the registry does not answer
+    at all.
     """
-    found = None
-    if isinstance(repository, ReferrersApi):
-        found = repository.referrers(digest, MAX_REFERRERS)
-    if found is None:
-        found = _tagged(repository, digest)
-    if len(found) > MAX_REFERRERS:
-        raise FormatError(f"{digest} has more than {MAX_REFERRERS} referrers")
-    return found
+    found: dict[str, Descriptor] = {}
+    problems: list[str] = []
+    if isinstance(repository, ReferrersList):
+        _collect(repository.referrers(digest), found, problems)
+    if not found or not repository.reference.is_remote:
+        # Registries that list nothing may have been pushed to by clients that they told so.
+        _collect(_tagged(repository, digest), found, problems)
+    if problems:
+        _warn(f"{repository.reference}: no list of what refers to {digest}: {'; '.join(problems)}")
+    return tuple(found.values())
+
+
+def look_up(action: Callable[[], T]) -> T | str | None:
+    """The result of an optional look-up; None if there is nothing, and a text that says why if
+    something else is there than was looked for.
+
+    Raises FetchError if the registry does not answer at all.
+    """
+    try:
+        return action()
+    except NotFoundError:
+        return None
+    except TransientError as error:
+        if not error.is_answer:
+            raise
+        return str(error)
+    except (FetchError, FormatError, IntegrityError, UnsupportedError) as error:
+        return str(error)
 
 
 def push_referrer(
-    repository: Repository, manifest: Manifest, *, tag: str | None = None
+    repository: Repository, manifest: Manifest | Index, *, tag: str | None = None
 ) -> Descriptor:
     """Store a manifest that has a subject, so that it is listed; it also gets ``tag``, if given.
 
@@ -80,32 +127,84 @@ def push_referrer(
     """
     if manifest.subject is None:
         raise UsageError("A manifest without a subject refers to nothing.")
-    data, subject = encode(manifest), manifest.subject.digest
+    data, subject = manifest.raw, manifest.subject.digest
+    kind = manifest.media_type or (OCI_INDEX if isinstance(manifest, Index) else OCI_MANIFEST)
     if isinstance(repository, ReferrersApi):
-        pushed, listed = repository.push_referring(tag, OCI_MANIFEST, data)
+        pushed, listed = repository.push_referring(tag, kind, data)
         if not listed:
             _list(repository, subject, _entry(pushed, manifest))
         return pushed
-    pushed = repository.push_manifest(tag, OCI_MANIFEST, data)
+    pushed = repository.push_manifest(tag, kind, data)
     _list(repository, subject, _entry(pushed, manifest))
     # The list above is an entry of the folder's index.json, and so shall be what it lists.
-    return repository.push_manifest(tag, OCI_MANIFEST, data)
+    return repository.push_manifest(tag, kind, data)
 
 
-def _entry(pushed: Descriptor, manifest: Manifest) -> Descriptor:
-    kind = manifest.artifact_type or manifest.config.media_type
-    return msgspec.structs.replace(pushed, artifact_type=kind, annotations=manifest.annotations)
+def referring_entry(entry: Descriptor, manifest: Manifest | Index) -> Descriptor:
+    """The entry of a list for a manifest that was read: with its type."""
+    kind = manifest.artifact_type
+    if not kind and isinstance(manifest, Manifest):
+        kind = manifest.config.media_type
+    return msgspec.structs.replace(entry, artifact_type=kind)
+
+
+def _entry(pushed: Descriptor, manifest: Manifest | Index) -> Descriptor:
+    entry = msgspec.structs.replace(pushed, annotations=manifest.annotations)
+    return referring_entry(entry, manifest)
+
+
+def _collect(
+    entries: Iterable[Descriptor], found: dict[str, Descriptor], problems: list[str]
+) -> None:
+    """Add entries until they end, are too many, or turn out to be something else."""
+
+    def collect() -> None:
+        for entry in entries:
+            if len(found) >= MAX_REFERRERS:
+                raise FormatError(f"more than {MAX_REFERRERS} are listed; the rest is left out")
+            found.setdefault(entry.digest, entry)
+
+    problem = look_up(collect)
+    if problem is not None:
+        problems.append(problem)
+
+
+def _tagged(repository: Repository, digest: str) -> Iterator[Descriptor]:
+    _, data = repository.manifest(fallback_tag(digest))
+    yield from parse_index(data, f"manifest {fallback_tag(digest)}").manifests
 
 
 def _list(repository: Repository, subject: str, entry: Descriptor) -> None:
-    others = [other for other in _tagged(repository, subject) if other.digest != entry.digest]
-    index = Index(schema_version=2, media_type=OCI_INDEX, manifests=(*others, entry))
-    repository.push_manifest(fallback_tag(subject), OCI_INDEX, encode(index))
+    document = _list_document(repository, subject)
+    others = [
+        other
+        for other in document.get("manifests") or ()
+        if not isinstance(other, dict) or other.get("digest") != entry.digest
+    ]
+    document["manifests"] = [*others, msgspec.to_builtins(entry)]
+    repository.push_manifest(fallback_tag(subject), OCI_INDEX, encode(document))
 
 
-def _tagged(repository: Repository, digest: str) -> tuple[Descriptor, ...]:
+def _list_document(repository: Repository, subject: str) -> dict[str, Any]:
+    """The list under the tag, with all that is in it; a new one if it is not there, or if something
+    else than a list is, as the image itself.
+
+    Raises FetchError where a list may be that cannot be read now: nobody's entries are to be lost.
+    """
+    where = f"list of what refers to {subject}"
+    new = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
     try:
-        _, data = repository.manifest(fallback_tag(digest))
-    except NotFoundError:
-        return ()
-    return parse_index(data, f"list of what refers to {digest}").manifests
+        found, data = repository.manifest(fallback_tag(subject))
+        if found.media_type not in INDEX_TYPES:
+            return new
+        return parse_document(data, where, Index)
+    except (AuthError, TransientError):
+        raise
+    except (NotFoundError, FetchError, FormatError, IntegrityError, UnsupportedError):
+        return new
+
+
+@lru_cache(maxsize=256)
+def _warn(message: str) -> None:
+    """Warn once of the same: opening an image looks up what refers to it more than once."""
+    LOG.warning("%s", message)

@@ -237,7 +237,8 @@ class Session:
                 total_bytes=int(total[1]) if total else None,
             )
         if status in _TRANSIENT:
-            raise TransientError(message, retry_after_s=_retry_after_s(retry_after))
+            pause_s = _retry_after_s(retry_after)
+            raise TransientError(message, retry_after_s=pause_s, is_answer=True)
         raise FetchError(message)
 
     def close(self) -> None:

@@ -34,12 +34,21 @@ _Request = tuple[str, str, dict[str, str], Body | None, float]
 class TransientError(FetchError):
     """A failure that may pass: connection refused or broken, time-out, overloaded server.
 
-    ``retry_after_s`` is how long the server asked to be left alone, 0 if it did not.
+    ``retry_after_s`` is how long the server asked to be left alone, 0 if it did not; ``is_answer``
+    is whether it answered at all, with a status that may pass.
     """
 
-    def __init__(self, message: str, *, hint: str | None = None, retry_after_s: float = 0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        retry_after_s: float = 0,
+        is_answer: bool = False,
+    ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_s = retry_after_s
+        self.is_answer = is_answer
 
 
 class Pool:
