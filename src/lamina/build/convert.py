@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING
 
 from lamina.build.image_build import Phases, built_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
-from lamina.build.platforms import is_wanted, ordinary_manifests
-from lamina.errors import NotFoundError, UnsupportedError, UsageError
+from lamina.errors import NotFoundError, UsageError
 from lamina.registry.manifest import (
-    MAX_CONFIG_BYTES,
     NYDUS_MANIFEST_ARTIFACT,
     OCI_CONFIG,
     OCI_INDEX,
@@ -29,12 +27,18 @@ from lamina.registry.manifest import (
     Platform,
     describe,
     encode,
-    parse_config,
     parse_manifest,
 )
-from lamina.registry.platform import parse_platform
+from lamina.registry.platform import is_wanted, parse_platform
 from lamina.registry.reference import Reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.resolve import (
+    Found,
+    RepositoryDocuments,
+    check_layers,
+    find_ordinary,
+    read_config,
+)
 
 if TYPE_CHECKING:
     from lamina.build.assembly import BuiltImage
@@ -110,21 +114,27 @@ class _Conversion:
         if isinstance(document, Manifest):
             pushed, report = self._convert(descriptor, document, None, tag)
             return pushed, [report]
-        chosen = ordinary_manifests(document, self._wanted, str(self._source.reference))
+        with self.phases("open source"):
+            chosen = find_ordinary(
+                document,
+                RepositoryDocuments(self._source),
+                self._wanted,
+                str(self._source.reference),
+            )
         if len(chosen) == 1:
+            found = chosen[0]
             pushed, report = self._convert(
-                chosen[0], self._read(chosen[0]), chosen[0].platform, tag
+                found.descriptor, found.manifest, found.descriptor.platform, tag
             )
             return pushed, [report]
         return self._convert_index(document, chosen, tag)
 
     def _convert_index(
-        self, source: Index, chosen: list[Descriptor], tag: str | None
+        self, source: Index, chosen: list[Found], tag: str | None
     ) -> tuple[Descriptor, list[ImageReport]]:
         entries, reports = [], []
         plain = self._options.seal is None
-        for descriptor in chosen:
-            manifest = self._read(descriptor)
+        for descriptor, manifest in chosen:
             pushed, report = self._convert(descriptor, manifest, descriptor.platform, None)
             reports.append(report)
             entries.append(
@@ -151,13 +161,6 @@ class _Conversion:
             pushed = self._destination.push_manifest(tag, OCI_INDEX, encode(index))
         return pushed, reports
 
-    def _read(self, descriptor: Descriptor) -> Manifest:
-        _, data = self._source.manifest(descriptor)
-        document = parse_manifest(data, f"manifest {descriptor.digest}")
-        if not isinstance(document, Manifest):
-            raise UnsupportedError(f"The index entry {descriptor.digest} is an index itself.")
-        return document
-
     def _convert(
         self,
         descriptor: Descriptor,
@@ -171,8 +174,9 @@ class _Conversion:
                 f"{self._source.reference} is a {kind} image already.",
                 hint="Use `lamina copy` to copy it.",
             )
-        config = self._read_config(manifest.config)
-        platform = platform or parse_config(config).platform
+        config = read_config(self._source, manifest)
+        check_layers(manifest, config, str(self._source.reference))
+        platform = platform or config.platform
         if not is_wanted(platform, self._wanted):
             raise NotFoundError(f"{self._source.reference} is an image for {platform}.")
         with built_image(
@@ -184,7 +188,7 @@ class _Conversion:
             self.phases,
         ) as built:
             pushed, bootstrap_layer_bytes = self._push_image(
-                (descriptor.digest, manifest, config), built, tag
+                (descriptor.digest, manifest, config.raw), built, tag
             )
         report = ImageReport(
             platform=str(platform),
@@ -229,12 +233,6 @@ class _Conversion:
                 self._push(descriptor, data)
             pushed = self._destination.push_manifest(tag, OCI_MANIFEST, package.manifest)
         return pushed, package.metadata_bytes
-
-    def _read_config(self, descriptor: Descriptor) -> bytes:
-        if descriptor.size > MAX_CONFIG_BYTES:
-            raise UnsupportedError(f"The image configuration claims {descriptor.size} bytes.")
-        with self._source.open_blob(descriptor) as blob:
-            return blob.read()
 
     def _push(self, descriptor: Descriptor, data: bytes) -> None:
         if not self._destination.has_blob(descriptor.digest, descriptor.size):

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 
 from lamina.build.index_build import IndexOptions, build_from_layers
 from lamina.build.index_table import IndexBlob
-from lamina.build.platforms import is_wanted, ordinary_manifests
-from lamina.errors import FormatError, NotFoundError, UsageError
+from lamina.errors import NotFoundError, UsageError
 from lamina.registry.manifest import (
     INDEX_TABLE_HEAD,
-    MAX_CONFIG_BYTES,
     NYDUS_FS_VERSION,
     NYDUS_MANIFEST_ARTIFACT,
     NYDUS_REF,
@@ -29,13 +27,19 @@ from lamina.registry.manifest import (
     Manifest,
     describe,
     parse_config,
-    parse_image_manifest,
     parse_manifest,
 )
-from lamina.registry.platform import parse_platform
+from lamina.registry.platform import is_wanted, parse_platform
 from lamina.registry.reference import Reference
 from lamina.registry.referrers import push_referrer
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.resolve import (
+    Found,
+    RepositoryDocuments,
+    check_layers,
+    find_ordinary,
+    read_config,
+)
 
 if TYPE_CHECKING:
     from lamina.build.index_merge import BuiltIndex
@@ -94,7 +98,7 @@ def index_image(
                 repository,
                 descriptor,
                 manifest,
-                read_config(repository, manifest),
+                read_config(repository, manifest).raw,
                 options,
                 client=client,
                 tag=tag,
@@ -120,10 +124,12 @@ def build_index(
     start = time.perf_counter()
     options = options or IndexOptions()
     refuse_native(manifest)
+    parsed = parse_config(config)
+    check_layers(manifest, parsed, str(repository.reference))
     built = build_from_layers(repository, manifest.layers, options, client)
     pushed = _attach(repository, source, config, built, tag)
     return IndexReport(
-        platform=str(parse_config(config).platform),
+        platform=str(parsed.platform),
         digest=pushed.digest,
         source_digest=source.digest,
         layer_bytes=sum(layer.size for layer in manifest.layers),
@@ -141,14 +147,6 @@ def refuse_native(manifest: Manifest) -> None:
         raise UsageError("The image is a native image or an index already.")
     if manifest.is_sealed:
         raise UsageError("The image is sealed, so it is lazy already.")
-
-
-def read_config(repository: Repository, manifest: Manifest) -> bytes:
-    """Return the configuration of an image; raises FormatError for an impossible size."""
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise FormatError(f"The image configuration claims {manifest.config.size} bytes.")
-    with repository.open_blob(manifest.config) as stream:
-        return stream.read()
 
 
 def index_manifest(
@@ -199,20 +197,16 @@ def _attach(
     return push_referrer(repository, manifest, tag=tag)
 
 
-def _chosen(repository: Repository, options: IndexOptions) -> list[tuple[Descriptor, Manifest]]:
+def _chosen(repository: Repository, options: IndexOptions) -> list[Found]:
     """Return the manifests of the wanted platforms, with their descriptors."""
     wanted = [parse_platform(text) for text in options.platforms]
     descriptor, data = repository.manifest()
     where = str(repository.reference)
     document = parse_manifest(data, f"manifest of {where}")
     if isinstance(document, Index):
-        found = []
-        for entry in ordinary_manifests(document, wanted, where):
-            _, data = repository.manifest(entry)
-            found.append((entry, parse_image_manifest(data, f"manifest {entry.digest}")))
-        return found
+        return find_ordinary(document, RepositoryDocuments(repository), wanted, where)
     refuse_native(document)
-    platform = parse_config(read_config(repository, document)).platform
+    platform = read_config(repository, document).platform
     if not is_wanted(platform, wanted):
         raise NotFoundError(f"{where} is an image for {platform}.")
-    return [(descriptor, document)]
+    return [Found(descriptor, document)]

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lamina.blob.table import ChunkTable
-from lamina.build.index import index_manifest, read_config, refuse_native
+from lamina.build.index import index_manifest, refuse_native
 from lamina.build.index_build import IndexOptions, build_from_layers
 from lamina.build.index_merge import BuiltIndex
 from lamina.fetch.source import RepositorySource
@@ -26,6 +26,7 @@ from lamina.image.residency import fetch, whole_image
 from lamina.registry.manifest import OCI_MANIFEST, Descriptor, Manifest, encode
 from lamina.registry.reference import Reference, parse_reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.resolve import check_layers, read_config
 from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def index_here(
         manifest, digest = find_manifest(repository, node, where, platform, prefer="oci")
         refuse_native(manifest)
         config = read_config(repository, manifest)
+        check_layers(manifest, config, str(where))
         layers = repository
         if where.is_remote:
             folder = stack.enter_context(
@@ -98,7 +100,7 @@ def index_here(
         built = build_from_layers(layers, manifest.layers, indexing)
         kind = manifest.media_type or OCI_MANIFEST
         image = Descriptor(media_type=kind, digest=digest, size=len(manifest.raw))
-        _keep(node, image, config, built)
+        _keep(node, image, config.raw, built)
         if where.is_remote:
             _fill(where.with_version(digest=digest), node, options, layers, progress)
 

@@ -29,6 +29,7 @@ from lamina.registry.manifest import (
     SEALED_PIECES,
     SEALED_ROOT,
     Descriptor,
+    ImageConfig,
     Manifest,
     describe,
     encode,
@@ -136,7 +137,7 @@ def converted_config(source: bytes, blobs: Sequence[Descriptor], diff_id: str) -
     """Return the source's configuration with the layers of the native image; all else stays as it
     is.
     """
-    document = parse_document(source, "image configuration")
+    document = parse_document(source, "image configuration", ImageConfig)
     rootfs = document.get("rootfs")
     history = document.get("history")
     if not isinstance(rootfs, dict | None) or not isinstance(history, list | None):

@@ -79,7 +79,7 @@ def sealed_package(built: BuiltImage, config: bytes, recipients: Recipients) -> 
 
 def _secret_config(source: bytes) -> bytes:
     """The source's configuration without the digests of its layers, which nobody needs."""
-    document = parse_document(source, "image configuration")
+    document = parse_document(source, "image configuration", ImageConfig)
     return encode({name: value for name, value in document.items() if name != "rootfs"})
 
 

@@ -23,19 +23,18 @@ from lamina.build.options import MAX_LAYER_BYTES, work_folder
 from lamina.build.scan import scan_layer
 from lamina.codec.digest import Digester
 from lamina.erofs.tree import Node
-from lamina.errors import FormatError, UsageError
+from lamina.errors import UsageError
 from lamina.image.base import ImageBase, Stat, Where, below, shown
 from lamina.image.errors import FileKindError, NotDirectoryError
 from lamina.image.file import require_file
-from lamina.registry.manifest import Descriptor, Manifest, Platform, parse_manifest
-from lamina.registry.platform import select_platform
+from lamina.registry.manifest import Descriptor, Platform, parse_manifest
 from lamina.registry.reference import Reference, parse_reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.resolve import RepositoryDocuments, check_layers, find_image, load_config
 
 CHUNK_SIZE = 16 << 20
 LAYER_SHIFT = 48
 OFFSET_MASK = (1 << LAYER_SHIFT) - 1
-MAX_INDEX_DEPTH = 4
 
 
 def open_source_image(
@@ -53,9 +52,13 @@ def open_source_image(
     """
     where = parse_reference(reference) if isinstance(reference, str) else reference
     with open_repository(where, options=options) as repository:
-        manifest = _find_manifest(repository, platform)
+        descriptor, data = repository.manifest()
+        document = parse_manifest(data, f"manifest of {where}")
+        documents = RepositoryDocuments(repository)
+        manifest = find_image(descriptor, document, documents, platform, prefer="oci").manifest
         if manifest.is_nydus:
             raise UsageError(f"{where} is a native image, not an ordinary one.")
+        check_layers(manifest, load_config(manifest, documents), str(where))
         with ExitStack() as stack:
             tree = MergedTree()
             spools = []
@@ -66,16 +69,6 @@ def open_source_image(
                 _apply(tree, number, layer, repository, spool, max_layer_bytes)
                 spools.append(spool.fileno())
             return SourceImage(tree.root, spools, stack.pop_all())
-
-
-def _find_manifest(repository: Repository, platform: str | Platform | None) -> Manifest:
-    descriptor, data = repository.manifest()
-    for _ in range(MAX_INDEX_DEPTH):
-        document = parse_manifest(data, f"manifest {descriptor.digest}")
-        if isinstance(document, Manifest):
-            return document
-        descriptor, data = repository.manifest(select_platform(document, platform, prefer="oci"))
-    raise FormatError(f"{repository.reference}: its indexes are nested too deeply.")
 
 
 def _apply(

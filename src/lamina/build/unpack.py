@@ -22,6 +22,7 @@ from lamina.registry.manifest import (
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
     Descriptor,
+    ImageConfig,
     Manifest,
     describe,
     encode,
@@ -253,7 +254,7 @@ def _gzip_engine() -> Any:
 
 
 def _one_layer_config(image: NativeImage, diff_id: str) -> bytes:
-    document = parse_document(image.config.raw, "image configuration")
+    document = parse_document(image.config.raw, "image configuration", ImageConfig)
     return encode(
         {
             **document,

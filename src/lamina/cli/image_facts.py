@@ -9,7 +9,7 @@ from lamina.cli.output import binary_size, share, shown_text
 
 if TYPE_CHECKING:
     from lamina.image.native import NativeImage
-    from lamina.registry.manifest import Descriptor, ImageConfig, Index, Manifest
+    from lamina.registry.manifest import Descriptor, ImageConfig, Manifest
     from lamina.registry.repository import Repository
 
 FACT_KEYS: Final = (
@@ -17,7 +17,10 @@ FACT_KEYS: Final = (
     ("kind", "native, index (of another image, in subject) or oci"),
     ("digest, media_type", "of the manifest; of the index if there is one, in index_digest"),
     ("platform", "of the image, as linux/amd64"),
-    ("platforms", "of a multi-platform image: list of platform, kind and digest"),
+    (
+        "platforms",
+        "of a multi-platform image: list of platform, kind (other: no image) and digest",
+    ),
     ("created", "time from the configuration"),
     ("size", "bytes of all layers as stored"),
     ("layers", "list of digest, media_type and size, lowest first"),
@@ -51,15 +54,17 @@ FACT_KEYS: Final = (
 
 def manifest_facts(repository: Repository, platform: str | None) -> dict[str, Any]:
     """What manifest and configuration say; nothing else is fetched."""
-    from lamina.registry.manifest import Index, Manifest, parse_manifest
+    from lamina.registry.manifest import Index, parse_manifest
+    from lamina.registry.resolve import RepositoryDocuments, find_image, list_entries
 
-    descriptor, data = repository.manifest(None)
-    document = parse_manifest(data)
+    top, data = repository.manifest(None)
+    documents = RepositoryDocuments(repository)
+    index = parse_manifest(data)
     facts: dict[str, Any] = {}
-    if isinstance(document, Index):
-        facts = {"index_digest": descriptor.digest, "platforms": _platforms(document)}
-        descriptor, document = _selected(repository, document, platform)
-    assert isinstance(document, Manifest)
+    if isinstance(index, Index):
+        entries = list_entries(index, documents)
+        facts = {"index_digest": top.digest, "platforms": list(map(_entry_facts, entries))}
+    descriptor, document = find_image(top, index, documents, platform)
     return {
         **_kind(document),
         "digest": descriptor.digest,
@@ -87,39 +92,29 @@ def _kind(manifest: Manifest) -> dict[str, Any]:
     return {"kind": "native" if manifest.is_nydus else "oci"}
 
 
-def _selected(
-    repository: Repository, index: Index, platform: str | None
-) -> tuple[Descriptor, Manifest]:
-    from lamina.registry.manifest import parse_image_manifest
-    from lamina.registry.platform import select_platform
+def _entry_facts(entry: Descriptor) -> dict[str, Any]:
+    from lamina.registry.platform import says_platform
 
-    chosen = select_platform(index, platform)
-    descriptor, data = repository.manifest(chosen)
-    return descriptor, parse_image_manifest(data)
-
-
-def _platforms(index: Index) -> list[dict[str, Any]]:
-    return [
-        {
-            "platform": str(entry.platform) if entry.platform else None,
-            "kind": _entry_kind(entry),
-            "digest": entry.digest,
-        }
-        for entry in index.manifests
-    ]
+    return {
+        "platform": str(entry.platform) if says_platform(entry.platform) else None,
+        "kind": _entry_kind(entry),
+        "digest": entry.digest,
+    }
 
 
 def _entry_kind(entry: Descriptor) -> str:
     from lamina.registry.manifest import SEALED_ARTIFACT
-    from lamina.registry.platform import is_nydus
+    from lamina.registry.platform import is_artifact, is_nydus
 
     if entry.artifact_type == SEALED_ARTIFACT:
         return "sealed"
-    return "native" if is_nydus(entry) else "oci"
+    if is_nydus(entry):
+        return "native"
+    return "other" if is_artifact(entry) else "oci"
 
 
 def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
-    from lamina.registry.repository import read_config
+    from lamina.registry.resolve import read_config
 
     config = read_config(repository, manifest)
     return {

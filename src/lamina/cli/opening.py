@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lamina.cli import story
 from lamina.cli.options import client_options, pair_options
 from lamina.errors import NotFoundError
 
 if TYPE_CHECKING:
     from lamina.image.access import Access
     from lamina.image.base import Image
+    from lamina.image.errors import NoIndexError
     from lamina.image.native import NativeImage
     from lamina.registry.reference import Reference
     from lamina.registry.repository import ClientOptions, Repository
@@ -157,10 +159,20 @@ def open_any(args: argparse.Namespace, text: str) -> Image:
     where, access = proven(args, text)
     try:
         return open_native(args, where, access)
-    except NoIndexError:
+    except NoIndexError as error:
         from lamina.build.source_image import open_source_image
 
+        tell_unusable(error)
+
         return open_source_image(where, options=client_options(args), platform=args.platform)
+
+
+def tell_unusable(error: NoIndexError) -> None:
+    """Warn of an index that was passed over, where the image is used without one."""
+    from lamina.image.errors import UnusableIndexError
+
+    if isinstance(error, UnusableIndexError):
+        story.warn(str(error))
 
 
 def open_folder(path: str) -> Image:

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import errno
 
-from lamina.errors import NotFoundError, TrustError, UnsupportedError, UsageError
+from lamina.errors import (
+    IntegrityError,
+    NotFoundError,
+    TrustError,
+    UnsupportedError,
+    UsageError,
+)
 
 # OSError keeps errno in the instance and Error in the class; the class wins, which is what we want.
 
@@ -25,6 +31,13 @@ class NotDirectoryError(NotFoundError, NotADirectoryError):
 
 class NoIndexError(UnsupportedError):
     """An ordinary image is to be opened as it is, and nobody has indexed it."""
+
+
+class UnusableIndexError(NoIndexError, IntegrityError):
+    """The only index of an ordinary image is damaged, or is none of that image."""
+
+    exit_code = IntegrityError.exit_code
+    errno = IntegrityError.errno
 
 
 class UntrustedIndexError(TrustError):

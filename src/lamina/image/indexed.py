@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from lamina.errors import Error, FormatError, IntegrityError, NotFoundError, TrustError
+from lamina.errors import IntegrityError, TrustError
+from lamina.image.errors import UnusableIndexError
 from lamina.registry.manifest import (
     CONFIG_TYPES,
     INDEX_TABLE_HEAD,
@@ -24,10 +26,11 @@ from lamina.registry.manifest import (
     Manifest,
     parse_image_manifest,
 )
-from lamina.registry.referrers import list_referrers
+from lamina.registry.referrers import list_referrers, look_up
 
 if TYPE_CHECKING:
     from lamina.erofs.reader import Bootstrap
+    from lamina.registry.reference import Reference
     from lamina.registry.repository import Repository
     from lamina.store.node import NodeStore
 
@@ -89,28 +92,40 @@ def find_index(
     without one.
 
     One that was built on this node goes first.  Those that are damaged, belong to another image or
-    that the policy refuses are passed over; if nothing else is left, the error of the last is
-    raised: FormatError, IntegrityError or TrustError.  Also raises what the repository raises.
+    that the policy refuses are passed over.  If nothing else is left, that is raised: TrustError
+    for what the policy says, else UnusableIndexError, with which the image can be opened in other
+    ways.  Also raises FetchError if the registry does not answer at all.
     """
     built = _built_here(node, image)
     if built is not None:
         return built
-    refusal: Error | None = None
+    refusal: TrustError | None = None
+    problems = []
     for entry in reversed(list_referrers(repository, image[1])):
         try:
-            found = _attached(repository, entry, image, policy)
-        except NotFoundError:
-            # A list may name what was removed since.
-            continue
-        except (FormatError, IntegrityError, TrustError) as error:
+            found = look_up(partial(_attached, repository, entry, image, policy))
+        except TrustError as error:
             refusal = refusal or error
             continue
-        if found is not None:
+        if isinstance(found, Indexed):
             node.put_metadata(found.manifest.raw, found.digest)
             return found
+        if found is not None:
+            problems.append(found)
     if refusal is not None:
         raise refusal
+    if problems:
+        raise unusable(repository.reference, problems[0])
     return None
+
+
+def unusable(image: Reference, problem: str) -> UnusableIndexError:
+    """What is raised for an index that was found beside an image and is not good."""
+    return UnusableIndexError(
+        f"{image} is an ordinary OCI image, and the index that is attached to it cannot be used: "
+        f"{problem}",
+        hint=f"Index it again: lamina index {image}, or here: --index always",
+    )
 
 
 def _attached(

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-from lamina.errors import FormatError, NotFoundError
+from lamina.errors import FormatError, IntegrityError, NotFoundError
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.link import LinkEstimator
 from lamina.fetch.retry import RetryPolicy
@@ -31,6 +31,7 @@ from lamina.image.indexed import (
     image_of,
     is_index_image,
     table_heads,
+    unusable,
 )
 from lamina.image.link_record import known_link, measured, remember_link
 from lamina.image.mapped import mapped_bootstrap
@@ -40,17 +41,16 @@ from lamina.image.sealed import Content, no_key_error, open_sealed
 from lamina.image.shared_storage import refuse_shared_storage
 from lamina.registry.manifest import (
     CONFIG_TYPES,
-    MAX_CONFIG_BYTES,
+    OCI_INDEX,
     Descriptor,
     ImageConfig,
-    Index,
     Manifest,
-    parse_config,
     parse_manifest,
 )
-from lamina.registry.platform import Preference, runs_on, select_platform
+from lamina.registry.platform import Preference, runs_on
 from lamina.registry.reference import Reference, parse_reference
 from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.resolve import find_image, load_config
 from lamina.store.node import NodeStore
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from lamina.registry.manifest import Platform
 
 RECORD: Final = "image"
-MAX_INDEX_DEPTH: Final = 4
 
 
 def open_image(
@@ -105,13 +104,16 @@ def open_image(
         choice = _choose(repository, node, where, rule, access, refresh=refresh)
         found = _find(repository, node, choice.wanted, platform, choice.rule)
         estimator = LinkEstimator(known_link(node, where))
-        content = _content(_Place(repository, node, estimator), found, choice.access)
-        path = node.metadata_path(content.files.bootstrap)
-        if path is None:
-            raise NotFoundError(f"the bootstrap of {where} vanished from the store")
-        bootstrap = stack.enter_context(mapped_bootstrap(path))
-        if found.indexed is not None:
-            check_blobs(found.indexed, bootstrap)
+        place = _Place(repository, node, estimator)
+        config = load_config(found.image, place)
+        with _optional_index(found, where):
+            content = _content(place, found, config, choice.access)
+            path = node.metadata_path(content.files.bootstrap)
+            if path is None:
+                raise NotFoundError(f"the bootstrap of {where} vanished from the store")
+            bootstrap = stack.enter_context(mapped_bootstrap(path))
+            if found.indexed is not None:
+                check_blobs(found.indexed, bootstrap)
         own = RepositorySource(repository)
         policy = RetryPolicy.from_environment()
         fetcher = Fetcher([*sources, own], policy=policy, measured=own, estimator=estimator)
@@ -156,6 +158,13 @@ class _Found(NamedTuple):
     manifest: Manifest
     digest: str
     indexed: Indexed | None
+    is_offered: bool = False
+    """Whether nobody named the index: it was found beside the image."""
+
+    @property
+    def image(self) -> Manifest:
+        """The image itself."""
+        return self.manifest if self.indexed is None else self.indexed.image
 
 
 class _Place(NamedTuple):
@@ -164,6 +173,14 @@ class _Place(NamedTuple):
     repository: Repository
     node: NodeStore
     estimator: LinkEstimator
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """A manifest or index, from the store or into it."""
+        data = self.node.metadata(descriptor.digest)
+        if data is None:
+            _, data = self.repository.manifest(descriptor)
+            self.node.put_metadata(data, descriptor.digest)
+        return data
 
     def blob(self, descriptor: Descriptor) -> bytes:
         """A blob whose size was found acceptable, from the store or into it."""
@@ -184,9 +201,19 @@ class _Place(NamedTuple):
             yield stream
 
 
-def _content(place: _Place, found: _Found, access: Access | None) -> Content:
-    manifest, digest, indexed = found
-    config = _config(place, manifest if indexed is None else indexed.image)
+@contextmanager
+def _optional_index(found: _Found, where: Reference) -> Iterator[None]:
+    """An index that nobody named and that is not what it should be leaves the image usable."""
+    try:
+        yield
+    except (NotFoundError, FormatError, IntegrityError) as error:
+        if not found.is_offered:
+            raise
+        raise unusable(where, str(error)) from error
+
+
+def _content(place: _Place, found: _Found, config: ImageConfig, access: Access | None) -> Content:
+    manifest, digest = found.manifest, found.digest
     known = _known_files(place.node, digest)
     if manifest.is_sealed:
         opened = _sealed(place, found, config, known, access)
@@ -227,6 +254,7 @@ def _find(
 ) -> _Found:
     manifest, digest = _preferred(repository, node, wanted, platform, rule)
     indexed = _indexed(repository, node, (manifest, digest), rule)
+    is_offered = indexed is not None and indexed.digest != digest
     if indexed is not None:
         manifest, digest = indexed.manifest, indexed.digest
     if not manifest.is_nydus and not manifest.is_sealed:
@@ -235,7 +263,7 @@ def _find(
             f"{where} is an ordinary OCI image, and no index of it is attached",
             hint=f"Index it: lamina index {where}, or convert it: lamina convert",
         )
-    return _Found(manifest, digest, indexed)
+    return _Found(manifest, digest, indexed, is_offered)
 
 
 def _preferred(
@@ -293,35 +321,33 @@ def find_manifest(
     descriptor: Descriptor | str
     if digest is None:
         # Whoever is asked what a tag means answers with the manifest.
-        descriptor, data = repository.manifest()
-        digest = node.put_metadata(data, descriptor.digest)
+        descriptor, kept = repository.manifest()
+        digest = node.put_metadata(kept, descriptor.digest)
     else:
         descriptor = digest
-    for depth in range(MAX_INDEX_DEPTH):
-        kept = node.metadata(digest)
-        if kept is None:
-            _, kept = repository.manifest(descriptor)
-            node.put_metadata(kept, digest)
-        document = parse_manifest(kept, f"manifest of {reference}")
-        if not isinstance(document, Index):
-            if platform is not None and depth == 0:
-                _check_platform(repository, node, document, str(platform))
-            return document, digest
-        descriptor = select_platform(document, platform, prefer=prefer)
-        digest = descriptor.digest
-    raise FormatError(f"{reference} is an index of indexes of indexes, without an image in reach")
+    data = node.metadata(digest)
+    if data is None:
+        _, data = repository.manifest(descriptor)
+        node.put_metadata(data, digest)
+    document = parse_manifest(data, f"manifest of {reference}")
+    place = _Place(repository, node, LinkEstimator())
+    if isinstance(document, Manifest):
+        if platform is not None:
+            _check_platform(place, document, str(platform))
+        return document, digest
+    top = Descriptor(media_type=OCI_INDEX, digest=digest, size=len(data))
+    found = find_image(top, document, place, platform, prefer=prefer)
+    return found.manifest, found.descriptor.digest
 
 
-def _check_platform(
-    repository: Repository, node: NodeStore, manifest: Manifest, platform: str
-) -> None:
+def _check_platform(place: _Place, manifest: Manifest, platform: str) -> None:
     """Raise NotFoundError for an image of one platform that is not the one asked for."""
     if manifest.is_sealed or manifest.config.media_type not in CONFIG_TYPES:
         return
-    config = _config(_Place(repository, node, LinkEstimator()), manifest)
+    config = load_config(manifest, place)
     if config.architecture and not runs_on(config.platform, platform):
         raise NotFoundError(
-            f"{repository.reference} has no manifest for {platform}",
+            f"{place.repository.reference} has no manifest for {platform}",
             hint=f"it is a single image for {config.platform}",
         )
 
@@ -329,12 +355,6 @@ def _check_platform(
 def _resident_version(node: NodeStore, reference: Reference) -> Reference:
     digest = resident_fact(node, reference, "digest")
     return reference if digest is None else reference.with_version(digest=digest)
-
-
-def _config(place: _Place, manifest: Manifest) -> ImageConfig:
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
-    return parse_config(place.blob(manifest.config))
 
 
 def _sealed(

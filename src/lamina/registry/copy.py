@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, cast
 
 import msgspec
 
-from lamina.errors import FetchError, FormatError, NotFoundError
+from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError
 from lamina.registry.manifest import (
     CONFIG_TYPES,
     Descriptor,
@@ -30,11 +30,11 @@ from lamina.registry.platform import (
     host_platform,
     normalise,
     parse_platform,
-    platforms_of,
+    platform_names,
     runs_on,
-    select_platform,
 )
-from lamina.registry.repository import Repository, read_config
+from lamina.registry.repository import Repository
+from lamina.registry.resolve import RepositoryDocuments, find_image, list_entries, read_config
 
 _MAX_DEPTH: Final = 4
 _MAX_MANIFESTS: Final = 2000
@@ -93,7 +93,8 @@ def plan_copy(
     root, data = source.manifest()
     document = parse_manifest(data)
     if isinstance(document, Index) and only is not None:
-        root, data = source.manifest(select_platform(document, only, prefer="oci"))
+        found = find_image(root, document, RepositoryDocuments(source), only, prefer="oci")
+        root, data = found.descriptor, found.manifest.raw
     elif isinstance(document, Index) and platforms is not None:
         root, data = _filtered(source, root, document, platforms)
     elif isinstance(document, Manifest) and platforms is not None:
@@ -163,17 +164,17 @@ def _filtered(
 ) -> tuple[Descriptor, bytes]:
     """The index with the entries of some platforms only, or the one manifest that is left of it."""
     wanted = [parse_platform(text) for text in platforms]
-    there = {normalise(entry.platform) for entry in index.manifests if entry.platform}
+    entries = list_entries(index, RepositoryDocuments(source))
+    there = {normalise(entry.platform) for entry in entries if entry.platform}
     for platform in wanted:
         if platform not in there:
-            names = ", ".join(sorted(platforms_of(index))) or "none"
             raise NotFoundError(
                 f"{source.reference} has no manifest for {platform}",
-                hint=f"it has these platforms: {names}",
+                hint=f"it has these platforms: {platform_names(entries) or 'none'}",
             )
     kept = tuple(
         entry
-        for entry in index.manifests
+        for entry in entries
         if entry.platform is not None and normalise(entry.platform) in wanted
     )
     if len(kept) == 1:
@@ -213,6 +214,11 @@ class _Gathering:
             raise FormatError(f"{self._source.reference} has indexes in indexes without end")
         document = parse_manifest(data, f"manifest {descriptor.digest}")
         if isinstance(document, Index):
+            if document.unreadable:
+                raise UnsupportedError(
+                    f"{self._source.reference} cannot be copied whole: {document.unreadable[0]}",
+                    hint="copy one platform of it",
+                )
             for entry in document.manifests:
                 if entry.digest not in self._seen:
                     child, child_data = self._source.manifest(entry)

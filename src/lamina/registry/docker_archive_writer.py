@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from lamina.archive.stream import open_layer
-from lamina.errors import FormatError, IntegrityError, UnsupportedError
+from lamina.errors import IntegrityError, UnsupportedError
 from lamina.registry.archive_file import ArchiveFile
 from lamina.registry.manifest import (
     NYDUS_BLOB,
@@ -16,7 +16,7 @@ from lamina.registry.manifest import (
     parse_manifest,
 )
 from lamina.registry.reference import full_name
-from lamina.registry.repository import read_config
+from lamina.registry.resolve import check_layers, read_config
 from lamina.registry.staged import StagedRepository
 from lamina.registry.verify import HashingReader
 
@@ -52,11 +52,8 @@ class DockerArchiveWriter(StagedRepository):
         manifest = self._manifest
         assert manifest is not None
         config = read_config(self, manifest)
+        check_layers(manifest, config)
         diff_ids = config.rootfs.diff_ids
-        if len(diff_ids) != len(manifest.layers):
-            raise FormatError(
-                f"the image has {len(manifest.layers)} layers and {len(diff_ids)} diff_ids"
-            )
         names = [f"{diff_id.partition(':')[2]}.tar" for diff_id in diff_ids]
         for position, (layer, diff_id) in enumerate(zip(manifest.layers, diff_ids, strict=True)):
             if names[position] not in names[:position]:

@@ -15,22 +15,19 @@ from typing import Final
 
 from lamina.errors import Error
 from lamina.registry.manifest import (
-    CONFIG_TYPES,
     MAX_MANIFEST_BYTES,
-    NYDUS_MANIFEST_ARTIFACT,
     REF_NAME,
-    SEALED_ARTIFACT,
     Descriptor,
     Index,
     Manifest,
     parse_manifest,
 )
+from lamina.registry.platform import is_artifact
 from lamina.registry.referrers import is_fallback_tag, referring_entry
 
 Read = Callable[[str], bytes]
 """The bytes of a manifest by its digest; raises errors of Lamina."""
 
-_IMAGE_TYPES: Final = ("", *CONFIG_TYPES, NYDUS_MANIFEST_ARTIFACT, SEALED_ARTIFACT)
 _ATTACHED_TAG: Final = re.compile(r"sha(256-[0-9a-f]{64}|512-[0-9a-f]{128})\.(sig|att|sbom)")
 _COSIGN_KIND: Final = "kind"
 _COSIGN_ATTACHED: Final = tuple(f"dev.cosignproject.cosign/{name}" for name in ("sigs", "atts"))
@@ -78,7 +75,7 @@ def looks_attached(entry: Descriptor) -> bool:
         return True
     name = _name(entry)
     if name is None:
-        return entry.artifact_type not in _IMAGE_TYPES
+        return is_artifact(entry)
     if is_fallback_tag(name):
         # Some tools leave the image itself there.
         return entry.is_index

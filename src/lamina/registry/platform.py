@@ -8,13 +8,15 @@ RAFS v6 §6.4.
 from __future__ import annotations
 
 import platform as machine
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 
 from lamina.errors import NotFoundError, UsageError
 from lamina.registry.manifest import (
+    CONFIG_TYPES,
     NYDUS_MANIFEST_ARTIFACT,
     NYDUS_OS_FEATURE,
+    SEALED_ARTIFACT,
     Descriptor,
     Index,
     Platform,
@@ -23,6 +25,7 @@ from lamina.registry.manifest import (
 Preference = Literal["nydus", "oci"]
 """Which of two manifests of one platform in a mixed index is wanted."""
 
+_IMAGE_TYPES: Final = ("", *CONFIG_TYPES, NYDUS_MANIFEST_ARTIFACT, SEALED_ARTIFACT)
 _ARCHITECTURES: Final = {
     "x86_64": ("amd64", ""),
     "x86-64": ("amd64", ""),
@@ -87,6 +90,19 @@ def is_nydus(descriptor: Descriptor) -> bool:
     return descriptor.artifact_type == NYDUS_MANIFEST_ARTIFACT or NYDUS_OS_FEATURE in features
 
 
+def is_artifact(descriptor: Descriptor) -> bool:
+    """Whether an index entry is typed as something else than an image: signatures, tables of SOCI.
+
+    Some registries and tools give images the type of their configuration.
+    """
+    return descriptor.artifact_type not in _IMAGE_TYPES
+
+
+def says_platform(platform: Platform | None) -> bool:
+    """Whether an entry says for which platform it is; else only its configuration tells."""
+    return platform is not None and bool(platform.os and platform.architecture)
+
+
 def select_platform(
     index: Index, want: str | Platform | None = None, *, prefer: Preference = "nydus"
 ) -> Descriptor:
@@ -95,44 +111,90 @@ def select_platform(
     The exact variant wins over lower ones; among equals the preferred kind wins, then the first.
     Raises NotFoundError that lists the platforms there are.
     """
-    wanted = parse_platform(want) if isinstance(want, str) else want or host_platform()
-    ranks = {key: rank for rank, key in enumerate(_acceptable(normalise(wanted)))}
-    best: tuple[int, bool, int] | None = None
+    ranked = rank_entries(index, want, prefer)
+    if not ranked:
+        raise no_manifest_error(index.manifests, want)
+    return ranked[0][1]
+
+
+def rank_entries(
+    index: Index, want: str | Platform | None, prefer: Preference
+) -> list[tuple[int, Descriptor]]:
+    """The entries of an index that may run on a platform, the best first, with a number that is the
+    same for those that fit as well as each other.
+    """
+    acceptable = list(_acceptable(normalise(_platform(want))))
+    ranks = {key: rank for rank, key in enumerate(acceptable)}
+    found = []
     for position, entry in enumerate(index.manifests):
         rank = _rank(entry, ranks)
-        if rank is None:
-            continue
-        key = (rank, is_nydus(entry) != (prefer == "nydus"), position)
-        best = key if best is None else min(best, key)
-    if best is None:
-        there = ", ".join(sorted(platforms_of(index))) or "none"
-        raise NotFoundError(
-            f"the image has no manifest for {wanted}", hint=f"it has these platforms: {there}"
-        )
-    return index.manifests[best[2]]
+        if rank is not None:
+            found.append((rank, is_nydus(entry) != (prefer == "nydus"), position, entry))
+    found.sort(key=lambda item: item[:3])
+    return [(rank, entry) for rank, _, _, entry in found]
 
 
-def runs_on(own: Platform, want: str) -> bool:
+def runs_on(own: Platform, want: str | Platform | None) -> bool:
     """Whether an image for the platform *own* is one that :func:`select_platform` would take."""
     own = normalise(own)
     names = own.os, own.architecture, own.variant
-    return names in _acceptable(normalise(parse_platform(want)))
+    return names in _acceptable(normalise(_platform(want)))
+
+
+def is_wanted(platform: Platform | None, wanted: Sequence[Platform]) -> bool:
+    """Whether a platform is among the wanted ones; any is if there are none."""
+    if not wanted:
+        return True
+    if platform is None:
+        return False
+    own = normalise(platform)
+    return any(
+        (own.os, own.architecture, own.variant) == (want.os, want.architecture, want.variant)
+        for want in wanted
+    )
+
+
+def no_manifest_error(entries: Iterable[Descriptor], want: str | Platform | None) -> NotFoundError:
+    """What is raised where none of some entries is for a platform."""
+    return NotFoundError(
+        f"the image has no manifest for {_platform(want)}",
+        hint=f"it has these platforms: {platform_names(entries) or 'none'}",
+    )
+
+
+def platform_names(entries: Iterable[Descriptor]) -> str:
+    """The platforms of some entries, for people."""
+    return ", ".join(sorted(_platforms(entries)))
 
 
 def platforms_of(index: Index) -> set[str]:
     """The platforms of an index as text; attestations (``unknown/unknown``) are left out."""
-    known = (entry.platform for entry in index.manifests if entry.platform is not None)
-    return {str(normalise(platform)) for platform in known if platform.os != "unknown"}
+    return _platforms(index.manifests)
+
+
+def _platforms(entries: Iterable[Descriptor]) -> set[str]:
+    known = (entry.platform for entry in entries if entry.platform is not None)
+    return {
+        str(normalise(platform))
+        for platform in known
+        if platform.os != "unknown" and says_platform(platform)
+    }
+
+
+def _platform(want: str | Platform | None) -> Platform:
+    return parse_platform(want) if isinstance(want, str) else want or host_platform()
 
 
 def _rank(entry: Descriptor, ranks: dict[tuple[str, str, str], int]) -> int | None:
     if not (entry.is_manifest or entry.is_index):
         return None
-    if entry.platform is None:
-        # Without a platform only the configuration tells; such an entry is the last resort.
-        return len(ranks)
-    own = normalise(entry.platform)
-    return ranks.get((own.os, own.architecture, own.variant))
+    rank: int | None = len(ranks)
+    if entry.platform is not None and says_platform(entry.platform):
+        own = normalise(entry.platform)
+        rank = ranks.get((own.os, own.architecture, own.variant))
+    # Without a platform only the configuration tells; such an entry is the last resort, and what
+    # is typed as something else comes after it.
+    return rank if rank is None or not is_artifact(entry) else rank + len(ranks) + 1
 
 
 def _acceptable(want: Platform) -> Iterable[tuple[str, str, str]]:

@@ -6,14 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol, Self
 
-from lamina.errors import FetchError, FormatError, UsageError
-from lamina.registry.manifest import (
-    MAX_CONFIG_BYTES,
-    Descriptor,
-    ImageConfig,
-    Manifest,
-    parse_config,
-)
+from lamina.errors import FetchError, UsageError
+from lamina.registry.manifest import Descriptor
 from lamina.registry.reference import Reference
 
 Progress = Callable[[int], None]
@@ -136,11 +130,3 @@ def open_repository(
             return open_docker_archive(reference, write=write)
         case _:
             raise UsageError(f"unknown transport {reference.transport!r}")
-
-
-def read_config(repository: Repository, manifest: Manifest) -> ImageConfig:
-    """The configuration of an image.  Raises FormatError if it is too large or malformed."""
-    if manifest.config.size > MAX_CONFIG_BYTES:
-        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
-    with repository.open_blob(manifest.config) as stream:
-        return parse_config(stream.read())

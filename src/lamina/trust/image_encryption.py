@@ -17,11 +17,11 @@ from typing import IO, Any, BinaryIO, Final, cast
 import msgspec
 
 from lamina.archive.stream import READ_BYTES
-from lamina.errors import FormatError, UnsupportedError, UsageError
+from lamina.errors import UnsupportedError, UsageError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
-from lamina.registry.platform import host_platform, select_platform
-from lamina.registry.repository import Repository, read_config
+from lamina.registry.repository import Repository
+from lamina.registry.resolve import RepositoryDocuments, check_layers, find_image, read_config
 from lamina.trust.ctr_hmac import DecryptingStream, Encryptor, check_hmac, new_hmac
 from lamina.trust.encrypted_layer import SUFFIX, check_plaintext, read_options
 from lamina.trust.layer_options import PrivateOptions, PublicOptions
@@ -156,21 +156,17 @@ class _Work:
         self.advance: Advance = advance or (lambda moved: None)  # noqa: ARG005
         descriptor, data = source.manifest()
         self.digest = descriptor.digest
-        if descriptor.is_index:
-            index = m.parse_index(data)
-            chosen = select_platform(index, platform or str(host_platform()), prefer="oci")
-            descriptor, data = source.manifest(chosen)
-        self.manifest: Manifest = m.parse_image_manifest(data)
+        document = m.parse_manifest(data)
+        found = find_image(
+            descriptor, document, RepositoryDocuments(source), platform, prefer="oci"
+        )
+        self.manifest: Manifest = found.manifest
         self.layers: list[Descriptor] = []
 
     def diff_ids(self) -> tuple[str, ...]:
-        found = read_config(self.source, self.manifest).rootfs.diff_ids
-        if len(found) != len(self.manifest.layers):
-            raise FormatError(
-                f"the configuration has {len(found)} diff_ids, "
-                f"the image {len(self.manifest.layers)} layers"
-            )
-        return found
+        config = read_config(self.source, self.manifest)
+        check_layers(self.manifest, config)
+        return config.rootfs.diff_ids
 
     def copy(self, blob: Descriptor) -> None:
         if blob.urls or self.destination.mount_blob(blob, self.source):
@@ -182,7 +178,7 @@ class _Work:
         """Write configuration and manifest, every unknown field of it kept."""
         config = self.manifest.config
         self.copy(config)
-        document = m.parse_document(self.manifest.raw, "manifest")
+        document = m.parse_document(self.manifest.raw, "manifest", Manifest)
         document["mediaType"] = m.OCI_MANIFEST
         if config.media_type == m.DOCKER_CONFIG:
             document["config"] = {**document["config"], "mediaType": m.OCI_CONFIG}

@@ -62,7 +62,7 @@ def _opened_facts(
     args: Namespace, where: Reference, access: Access | None, kind: str
 ) -> dict[str, Any]:
     """What the metadata says of a native image, or of the index of an ordinary one."""
-    from lamina.cli.opening import open_native
+    from lamina.cli.opening import open_native, tell_unusable
     from lamina.image.errors import NoIndexError, NoKeyError
 
     try:
@@ -75,7 +75,10 @@ def _opened_facts(
             if kind == "oci":
                 found["indexed_by"] = image.origin.reference.digest
             return found
-    except (NoIndexError, NoKeyError):
+    except NoIndexError as error:
+        tell_unusable(error)
+        return {}
+    except NoKeyError:
         return {}
 
 

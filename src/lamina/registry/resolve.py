@@ -1,0 +1,247 @@
+"""From what a reference names to image manifests: below an index, below indexes in indexes.
+
+An index may list anything: images of other machines, attestations, artifacts with the platform of
+the image that they belong to (SOCI), other indexes.  What an entry says of itself is asked first;
+where that is not enough the manifest is read.  Sources: OCI image index; containerd ``images``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from lamina.errors import FormatError, NotFoundError
+from lamina.registry.manifest import (
+    CONFIG_TYPES,
+    MAX_CONFIG_BYTES,
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    Platform,
+    parse_config,
+    parse_manifest,
+)
+from lamina.registry.platform import (
+    Preference,
+    is_artifact,
+    is_nydus,
+    is_wanted,
+    no_manifest_error,
+    platform_names,
+    rank_entries,
+    runs_on,
+    says_platform,
+)
+from lamina.registry.repository import Repository
+
+_MAX_DEPTH: Final = 4
+_MAX_READ: Final = 2000
+"""Manifests and indexes that are read below one reference."""
+
+
+class Documents(Protocol):
+    """Where documents are read from; each is verified by its descriptor."""
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """A manifest or index.  Raises what a repository raises."""
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob, of an acceptable size.  Raises what a repository raises."""
+
+
+class RepositoryDocuments:
+    """The documents of a repository, kept nowhere."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def manifest(self, descriptor: Descriptor) -> bytes:
+        """A manifest or index."""
+        return self._repository.manifest(descriptor)[1]
+
+    def blob(self, descriptor: Descriptor) -> bytes:
+        """A small blob."""
+        with self._repository.open_blob(descriptor) as stream:
+            return stream.read()
+
+
+class Found(NamedTuple):
+    """An image manifest, and the entry or the name that led to it."""
+
+    descriptor: Descriptor
+    manifest: Manifest
+
+
+def find_image(
+    top: Descriptor,
+    document: Manifest | Index,
+    documents: Documents,
+    platform: str | Platform | None = None,
+    *,
+    prefer: Preference = "nydus",
+) -> Found:
+    """The image that runs best on a platform (None: this machine) in or below a document, which
+    ``top`` names.
+
+    A manifest that is named itself is taken whatever it is.  Raises NotFoundError that lists the
+    platforms there are, FormatError for indexes without end.
+    """
+    if isinstance(document, Manifest):
+        return Found(top, document)
+    walk = _Walk(documents)
+    found = walk.best(document, platform, prefer)
+    if found is None:
+        raise no_manifest_error(walk.leaves(document), platform)
+    return found
+
+
+def find_ordinary(
+    index: Index, documents: Documents, wanted: Sequence[Platform], where: str
+) -> list[Found]:
+    """The images of the wanted platforms in or below an index, of all if there are none; each
+    with the platform that its entry says, or else its configuration.
+
+    Attestations, other artifacts and Nydus images are passed over.  Raises NotFoundError if
+    ``where``, as the user calls it, lacks a wanted platform.
+    """
+    entries = list_entries(index, documents)
+    chosen: dict[str, Found] = {}
+    for entry in entries:
+        found = None if entry.digest in chosen else _ordinary(entry, documents, wanted)
+        if found is not None:
+            chosen[entry.digest] = found
+    if not chosen or len(chosen) < len(wanted):
+        raise NotFoundError(
+            f"{where} has no image of some wanted platform.",
+            hint=f"It has: {platform_names(entries) or 'no platforms'}.",
+        )
+    return list(chosen.values())
+
+
+def list_entries(index: Index, documents: Documents) -> list[Descriptor]:
+    """The entries of an index that are no indexes, those of indexes in it in their place.
+
+    Raises FormatError for indexes without end.
+    """
+    return list(_Walk(documents).leaves(index))
+
+
+def is_image(manifest: Manifest) -> bool:
+    """Whether a manifest is one of a container image, as far as its types tell."""
+    if manifest.is_nydus or manifest.is_sealed:
+        return True
+    return manifest.config.media_type in CONFIG_TYPES and manifest.artifact_type in (
+        "",
+        *CONFIG_TYPES,
+    )
+
+
+def load_config(manifest: Manifest, documents: Documents) -> ImageConfig:
+    """The configuration of an image.  Raises FormatError if it is too large or malformed."""
+    if manifest.config.size > MAX_CONFIG_BYTES:
+        raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
+    return parse_config(documents.blob(manifest.config))
+
+
+def read_config(repository: Repository, manifest: Manifest) -> ImageConfig:
+    """As :func:`load_config`, from a repository."""
+    return load_config(manifest, RepositoryDocuments(repository))
+
+
+def check_layers(manifest: Manifest, config: ImageConfig, what: str = "the image") -> None:
+    """Raise FormatError unless the configuration of an ordinary image has one diff_id a layer, as
+    every runtime demands.
+    """
+    layers, diff_ids = len(manifest.layers), len(config.rootfs.diff_ids)
+    if layers != diff_ids:
+        raise FormatError(
+            f"{what} has {layers} layers, but its configuration has {diff_ids} diff_ids",
+            hint="The image was put together wrongly; containerd and podman refuse it too.",
+        )
+
+
+def _ordinary(entry: Descriptor, documents: Documents, wanted: Sequence[Platform]) -> Found | None:
+    """The image of an entry, if it is a wanted one."""
+    platform = entry.platform
+    said = says_platform(platform)
+    if not entry.is_manifest or is_nydus(entry) or is_artifact(entry):
+        return None
+    if platform is not None and platform.os == "unknown":
+        return None
+    if said and not is_wanted(platform, wanted):
+        return None
+    manifest = _image(parse_manifest(documents.manifest(entry), f"manifest {entry.digest}"), entry)
+    if not is_image(manifest):
+        return None
+    if not said and not (manifest.is_nydus or manifest.is_sealed):
+        platform = load_config(manifest, documents).platform
+        if not is_wanted(platform, wanted):
+            return None
+        entry = msgspec.structs.replace(entry, platform=platform)
+    return Found(entry, manifest)
+
+
+def _image(document: Manifest | Index, entry: Descriptor) -> Manifest:
+    if isinstance(document, Index):
+        raise FormatError(f"the manifest {entry.digest} is an index, but listed as an image")
+    return document
+
+
+class _Walk:
+    """A walk through indexes in indexes, of which each is read once, and not too many."""
+
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
+        self._kept: dict[str, Manifest | Index] = {}
+
+    def document(self, entry: Descriptor, depth: int) -> Manifest | Index:
+        found = self._kept.get(entry.digest)
+        if found is None:
+            if depth > _MAX_DEPTH or len(self._kept) >= _MAX_READ:
+                raise FormatError("the image is an index of indexes of indexes without end")
+            found = parse_manifest(self._documents.manifest(entry), f"manifest {entry.digest}")
+            self._kept[entry.digest] = found
+        return found
+
+    def leaves(self, index: Index, depth: int = 1) -> Iterator[Descriptor]:
+        """All entries below that are no indexes."""
+        for entry in index.manifests:
+            document = self.document(entry, depth) if entry.is_index else None
+            if isinstance(document, Index):
+                yield from self.leaves(document, depth + 1)
+            else:
+                yield entry
+
+    def best(
+        self, index: Index, platform: str | Platform | None, prefer: Preference, depth: int = 1
+    ) -> Found | None:
+        """The best image for a platform.  Of entries that fit as well as each other the first that
+        is an image; the first at all if none is.
+        """
+        ranked = rank_entries(index, platform, prefer)
+        fallback: tuple[int, Found] | None = None
+        for rank, entry in ranked:
+            if fallback is not None and rank > fallback[0]:
+                break
+            document = self.document(entry, depth)
+            if isinstance(document, Index):
+                found = self.best(document, platform, prefer, depth + 1)
+                if found is not None:
+                    return found
+                continue
+            found = Found(entry, document)
+            is_sure = says_platform(entry.platform) or len(ranked) == 1
+            if is_image(document) and (is_sure or self._fits(document, platform)):
+                return found
+            fallback = fallback or (rank, found)
+        return None if fallback is None else fallback[1]
+
+    def _fits(self, manifest: Manifest, platform: str | Platform | None) -> bool:
+        """Whether the configuration of an image names a platform, or none."""
+        if manifest.is_sealed:
+            return True
+        own = load_config(manifest, self._documents).platform
+        return not own.architecture or runs_on(own, platform)
