@@ -120,7 +120,7 @@ def walk(reader: BlockReader) -> Iterator[Entry]:
                 raise FormatError("The archive ends after an extended header, before its entry.")
             return
         fields = HEADER.unpack(header)
-        _verify_checksum(header, fields[6], offset)
+        _verify_first(header, fields[6], offset)
         flag = fields[7]
         if flag in b"xXgLKVN":
             _read_extension(reader, flag, fields, extensions, offset)
@@ -134,12 +134,31 @@ def walk(reader: BlockReader) -> Iterator[Entry]:
 
 def _check_end(reader: BlockReader, header: bytes, offset: int) -> None:
     if 0 < len(header) < BLOCK:
+        if not offset:
+            raise FormatError(
+                "The archive ends inside its first header: it is no tar archive, or hardly the "
+                "beginning of one."
+            )
         raise FormatError(
             f"The archive ends inside a header, at offset {offset}.",
             hint="The layer is truncated or damaged; fetch it again.",
         )
     if header and reader.take(BLOCK).strip(b"\0"):
         raise FormatError(f"A lone zero block at offset {offset} is followed by more data.")
+
+
+def _verify_first(header: bytes, field: bytes, offset: int) -> None:
+    """As :func:`_verify_checksum`, but what does not even begin as a tar is none."""
+    try:
+        _verify_checksum(header, field, offset)
+    except FormatError:
+        if offset or header[257:262] == b"ustar":
+            raise
+        raise FormatError(
+            "This is no tar archive, whatever its media type says: its first block is no tar "
+            "header.",
+            hint="It may be an artifact that is no image, or an image that was built wrongly.",
+        ) from None
 
 
 def _verify_checksum(header: bytes, field: bytes, offset: int) -> None:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Final, cast
 import msgspec
 
 from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError
+from lamina.registry.attached import Attached, list_attached
 from lamina.registry.manifest import (
     CONFIG_TYPES,
     Descriptor,
@@ -33,6 +34,7 @@ from lamina.registry.platform import (
     platform_names,
     runs_on,
 )
+from lamina.registry.referrers import push_referrer
 from lamina.registry.repository import Repository
 from lamina.registry.resolve import RepositoryDocuments, find_image, list_entries, read_config
 
@@ -46,13 +48,15 @@ CopyProgress = Callable[[Descriptor, int], None]
 
 @dataclass(frozen=True, slots=True)
 class CopyPlan:
-    """What a copy moves: manifests, parts before the indexes that list them, and the blobs they
-    name.
+    """What a copy moves: manifests, parts before the indexes that list them, what is attached to
+    them if that is wanted, and the blobs they name.  ``top`` is what the source's reference names.
     """
 
     root: Descriptor
     manifests: tuple[tuple[Descriptor, bytes], ...]
     blobs: tuple[Descriptor, ...]
+    top: Descriptor
+    attached: tuple[tuple[Attached, bytes], ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -83,15 +87,19 @@ def copy(
 
 
 def plan_copy(
-    source: Repository, *, platforms: Sequence[str] | None = None, only: str | None = None
+    source: Repository,
+    *,
+    platforms: Sequence[str] | None = None,
+    only: str | None = None,
+    referrers: bool = False,
 ) -> CopyPlan:
     """Read the manifests of a copy.  ``only`` takes the one best manifest of an index for a
-    platform.
+    platform, ``referrers`` what is attached to the manifests.
 
     Raises NotFoundError if a platform is not there, FormatError for indexes without end.
     """
-    root, data = source.manifest()
-    document = parse_manifest(data)
+    top, data = source.manifest()
+    root, document = top, parse_manifest(data)
     if isinstance(document, Index) and only is not None:
         found = find_image(root, document, RepositoryDocuments(source), only, prefer="oci")
         root, data = found.descriptor, found.manifest.raw
@@ -101,7 +109,9 @@ def plan_copy(
         _check_platform(source, document, platforms)
     gathering = _Gathering(source)
     gathering.add(root, data, 0)
-    return CopyPlan(root, tuple(gathering.manifests), tuple(gathering.blobs.values()))
+    attached = gathering.add_attached() if referrers else ()
+    blobs = tuple(gathering.blobs.values())
+    return CopyPlan(root, tuple(gathering.manifests), blobs, top, attached)
 
 
 def run_copy(
@@ -134,11 +144,21 @@ def run_copy(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     name = tag if tag is not None else destination.reference.tag
-    for descriptor, data in plan.manifests:
-        is_root = descriptor.digest == plan.root.digest
-        tag_here = name if is_root else None
-        destination.push_manifest(tag_here, descriptor.media_type, data, digest=descriptor.digest)
+    *parts, root = plan.manifests
+    for descriptor, data in parts:
+        destination.push_manifest(None, descriptor.media_type, data, digest=descriptor.digest)
+    # Whoever demands a signature shall find it with the tag.
+    for attached, data in plan.attached:
+        _push_attached(destination, attached, data)
+    destination.push_manifest(name, root[0].media_type, root[1], digest=root[0].digest)
     return plan.root
+
+
+def _push_attached(destination: Repository, attached: Attached, data: bytes) -> None:
+    if attached.tag is not None:
+        destination.push_manifest(attached.tag, attached.descriptor.media_type, data)
+    else:
+        push_referrer(destination, parse_manifest(data))
 
 
 def _copy_blob(
@@ -208,6 +228,17 @@ class _Gathering:
         self.blobs: dict[str, Descriptor] = {}
         self._seen: set[str] = set()
 
+    def add_attached(self) -> tuple[tuple[Attached, bytes], ...]:
+        """What is attached to the manifests so far, with its bytes; its blobs are gathered."""
+        found = []
+        for one in list_attached(self._source, [part.digest for part, _ in self.manifests]):
+            descriptor, data = self._source.manifest(one.descriptor)
+            document = parse_manifest(data, f"manifest {descriptor.digest}")
+            if isinstance(document, Manifest):
+                self._add_blobs(document)
+            found.append((one, data))
+        return tuple(found)
+
     def add(self, descriptor: Descriptor, data: bytes, depth: int) -> None:
         self._seen.add(descriptor.digest)
         if depth > _MAX_DEPTH or len(self._seen) > _MAX_MANIFESTS:
@@ -224,11 +255,14 @@ class _Gathering:
                     child, child_data = self._source.manifest(entry)
                     self.add(child, child_data, depth + 1)
         else:
-            for blob in (document.config, *document.layers):
-                # A layer with URLs is not in the registry: its licence forbids that.
-                if not blob.urls:
-                    self.blobs.setdefault(blob.digest, blob)
+            self._add_blobs(document)
         self.manifests.append((descriptor, data))
+
+    def _add_blobs(self, manifest: Manifest) -> None:
+        for blob in (manifest.config, *manifest.layers):
+            # A layer with URLs is not in the registry: its licence forbids that.
+            if not blob.urls:
+                self.blobs.setdefault(blob.digest, blob)
 
 
 class _BlobSource(io.RawIOBase):

@@ -9,15 +9,17 @@ Filesystem Changeset Format".
 from __future__ import annotations
 
 import hashlib
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from lamina.errors import FormatError, UsageError
+from lamina.registry import json_document
 from lamina.registry.docker_archive_writer import DockerArchiveWriter
 from lamina.registry.local import Extent, LocalRepository, open_extent, read_extent
 from lamina.registry.manifest import (
     MAX_CONFIG_BYTES,
+    MAX_LAYERS,
     MAX_MANIFEST_BYTES,
     OCI_CONFIG,
     OCI_INDEX,
@@ -46,7 +48,7 @@ _MAGICS: Final = ((b"\x1f\x8b", OCI_LAYER_GZIP), (b"\x28\xb5\x2f\xfd", OCI_LAYER
 class _Item(msgspec.Struct, rename="pascal"):
     config: str
     repo_tags: list[str] | None = None
-    layers: list[str] | None = None
+    layers: Annotated[list[str], msgspec.Meta(max_length=MAX_LAYERS)] | None = None
 
 
 def open_docker_archive(reference: Reference, *, write: bool) -> Repository:
@@ -88,14 +90,14 @@ class _DockerArchive:
     def load(self) -> None:
         path = self._members.path
         data = self._members.read(_MANIFEST_FILE, MAX_MANIFEST_BYTES)
-        try:
-            items = msgspec.json.decode(data, type=list[_Item])
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise FormatError(f"{_MANIFEST_FILE} of {path} is malformed: {error}") from None
+        what = f"{_MANIFEST_FILE} of {path}"
+        items = json_document.load(data, what, MAX_MANIFEST_BYTES)
+        if not isinstance(items, list):
+            raise FormatError(f"the {what} is malformed: it is no array")
         if len(items) > _MAX_IMAGES:
             raise FormatError(f"{path} has more than {_MAX_IMAGES} images")
         for item in items:
-            self._load_image(item)
+            self._load_image(json_document.shape(item, _Item, what))
 
     def index(self) -> Index:
         return Index(schema_version=2, media_type=OCI_INDEX, manifests=tuple(self._entries))

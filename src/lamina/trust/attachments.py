@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
+from logging import getLogger
 from typing import Final, NamedTuple
 
 import msgspec
@@ -14,9 +15,12 @@ import msgspec
 from lamina.errors import FormatError, IntegrityError, NotFoundError, UnsupportedError
 from lamina.registry import manifest as m
 from lamina.registry.manifest import Descriptor, Manifest
+from lamina.registry.referrers import look_up
 from lamina.registry.repository import Repository
 from lamina.trust import strict_json
 from lamina.trust.simple_signing import MAX_PAYLOAD_BYTES
+
+LOG: Final = getLogger("lamina")
 
 SIMPLE_SIGNING: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 SIGNATURE: Final = "dev.cosignproject.cosign/signature"
@@ -42,11 +46,14 @@ def read_signatures(repository: Repository, digest: str) -> list[Attached]:
     """All signatures of a manifest, none of them verified; entries that are malformed or not there
     are left out.
 
-    Raises FormatError if there are too many, and what the repository raises.
+    Whatever is answered in place of signatures means that there are none, with a warning.  Raises
+    FormatError if there are too many, FetchError if the registry does not answer at all.
     """
-    manifest = _read_manifest(repository, digest)
+    manifest = look_up(lambda: _read_manifest(repository, digest))
+    if isinstance(manifest, str):
+        LOG.warning("%s: no signatures of %s: %s", repository.reference, digest, manifest)
     found = []
-    for layer in manifest.layers if manifest else ():
+    for layer in _counted(manifest, digest) if isinstance(manifest, Manifest) else ():
         encoded = layer.annotations.get(SIGNATURE)
         if layer.media_type != SIMPLE_SIGNING or encoded is None:
             continue
@@ -66,7 +73,7 @@ def add_signature(repository: Repository, digest: str, attached: Attached) -> De
     written.
     """
     manifest = _read_manifest(repository, digest)
-    layers = manifest.layers if manifest else ()
+    layers = _counted(manifest, digest) if manifest else ()
     encoded = strict_json.encode_base64(attached.signature)
     layer = m.describe(SIMPLE_SIGNING, attached.payload, {SIGNATURE: encoded})
     repository.push_blob(layer, io.BytesIO(attached.payload))
@@ -87,7 +94,11 @@ def _read_manifest(repository: Repository, digest: str) -> Manifest | None:
         _, data = repository.manifest(signature_tag(digest))
     except NotFoundError:
         return None
-    manifest = m.parse_image_manifest(data, "manifest of the signatures")
+    return m.parse_image_manifest(data, "manifest of the signatures")
+
+
+def _counted(manifest: Manifest, digest: str) -> tuple[Descriptor, ...]:
+    """The layers, which are signatures.  Raises FormatError if there are too many."""
     if len(manifest.layers) > MAX_SIGNATURES:
         raise FormatError(f"{digest} has more than {MAX_SIGNATURES} signatures")
-    return manifest
+    return manifest.layers

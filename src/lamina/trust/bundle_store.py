@@ -22,7 +22,7 @@ def read_bundles(repository: Repository, digest: str) -> list[bytes]:
 
     Entries of other kinds, those that refer to something else, and those that are not there or are
     damaged are left out: they prove nothing, and everybody who may attach one could otherwise make
-    an image unusable.  Raises FormatError if there are too many, and what the repository raises.
+    an image unusable.  Raises FetchError if the registry does not answer at all.
     """
     found = []
     for entry in list_referrers(repository, digest):

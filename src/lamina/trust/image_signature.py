@@ -28,6 +28,7 @@ from lamina.trust.simple_signing import RELEASE, Payload
 SUITE: Final = "suite"
 FORMS: Final = ("tag", "bundle")
 """Where a signature is put: under cosign's tag, and as a bundle that refers to the image."""
+_JSON_NAMES: Final = {str: "a text", float: "a fraction", bool: "true or false"}
 _NAME: Final = "docker-reference"
 """Annotation of a bundle's subject that has the name."""
 
@@ -239,18 +240,26 @@ def _check_bundle(demand: Demand, data: bytes, digest: str, wanted: Reference) -
     return payload
 
 
+def _check_release(payload: Payload, least: int) -> None:
+    stated = payload.optional.get(RELEASE)
+    if stated is None:
+        raise TrustError(f"it states no release, and at least {least} is demanded")
+    if payload.release is None:
+        raise TrustError(
+            f"it states the release {stated!r:.80}, which is no number but "
+            f"{_JSON_NAMES.get(type(stated), 'something else')}"
+        )
+    if payload.release < least:
+        raise TrustError(f"it is for release {payload.release}, older than {least}")
+
+
 def _check_statement(demand: Demand, payload: Payload, wanted: Reference) -> None:
     if not demand.identity.allows(payload.reference, wanted):
         if not payload.reference:
             raise TrustError("it states no name, as bundles of cosign do (verify --any-name)")
         raise TrustError(f"it is for another name, {payload.reference[:200]!r}")
     if demand.minimum_release:
-        release = payload.release
-        if release is None or release < demand.minimum_release:
-            stated = payload.optional.get(RELEASE)
-            raise TrustError(
-                f"it is for release {stated!r:.20}, older than {demand.minimum_release}"
-            )
+        _check_release(payload, demand.minimum_release)
     if demand.suite and payload.optional.get(SUITE) != demand.suite:
         raise TrustError(f"it is not for the suite {demand.suite!r}")
     for name, value in demand.annotations.items():
