@@ -186,6 +186,7 @@ class _Conversion:
             manifest.layers,
             self._options,
             self.phases,
+            config.rootfs.diff_ids,
         ) as built:
             pushed, bootstrap_layer_bytes = self._push_image(
                 (descriptor.digest, manifest, config.raw), built, tag

@@ -56,16 +56,18 @@ def built_image(
     layers: Sequence[Descriptor],
     options: ConvertOptions,
     phases: Phases,
+    diff_ids: Sequence[str] = (),
 ) -> Iterator[BuiltImage]:
     """Convert the layers and push their blobs; bootstrap and manifest are left to the caller.
 
     While the result is used, workers and temporary files go away.  ``client`` is what ``source``
-    was opened with.  Raises what the layers, the temporary files and the two repositories raise.
+    was opened with; the tar streams of the layers must have their ``diff_ids``.
+    Raises what the layers, the temporary files and the two repositories raise.
     """
     with phases("start workers"):
         tasks.preload(options)
         files: list[tasks.LayerFiles] = []
-        job = tasks.Job(source, client, layers, files, options)
+        job = tasks.Job(source, client, layers, files, options, diff_ids)
     jobs = options.jobs or len(os.sched_getaffinity(0))
     try:
         with phases("start workers"):

@@ -126,7 +126,7 @@ def build_index(
     refuse_native(manifest)
     parsed = parse_config(config)
     check_layers(manifest, parsed, str(repository.reference))
-    built = build_from_layers(repository, manifest.layers, options, client)
+    built = build_from_layers(repository, manifest.layers, options, client, parsed.rootfs.diff_ids)
     pushed = _attach(repository, source, config, built, tag)
     return IndexReport(
         platform=str(parsed.platform),

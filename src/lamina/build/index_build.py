@@ -80,6 +80,7 @@ class _Job:
     layers: Sequence[Descriptor]
     options: IndexOptions
     known: Sequence[IndexedLayer]
+    diff_ids: Sequence[str]
     read_bytes: SharedCounters = field(init=False)
     shown_bytes: int = 0
 
@@ -125,7 +126,8 @@ def _index(number: int) -> LayerIndex:
     else:
         # fmt: off
         layer = index_layer(_job.repository, descriptor, options.chunk_size, options.spacing_bytes,
-                            options.digester, lambda read: _job.read_bytes.add(number, read))
+                            options.digester, lambda read: _job.read_bytes.add(number, read),
+                            diff_id=_job.diff_ids[number] if _job.diff_ids else None)
         # fmt: on
     # Chunks that a lower layer has as well are not looked for: nothing is stored twice by that, and
     # the layers need not wait for each other.
@@ -142,11 +144,13 @@ def build_from_layers(
     layers: Sequence[Descriptor],
     options: IndexOptions,
     client: ClientOptions | None = None,
+    diff_ids: Sequence[str] = (),
 ) -> BuiltIndex:
     """Return the index of an image, by its layers' tables of contents or else by reading them.
 
     Call it before threads are started.  ``client`` is what the repository was opened with.  Raises
-    what reading the layers raises.
+    what reading the layers raises, and IntegrityError if one that is read does not have the diff_id
+    that ``diff_ids`` says, if they are given.
     """
     for layer in layers:
         if not layer.digest.startswith("sha256:"):
@@ -162,7 +166,7 @@ def build_from_layers(
             options = replace(options, chunk_size=chunk_size, digester=Digester.SHA256)
         except (FormatError, IntegrityError, UnsupportedError, RangesIgnoredError) as error:
             problem = str(error)
-    with closing(_Job(repository, client, layers, options, known)) as job:
+    with closing(_Job(repository, client, layers, options, known, diff_ids)) as job:
         jobs = min(options.jobs or len(os.sched_getaffinity(0)), len(layers))
         with no_garbage_collection(), Workers(jobs, _set_up, job) as workers:
             futures = [workers.submit(_index, number) for number in range(len(layers))]

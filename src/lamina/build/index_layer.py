@@ -12,6 +12,7 @@ from lamina.archive.gzip_points import GzipPoints
 from lamina.archive.stream import GZIP_MAGIC, check_media_type
 from lamina.archive.zstd_frames import MAGIC, is_skippable
 from lamina.archive.zstd_points import ZstdPoints
+from lamina.build.diff_ids import checked_tar
 from lamina.build.scan import LayerScan, scan_layer
 from lamina.codec.digest import Digester
 
@@ -64,8 +65,10 @@ def index_layer(
     spacing_bytes: int,
     digester: Digester,
     progress: Callable[[int], None] = lambda _: None,
+    diff_id: str | None = None,
 ) -> IndexedLayer:
-    """Read a layer to its end, its digest verified; ``progress`` is told the bytes of each read.
+    """Read a layer to its end, its digest verified, and its ``diff_id`` if one is given;
+    ``progress`` is told the bytes of each read.
 
     Raises FormatError and UnsupportedError for a layer that cannot be read, and what reading it
     from the repository raises.
@@ -85,7 +88,7 @@ def index_layer(
             return data
 
         with closing(_points(head, read_input, spacing_bytes)) as stream:
-            scan = scan_layer(stream, None, chunk_size, digester)
+            scan = scan_layer(checked_tar(stream, descriptor, diff_id), None, chunk_size, digester)
             while read_input():
                 pass
             found = stream.map

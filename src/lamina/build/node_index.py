@@ -97,7 +97,9 @@ def index_here(
         indexing = IndexOptions(
             by_table=not where.is_remote, progress=lambda done: progress("index", total, done)
         )
-        built = build_from_layers(layers, manifest.layers, indexing)
+        built = build_from_layers(
+            layers, manifest.layers, indexing, diff_ids=config.rootfs.diff_ids
+        )
         kind = manifest.media_type or OCI_MANIFEST
         image = Descriptor(media_type=kind, digest=digest, size=len(manifest.raw))
         _keep(node, image, config.raw, built)

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from lamina.archive.stream import open_layer
+from lamina.build.diff_ids import checked_tar
 from lamina.build.layer_tree import apply_layer
 from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_LAYER_BYTES, work_folder
@@ -58,7 +59,8 @@ def open_source_image(
         manifest = find_image(descriptor, document, documents, platform, prefer="oci").manifest
         if manifest.is_nydus:
             raise UsageError(f"{where} is a native image, not an ordinary one.")
-        check_layers(manifest, load_config(manifest, documents), str(where))
+        config = load_config(manifest, documents)
+        check_layers(manifest, config, str(where))
         with ExitStack() as stack:
             tree = MergedTree()
             spools = []
@@ -66,7 +68,8 @@ def open_source_image(
                 spool = stack.enter_context(
                     tempfile.TemporaryFile(buffering=0, dir=work_folder(work_dir))
                 )
-                _apply(tree, number, layer, repository, spool, max_layer_bytes)
+                layer_tar = repository, layer, config.rootfs.diff_ids[number]
+                _apply(tree, number, layer_tar, spool, max_layer_bytes)
                 spools.append(spool.fileno())
             return SourceImage(tree.root, spools, stack.pop_all())
 
@@ -74,13 +77,13 @@ def open_source_image(
 def _apply(
     tree: MergedTree,
     number: int,
-    layer: Descriptor,
-    repository: Repository,
+    layer_tar: tuple[Repository, Descriptor, str],
     spool: BinaryIO,
     max_layer_bytes: int,
 ) -> None:
+    repository, layer, diff_id = layer_tar
     with repository.open_blob(layer) as raw:
-        stream = open_layer(raw, layer.media_type, max_layer_bytes)
+        stream = checked_tar(open_layer(raw, layer.media_type, max_layer_bytes), layer, diff_id)
         scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3)
         while raw.read(1 << 20):
             pass

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from lamina.archive.stream import open_layer
+from lamina.build.diff_ids import checked_tar
 from lamina.build.options import ConvertOptions
 from lamina.build.pack import Segment, pack_segment
 from lamina.build.scan import LayerScan, scan_layer
@@ -71,6 +72,8 @@ class Job:
     layers: Sequence[Descriptor]
     files: Sequence[LayerFiles]
     options: ConvertOptions
+    diff_ids: Sequence[str] = ()
+    """One a layer; none if nobody knows them."""
     read_bytes: SharedCounters = field(init=False)
     seals: Sequence[BlobSeal] = field(init=False)
     """One a layer; none if the image is not sealed."""
@@ -161,7 +164,8 @@ def scan(layer: int) -> tuple[LayerScan, float]:
     options = _job.options
     with _job.source.open_blob(descriptor) as raw, _Counted(raw, _job.read_bytes, layer) as counted:
         source = cast("BinaryIO", counted)
-        stream = open_layer(source, descriptor.media_type, options.max_layer_bytes)
+        tar = open_layer(source, descriptor.media_type, options.max_layer_bytes)
+        stream = checked_tar(tar, descriptor, _job.diff_ids[layer] if _job.diff_ids else None)
         spool = _job.files[layer].spool
         found = scan_layer(stream, spool, options.chunk_size, options.digester)
         # The last read verifies the digest, and may lie behind the end of the archive.

@@ -1,0 +1,60 @@
+"""The tar streams of layers have the digests that the configuration of the image promises.
+
+Runtimes that unpack an image refuse it otherwise (OCI image configuration, ``rootfs.diff_ids``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lamina.errors import IntegrityError
+from lamina.registry.verify import new_hash
+
+if TYPE_CHECKING:
+    from lamina.build.scan import TarStream
+    from lamina.registry.manifest import Descriptor
+
+
+class CheckedTar:
+    """A tar stream whose last read, which gives nothing, raises IntegrityError if the stream does
+    not have its diff_id.
+    """
+
+    def __init__(self, stream: TarStream, layer: Descriptor, diff_id: str) -> None:
+        self._stream = stream
+        self._layer = layer
+        self._diff_id = diff_id
+        self._hash = new_hash(diff_id)
+
+    @property
+    def compression(self) -> str:
+        """How the layer is compressed."""
+        return self._stream.compression
+
+    def read(self, size: int = -1, /) -> bytes | bytearray:
+        """Return up to ``size`` bytes."""
+        data = self._stream.read(size)
+        if data:
+            self._hash.update(data)
+        else:
+            self._check()
+        return data
+
+    def _check(self) -> None:
+        algorithm, _, wanted = self._diff_id.partition(":")
+        found = self._hash.hexdigest()
+        if found != wanted:
+            raise IntegrityError(
+                f"the layer {self._layer.digest} has the diff_id {algorithm}:{found}, but the "
+                f"configuration of the image says {self._diff_id}",
+                hint="The image was put together wrongly; containerd and podman refuse it too.",
+            )
+
+
+def checked_tar(stream: TarStream, layer: Descriptor, diff_id: str | None) -> TarStream:
+    """Return what reads ``stream`` and checks its diff_id, if one is known and the digest of the
+    layer, verified anyway, is another.
+    """
+    if diff_id is None or diff_id == layer.digest:
+        return stream
+    return CheckedTar(stream, layer, diff_id)
