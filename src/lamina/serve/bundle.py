@@ -1,10 +1,11 @@
 """The OCI runtime bundle of a container: ``config.json`` from an image configuration and the wishes
 of a user.
 
-What: pure functions from values to values; nothing is mounted, started or written but the few files
-that :func:`write_bundle` puts beside ``config.json``.  Defaults are those that docker users know:
-capabilities, masked paths, environment, entrypoint rules.  Sources: OCI runtime specification 1.0.2
-(config.md, config-linux.md), OCI image specification 1.1 (conversion.md), moby ``oci/defaults.go``.
+What: pure functions from values to values; nothing is mounted, started or written but
+``config.json`` and the few files that :func:`write_etc_files` puts beside it.  Defaults are those
+that docker users know: capabilities, masked paths, environment, entrypoint rules.  Sources: OCI
+runtime specification 1.0.2 (config.md, config-linux.md), OCI image specification 1.1
+(conversion.md), moby ``oci/defaults.go``.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def process_environment(config: RuntimeConfig, options: ContainerOptions, home: 
 
 
 def working_directory(config: RuntimeConfig, options: ContainerOptions) -> str:
-    """Where the command starts; the runtime creates it if the image lacks it."""
+    """Where the command starts, as it is written; links in it are for the container's tree."""
     if options.workdir is not None and not options.workdir.startswith("/"):
         raise UsageError(f"the working directory {options.workdir!r} is not absolute")
     wanted = config.working_dir if options.workdir is None else options.workdir
@@ -164,10 +165,10 @@ def capability_set(added: Iterable[str], dropped: Iterable[str]) -> list[str]:
 
 
 def runtime_config(
-    config: RuntimeConfig, user: ContainerUser, options: ContainerOptions, bundle: str
+    config: RuntimeConfig, user: ContainerUser, options: ContainerOptions
 ) -> dict[str, Any]:
-    """The ``config.json`` of a bundle in the folder ``bundle``, whose root file system is
-    ``bundle/rootfs``.
+    """The ``config.json`` of a bundle, whose root file system is its folder ``rootfs``, with the
+    kernel's own mounts; :mod:`lamina.serve.container_mounts` places the others.
 
     Raises UsageError for impossible wishes, FormatError for an image configuration that no kernel
     could run.
@@ -180,7 +181,7 @@ def runtime_config(
         "process": _process(config, user, options),
         "root": {"path": "rootfs", "readonly": options.read_only},
         "hostname": options.hostname,
-        "mounts": [*_system_mounts(), *_file_mounts(options, bundle), *_user_mounts(options)],
+        "mounts": _system_mounts(),
         "linux": {
             "namespaces": [{"type": kind} for kind in namespaces],
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
@@ -246,32 +247,6 @@ def _system_mounts() -> list[dict[str, Any]]:
     return [_mount(*row) for row in table]
 
 
-def _file_mounts(options: ContainerOptions, bundle: str) -> list[dict[str, Any]]:
-    """Name resolution and host name come from files of the bundle, so that a container may edit
-    them.
-    """
-    taken = {volume.target for volume in options.volumes}
-    return [
-        _mount(f"/etc/{name}", "bind", os.path.join(bundle, name), ["rbind", "rprivate"])
-        for name in etc_files(options)
-        if f"/etc/{name}" not in taken
-    ]
-
-
-def _user_mounts(options: ContainerOptions) -> list[dict[str, Any]]:
-    mounts = [
-        _mount(
-            volume.target,
-            "bind",
-            volume.source,
-            ["rbind", "rprivate", "ro" if volume.read_only else "rw"],
-        )
-        for volume in options.volumes
-    ]
-    mounts += [_mount(target, "tmpfs", "tmpfs", ["nosuid", "nodev"]) for target in options.tmpfs]
-    return sorted(mounts, key=lambda mount: str(mount["destination"]).count("/"))
-
-
 def _mount(target: str, kind: str, source: str, options: list[str]) -> dict[str, Any]:
     return {"destination": target, "type": kind, "source": source, "options": options}
 
@@ -287,21 +262,14 @@ def etc_files(options: ContainerOptions) -> dict[str, str]:
     return files
 
 
-def mount_targets(document: dict[str, Any]) -> list[str]:
-    """Paths that must exist in the root file system; the rest is below mounts of the document
-    itself.
-    """
-    return [
-        str(mount["destination"])
-        for mount in document["mounts"]
-        if not str(mount["destination"]).startswith(("/dev/", "/sys/", "/proc/"))
-    ]
-
-
-def write_bundle(bundle: str, document: dict[str, Any], options: ContainerOptions) -> None:
-    """Write ``config.json`` and the files that it mounts into the existing folder ``bundle``."""
+def write_etc_files(bundle: str, options: ContainerOptions) -> None:
+    """Write the files that are mounted below ``/etc`` into the existing folder ``bundle``."""
     for name, text in etc_files(options).items():
         _write(os.path.join(bundle, name), text, 0o644)
+
+
+def write_config(bundle: str, document: dict[str, Any]) -> None:
+    """Write ``config.json`` into the existing folder ``bundle``."""
     _write(os.path.join(bundle, "config.json"), json.dumps(document), 0o600)
 
 

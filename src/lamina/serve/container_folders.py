@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -16,6 +17,8 @@ import shutil
 from typing import Final, NamedTuple
 
 from lamina.errors import StoreError, UsageError
+
+LOG: Final = logging.getLogger("lamina")
 
 RUN_ROOT: Final = "/run/lamina"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -44,7 +47,18 @@ class ContainerFolders(NamedTuple):
         return os.path.join(self.changes, "upper")
 
     def remove(self, *, keep_changes: bool) -> None:
-        """Remove the folders once nothing is mounted in them; may be called again."""
+        """Remove the folders once nothing is mounted in them; may be called again.
+
+        As long as something is, everything stays: folders of the host may be mounted there.
+        """
+        for mountpoint in (self.image, self.rootfs):
+            try:
+                os.rmdir(mountpoint)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                LOG.warning("%s is left: %s", self.bundle, error.strerror)
+                return
         shutil.rmtree(self.bundle, ignore_errors=True)
         shutil.rmtree(os.path.join(self.changes, "work"), ignore_errors=True)
         if not keep_changes:

@@ -14,8 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lamina.errors import UnsupportedError, UsageError
 from lamina.linux.private_mounts import enter_private_mounts
-from lamina.serve.bundle import ContainerOptions, mount_targets, runtime_config, write_bundle
+from lamina.serve.bundle import (
+    ContainerOptions,
+    runtime_config,
+    write_config,
+    write_etc_files,
+)
 from lamina.serve.container_folders import ContainerFolders, create_folders
+from lamina.serve.container_mounts import place_mounts, wanted_mounts
 from lamina.serve.container_user import resolve_user
 from lamina.serve.overlay import (
     has_changes,
@@ -74,15 +80,13 @@ class ServedImage:
         self._mount: Unmountable | None = None
 
     def start(self) -> dict[str, Any]:
-        """Open, mount, and write the bundle; return the paths that the runtime will mount on."""
+        """Open and mount; return the ``config.json`` that the image and the options make."""
         request, folders = self._request, self._folders
         self._image = image = request.open_image()
         self._mount = request.mount(image, folders.image)
         config, options = image.config.config, request.options
         user = resolve_user(image, config.user if options.user is None else options.user)
-        document = runtime_config(config, user, options, folders.bundle)
-        write_bundle(folders.bundle, document, options)
-        return {"targets": mount_targets(document)}
+        return {"document": runtime_config(config, user, options)}
 
     def stop(self, *, orphaned: bool) -> None:
         """Unmount; after the caller's sudden end also kill the container and remove its folders."""
@@ -113,19 +117,24 @@ def run_container(request: RunRequest) -> RunResult:
     runtime = find_runtime(request.runtime, "/run/lamina/runtime")
     folders = create_folders(request.store_root, request.name)
     request = replace(request, options=_named(request.options, folders.container_id))
-    kept = request.keep_changes
+    kept = False
     try:
         enter_private_mounts()
         server = start_server(lambda: ServedImage(request, folders, runtime))
         try:
-            outcome, in_store = _run_served(request, folders, runtime, server)
+            targets, in_store = _prepare(request, folders, server)
+            kept = request.keep_changes and in_store
+            outcome = _run_prepared(request.options, folders, runtime, server.pid)
+            prune_mount_points(folders.upper, targets, folders.image)
         finally:
             unmount_quietly(folders.rootfs)
             server.stop()
             # A server that was killed left it.
             unmount_quietly(folders.image)
-        kept = kept and in_store and has_changes(folders.upper)
+        kept = kept and has_changes(folders.upper)
     finally:
+        # The memory that took the place of a folder which overlayfs cannot use.
+        unmount_quietly(folders.changes)
         folders.remove(keep_changes=kept)
     return RunResult(outcome.exit_code, folders.upper if kept else None)
 
@@ -138,28 +147,39 @@ def check_terminal(options: ContainerOptions) -> None:
         )
 
 
-def _run_served(
-    request: RunRequest, folders: ContainerFolders, runtime: Runtime, server: RunServer
-) -> tuple[Outcome, bool]:
-    targets = server.wait_ready()["targets"]
-    throwaway = not request.keep_changes or request.options.read_only
+def _prepare(
+    request: RunRequest, folders: ContainerFolders, server: RunServer
+) -> tuple[list[str], bool]:
+    """Make the bundle with its root; return the paths that are mounted on in it, and whether what
+    the container writes goes to the store.
+    """
+    document, options = server.wait_ready()["document"], request.options
+    throwaway = not request.keep_changes or options.read_only
     in_store = mount_overlay(folders.image, folders.changes, folders.rootfs, throwaway=throwaway)
-    interactive = request.options.interactive or request.options.terminal
+    write_etc_files(folders.bundle, options)
+    wanted = wanted_mounts(options, folders.bundle)
+    document, targets = place_mounts(folders.rootfs, document, wanted)
+    write_config(folders.bundle, document)
+    return targets, in_store
+
+
+def _run_prepared(
+    options: ContainerOptions, folders: ContainerFolders, runtime: Runtime, server_pid: int
+) -> Outcome:
     ended = False
     try:
         outcome = run_foreground(
             runtime,
             folders.bundle,
             folders.container_id,
-            interactive=interactive,
-            server_pid=server.pid,
+            interactive=options.interactive or options.terminal,
+            server_pid=server_pid,
         )
         ended = not outcome.failure
     finally:
         if not ended:
             remove_container(runtime, folders.bundle, folders.container_id)
-    prune_mount_points(folders.upper, targets, folders.image)
-    return outcome, in_store
+    return outcome
 
 
 def _named(options: ContainerOptions, container_id: str) -> ContainerOptions:

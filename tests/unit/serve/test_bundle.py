@@ -20,13 +20,14 @@ from lamina.serve.bundle import (
     ContainerOptions,
     Volume,
     capability_set,
-    mount_targets,
     process_arguments,
     process_environment,
     runtime_config,
     working_directory,
-    write_bundle,
+    write_config,
+    write_etc_files,
 )
+from lamina.serve.container_mounts import wanted_mounts
 from lamina.serve.container_user import ContainerUser
 
 HERE = ContainerOptions(hostname="here")
@@ -36,7 +37,7 @@ def made(
     config: RuntimeConfig | None = None, user: ContainerUser | None = None, **options: Any
 ) -> dict[str, Any]:
     config = config or RuntimeConfig(cmd=("/bin/sh",))
-    return runtime_config(config, user or ContainerUser(), replace(HERE, **options), "/bundle")
+    return runtime_config(config, user or ContainerUser(), replace(HERE, **options))
 
 
 def mounts(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -194,26 +195,24 @@ def test_system_mounts_are_in_order() -> None:
 
 def test_volumes() -> None:
     volumes = (Volume("/src", "/a/b", read_only=True), Volume("/other", "/a"))
-    document = made(volumes=volumes, tmpfs=("/scratch",))
-    found = mounts(document)
-    assert found["/a/b"] == {
+    options = replace(HERE, volumes=volumes, tmpfs=("/scratch",))
+    wanted = {each.target: each for each in wanted_mounts(options, "/bundle")}
+    assert wanted["/a/b"].for_runtime("/a/b") == {
         "destination": "/a/b",
         "type": "bind",
         "source": "/src",
         "options": ["rbind", "rprivate", "ro"],
     }
-    assert "rw" in found["/a"]["options"]
-    assert found["/scratch"]["type"] == "tmpfs"
-    targets = [mount["destination"] for mount in document["mounts"]]
-    assert targets.index("/a") < targets.index("/a/b")
+    assert "rw" in wanted["/a"].for_runtime("/a")["options"]
+    assert wanted["/scratch"].for_runtime("/scratch")["type"] == "tmpfs"
+    assert list(wanted).index("/a") < list(wanted).index("/a/b")
+    assert list(wanted).index("/scratch") < list(wanted).index("/etc/hosts")
 
 
 def test_a_volume_takes_the_place_of_a_file_of_ours() -> None:
-    document = made(volumes=(Volume("/my/hosts", "/etc/hosts"),))
-    sources = [
-        mount["source"] for mount in document["mounts"] if mount["destination"] == "/etc/hosts"
-    ]
-    assert sources == ["/my/hosts"]
+    options = replace(HERE, volumes=(Volume("/my/hosts", "/etc/hosts"),))
+    wanted = [each for each in wanted_mounts(options, "/bundle") if each.target == "/etc/hosts"]
+    assert [each.source for each in wanted] == ["/my/hosts"]
 
 
 def test_name_resolution_by_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,19 +241,15 @@ def test_read_only_root() -> None:
     assert made()["root"]["readonly"] is False
 
 
-def test_mount_targets_are_those_of_the_root_file_system() -> None:
-    targets = mount_targets(made(volumes=(Volume("/x", "/data/x"),)))
-    assert {"/proc", "/dev", "/sys", "/etc/hosts", "/data/x"} <= set(targets)
-    assert not any(target.startswith(("/dev/", "/sys/", "/proc/")) for target in targets)
-
-
 def test_written_bundle(tmp_path: Path) -> None:
     options = replace(HERE, network="none", env=(("A", "\udcff"),))
-    document = runtime_config(RuntimeConfig(cmd=("x",)), ContainerUser(), options, str(tmp_path))
-    write_bundle(str(tmp_path), document, options)
+    document = runtime_config(RuntimeConfig(cmd=("x",)), ContainerUser(), options)
+    write_etc_files(str(tmp_path), options)
+    write_config(str(tmp_path), document)
     assert json.loads((tmp_path / "config.json").read_text()) == document
     assert os.stat(tmp_path / "config.json").st_mode & 0o777 == 0o600
-    for mount in document["mounts"]:
-        if mount["type"] == "bind":
-            assert os.path.isfile(mount["source"])
-            assert os.stat(mount["source"]).st_mode & 0o777 == 0o644
+    provided = [each.source for each in wanted_mounts(options, str(tmp_path)) if each.provided]
+    assert provided
+    for source in provided:
+        assert source is not None
+        assert os.stat(source).st_mode & 0o777 == 0o644
