@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from lamina.cli.known_answers import tiny_layout
+from lamina.cli.known_answers import tiny_layout, write_layout
 from lamina.linux.process import start_time_ticks
-from tests.support.tools import require_root
+from tests.support.static_program import euid_program
+from tests.support.tools import require_kernel, require_root
 
 pytestmark = pytest.mark.kernel
 
@@ -129,15 +132,123 @@ def test_it_tells_people_on_standard_error(lamina: Shell) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_options(lamina: Shell) -> None:
-    lamina("mount", "-o", "nosuid,nodev", IMAGE, "mnt")
+def kernel_options(lamina: Shell) -> set[str]:
+    """What the kernel has for the mount, and ``mounts --json`` as well."""
+    (listed,) = lamina.mine()
     line = next(
         line for line in Path("/proc/self/mountinfo").read_text().splitlines()
         if f" {lamina.folder}/mnt " in line
     )  # fmt: skip
-    assert {"ro", "nosuid", "nodev"} <= set(line.split()[5].split(","))
+    assert line.split()[5].split(",") == listed["options"]
+    return set(listed["options"]) - {"relatime"}
+
+
+DEVICES = ("fanotify", "fuse-blob", "fuse")
+
+
+@pytest.fixture(params=[(device, foreground) for device in DEVICES for foreground in (False, True)],
+                ids=lambda each: f"{each[0]}-{'foreground' if each[1] else 'service'}")  # fmt: skip
+def mounted(lamina: Shell, request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """Mounts an image with a set-uid program, by each device and way of serving."""
+    device, foreground = request.param
+    if device == "fanotify":
+        require_kernel(6, 14, "fanotify pre-content events")
+    if device == "fuse-blob":
+        require_kernel(6, 12, "file-backed EROFS")
+    if not (lamina.folder / "suid").exists():
+        layer = io.BytesIO()
+        with tarfile.open(fileobj=layer, mode="w") as archive:
+            data = euid_program()
+            info = tarfile.TarInfo("whoami")
+            info.mode, info.size = 0o4755, len(data)
+            archive.addfile(info, io.BytesIO(data))
+            info = tarfile.TarInfo("null")
+            info.type, info.mode, info.devmajor, info.devminor = tarfile.CHRTYPE, 0o666, 1, 3
+            archive.addfile(info)
+        write_layout(lamina.folder / "plain", "suid", layer.getvalue(), {})
+        lamina("convert", "oci:plain:suid", "oci:suid:suid")
+    mounted = Mounted(lamina, device, foreground)
+    yield mounted
+    mounted.unmount()
+
+
+class Mounted:
+    """An image with a set-uid program on ``mnt``."""
+
+    def __init__(self, lamina: Shell, device: str, foreground: bool) -> None:
+        self.lamina = lamina
+        self._words = ["--device", device, "oci:suid:suid", "mnt"]
+        self._foreground = foreground
+        self._server: subprocess.Popen[str] | None = None
+
+    def mount(self, *options: str) -> set[str]:
+        """Mount with options, and return those that it has then."""
+        self.unmount()
+        if self._foreground:
+            words = self.lamina.words("mount", "--foreground", "--json", *options, *self._words)
+            self._server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True,
+                cwd=self.lamina.folder, env=self.lamina.environment)  # fmt: skip
+            assert self._server.stdout is not None
+            assert self._server.stdout.readline()
+        else:
+            self.lamina("mount", *options, *self._words)
+        return kernel_options(self.lamina)
+
+    def unmount(self) -> None:
+        if self.lamina.mine():
+            self.lamina("umount", "mnt")
+        if self._server is not None:
+            self._server.communicate(timeout=60)
+            self._server = None
+
+    def effective_user(self) -> int:
+        """Who the program runs as for the user 77; -1 if it does not run."""
+        # In the folder already, since others may not walk through the ones above it.
+        folder = self.lamina.folder / "mnt"
+        try:
+            done = subprocess.run(["./whoami"], cwd=folder, user=77, group=77, extra_groups=[])
+        except PermissionError:
+            return -1
+        return done.returncode
+
+
+def test_set_uid_programs_are_nobodys_but_on_request(mounted: Mounted) -> None:
+    assert mounted.mount() == {"ro", "nosuid", "nodev"}
+    assert mounted.effective_user() == 77
+    with pytest.raises(PermissionError):
+        (mounted.lamina.folder / "mnt/null").read_bytes()
+    assert mounted.mount("-o", "noexec") == {"ro", "nosuid", "nodev", "noexec"}
+    assert mounted.effective_user() == -1
+    assert mounted.mount("-o", "suid", "-o", "dev,noatime") == {"ro", "noatime"}
+    assert mounted.effective_user() == 0
+    assert (mounted.lamina.folder / "mnt/null").read_bytes() == b""
+
+
+def test_options_outlive_who_serves_and_follow_a_remount(lamina: Shell) -> None:
+    lamina("mount", "--device", "fuse", IMAGE, "mnt")
+    (before,) = lamina.mine()
+    os.kill(before["pids"]["worker"], signal.SIGKILL)
+    assert kernel_options(lamina) == {"ro", "nosuid", "nodev"}
+    subprocess.run(["mount", "-o", "remount,bind,ro,nosuid,dev", lamina.folder / "mnt"], check=True)
+    assert kernel_options(lamina) == {"ro", "nosuid"}
+    # A broken mount is mounted anew with the options of the new request.
+    (now,) = lamina.mine()
+    for pid in now["pids"].values():
+        os.kill(pid, signal.SIGSTOP)
+    for pid in now["pids"].values():
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while lamina.mine()[0]["state"] != "broken":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lamina("mount", "--device", "fuse", "-o", "noexec", IMAGE, "mnt")
+    assert kernel_options(lamina) == {"ro", "nosuid", "nodev", "noexec"}
     lamina("umount", "mnt")
-    assert "sticky" in lamina("mount", "-o", "sticky", IMAGE, "mnt", code=2).stderr
+
+
+def test_options_that_are_not_known(lamina: Shell) -> None:
+    assert "sticky" in lamina("mount", "-o", "nosuid,sticky", IMAGE, "mnt", code=2).stderr
+    assert "read-only" in lamina("mount", "-o", "rw", IMAGE, "mnt", code=2).stderr
 
 
 def test_a_second_mount_is_refused(lamina: Shell) -> None:

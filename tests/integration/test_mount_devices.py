@@ -264,21 +264,34 @@ def test_mapped_files(sample: Sample, device: str) -> None:
         assert int(done.stdout) == sample.built.contents[name][-1]
 
 
-@pytest.mark.parametrize("option", ["nosuid", "nodev", "noexec"])
-def test_options(sample: Sample, device: str, option: str) -> None:
-    with mount_image(sample.image, sample.mountpoint, device, options=[option]):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"ro", "nosuid", "nodev"}),
+        (["noexec"], {"ro", "nosuid", "nodev", "noexec"}),
+        (["suid,dev"], {"ro"}),
+        (["suid", "dev", "noexec,noatime"], {"ro", "noexec", "noatime"}),
+        (["suid,dev,nosuid"], {"ro", "nosuid"}),
+    ],
+)
+def test_options(sample: Sample, device: str, options: list[str], expected: set[str]) -> None:
+    with mount_image(sample.image, sample.mountpoint, device, options=options):
         line = next(
             line
             for line in Path("/proc/self/mountinfo").read_text().splitlines()
             if str(sample.mountpoint) in line
         )
-        assert {"ro", option} <= set(line.split()[5].split(","))
+        assert set(line.split()[5].split(",")) - {"relatime"} == expected
 
 
-def test_device_nodes_work(sample: Sample, device: str) -> None:
-    with mount_image(sample.image, sample.mountpoint, device):
+def test_device_nodes_work_only_if_asked_for(sample: Sample, device: str) -> None:
+    with mount_image(sample.image, sample.mountpoint, device, options=["dev"]):
         assert sample.file(b"null").read_bytes() == b""
         assert os.stat(sample.file(b"null")).st_rdev == os.makedev(1, 3)
+    with mount_image(sample.image, sample.mountpoint, device):
+        assert os.stat(sample.file(b"null")).st_rdev == os.makedev(1, 3)
+        with pytest.raises(PermissionError):
+            sample.file(b"null").read_bytes()
 
 
 def test_bad_requests_are_refused(sample: Sample) -> None:
@@ -288,7 +301,9 @@ def test_bad_requests_are_refused(sample: Sample) -> None:
     with pytest.raises(UsageError, match="no device"):
         mount_image(sample.image, sample.mountpoint, "floppy")
     with pytest.raises(UsageError, match="not known"):
-        mount_image(sample.image, sample.mountpoint, options=["sync"])
+        mount_image(sample.image, sample.mountpoint, options=["nodev,sync"])
+    with pytest.raises(UsageError, match="'rw'"):
+        mount_image(sample.image, sample.mountpoint, options=["rw"])
 
 
 def test_auto_is_the_device_that_fails_closed(sample: Sample) -> None:

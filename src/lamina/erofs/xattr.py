@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from lamina.erofs.layout import (
     MAX_NAME_SIZE,
     MAX_XATTR_VALUE_SIZE,
@@ -48,18 +51,38 @@ def is_storable(name: bytes) -> bool:
     return True
 
 
+class XattrEntry(NamedTuple):
+    """One attribute: its full name, its value, and where its entry begins in the area."""
+
+    position: int
+    name: bytes
+    value: bytes
+
+
 def decode_xattrs(area: bytes, nid: int) -> dict[bytes, bytes]:
     """Return full name -> value of the attribute area of inode ``nid``.
 
     Raises:
-        FormatError: shared attributes, an unknown prefix, an entry that leaves the area, or a name
-            twice.
+        FormatError: as :func:`xattr_entries`, or a name twice.
+    """
+    found: dict[bytes, bytes] = {}
+    for _, name, value in xattr_entries(area, nid):
+        if name in found:
+            raise FormatError(f"Inode {nid}: extended attribute {name!r} is not valid.")
+        found[name] = value
+    return found
+
+
+def xattr_entries(area: bytes, nid: int) -> Iterator[XattrEntry]:
+    """Yield the attributes in the area of inode ``nid``.
+
+    Raises:
+        FormatError: shared attributes, an unknown prefix, or an entry that leaves the area.
     """
     if len(area) < XATTR_HEADER.size or XATTR_HEADER.unpack_from(area)[1] != 0:
         raise FormatError(
             f"Inode {nid}: its extended attributes are shared, which RAFS never does."
         )
-    found: dict[bytes, bytes] = {}
     position = XATTR_HEADER.size
     while position < len(area):
         name_size, index, value_size = XATTR_ENTRY.unpack_from(area, position)
@@ -71,11 +94,10 @@ def decode_xattrs(area: bytes, nid: int) -> dict[bytes, bytes]:
             raise FormatError(f"Inode {nid}: damaged extended attribute at byte {position}.")
         name = prefix + area[name_start:value_start]
         whole = index in XATTR_WHOLE_NAMES
-        if b"\0" in name or name in found or whole != (name_size == 0):
+        if b"\0" in name or whole != (name_size == 0):
             raise FormatError(f"Inode {nid}: extended attribute {name!r} is not valid.")
-        found[name] = area[value_start:end]
+        yield XattrEntry(position, name, area[value_start:end])
         position = round_up(end, 4)
-    return found
 
 
 def _split_name(name: bytes) -> tuple[int, bytes]:

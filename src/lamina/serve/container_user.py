@@ -2,9 +2,10 @@
 image's own files.
 
 The rules are those of docker and runc (moby ``user.GetExecUser``): a number is always an id, even
-where a user of that name exists; a number that ``/etc/passwd`` does not know is fine and belongs to
-group 0; supplementary groups are taken from ``/etc/group`` only where no group was named.  Nothing
-of the host is asked.
+where a user of that name exists, and may have a sign as for Go's ``strconv.Atoi``; without a user
+it is root, and nothing after the colon names no group; a number that ``/etc/passwd`` does not know
+is fine and belongs to group 0; supplementary groups are taken from ``/etc/group`` only where no
+group was named.  Nothing of the host is asked.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def resolve_user(image: Image, wanted: str) -> ContainerUser:
     Raises NotFoundError for a name that the image does not know, UsageError for a malformed
     request, and whatever reading the image raises.
     """
-    name, colon, group = wanted.partition(":")
-    if (colon and not group) or ":" in group:
+    name, _, group = wanted.partition(":")
+    if ":" in group:
         raise UsageError(
             f"{wanted!r} is no user", hint="write USER, USER:GROUP, UID or UID:GID, as docker does"
         )
@@ -119,12 +120,16 @@ def _find_group(entries: Iterator[GroupEntry], wanted: str) -> int:
 
 
 def _number(text: str) -> int | None:
-    """The id that a text of digits means; UsageError if it is out of range."""
-    if not (text.isascii() and text.isdigit()):
+    """The id that a text of digits means, with a sign or without; UsageError if it is out of
+    range.
+    """
+    digits = text[1:] if text[:1] in ("+", "-") else text
+    if not (digits.isascii() and digits.isdigit()):
         return None
-    if not _is_id(text):
+    digits = digits.lstrip("0") or "0"
+    if not _is_id(digits) or (text[0] == "-" and digits != "0"):
         raise UsageError(f"the id {text[:20]} is not between 0 and {MAX_ID}")
-    return int(text)
+    return int(digits)
 
 
 def _read(image: Image, path: str) -> bytes:

@@ -18,6 +18,7 @@ from lamina.errors import FormatError
 from lamina.image.base import Image, Stat
 from lamina.linux import fuse_device, mount
 from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
+from lamina.serve.mount_options import option_names
 from lamina.wire import fuse, fuse_reply
 
 _KEPT_FOLDERS: Final = 128
@@ -56,10 +57,12 @@ class TreeFilesystem:
     nothing has to be remembered, and any process that has the image can answer.
 
     With ``acl`` the kernel checks POSIX ACLs, as it does on EROFS; only root's mounts can.
+    Attributes whose names begin with ``hidden`` are not shown.
     """
 
-    def __init__(self, image: TreeImage, *, acl: bool = False) -> None:
+    def __init__(self, image: TreeImage, *, acl: bool = False, hidden: bytes | None = None) -> None:
         self._image = image
+        self._hidden = hidden
         self._node = functools.lru_cache(_KEPT_NODES)(self._find_node)
         self._entries = functools.lru_cache(_KEPT_FOLDERS)(self._read_folder)
         self._folder_lock = threading.Lock()
@@ -148,6 +151,8 @@ class TreeFilesystem:
     def _xattr(self, request: fuse.Request) -> bytes:
         wanted = fuse.decode_xattr(request)
         xattrs = self._image.xattrs(self._node(request.nodeid))
+        if self._hidden is not None:
+            xattrs = {name: xattrs[name] for name in xattrs if not name.startswith(self._hidden)}
         if request.opcode == fuse.Opcode.GETXATTR:
             if wanted.name not in xattrs:
                 raise _error(errno.ENODATA)
@@ -213,23 +218,22 @@ class TreeServer:
         self._server.close()
 
 
-def mount_tree(image: TreeImage, mountpoint: str, options: Sequence[str]) -> TreeServer:
+def mount_tree(
+    image: TreeImage, mountpoint: str, attributes: int, hidden: bytes | None = None
+) -> TreeServer:
     """Mount the tree of ``image`` on a folder, without root through fusermount3.
 
-    ``options`` are those of :data:`lamina.linux.mount.ATTRIBUTES`.  Root's mounts are for all
-    users, as permissions in the image say; other users' mounts are for themselves.
+    ``attributes`` are ``MOUNT_ATTR_*``; extended attributes whose names begin with ``hidden`` are
+    not shown.  Root's mounts are for all users, as permissions in the image say; other users'
+    mounts are for themselves.
     """
     if os.geteuid() != 0:
-        words = ["ro", "fsname=lamina", "subtype=lamina", "default_permissions", *options]
-        device = fuse_device.mount_unprivileged(mountpoint, words)
-        server = FuseServer(device, TreeFilesystem(image))
+        device = fuse_device.mount_unprivileged(mountpoint, unprivileged_options(attributes))
+        server = FuseServer(device, TreeFilesystem(image, hidden=hidden))
         server.start()
         return TreeServer(server, None)
     device = fuse_device.open_device()
     try:
-        attributes = mount.MOUNT_ATTR_RDONLY
-        for option in options:
-            attributes |= mount.ATTRIBUTES[option]
         everyone: list[tuple[str, str | None]] = [
             ("allow_other", None),
             ("default_permissions", None),
@@ -239,7 +243,7 @@ def mount_tree(image: TreeImage, mountpoint: str, options: Sequence[str]) -> Tre
         os.close(device)
         raise
     number = mount.device_number(mount_fd)
-    server = FuseServer(device, TreeFilesystem(image, acl=True))
+    server = FuseServer(device, TreeFilesystem(image, acl=True, hidden=hidden))
     server.start()
     try:
         mount.attach_mount(mount_fd, mountpoint)
@@ -249,3 +253,9 @@ def mount_tree(image: TreeImage, mountpoint: str, options: Sequence[str]) -> Tre
         raise
     os.close(mount_fd)
     return TreeServer(server, number)
+
+
+def unprivileged_options(attributes: int) -> list[str]:
+    """Return what fusermount3 is told for ``MOUNT_ATTR_*``."""
+    names = option_names(attributes)
+    return ["fsname=lamina", "subtype=lamina", "default_permissions", *names]

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
+from lamina.erofs.hidden_attributes import without_attributes
 from lamina.errors import KernelError, NotFoundError, UnsupportedError, UsageError
 from lamina.image.native import NativeImage
 from lamina.linux import mount
 from lamina.linux.process import raise_file_limit
 from lamina.linux.syscalls import SyscallError
+from lamina.linux.unnamed_file import open_unnamed_file
 from lamina.serve.detach import detach
-from lamina.serve.device import BlobDevice
+from lamina.serve.device import BlobDevice, fd_path
 from lamina.serve.erofs_mount import ErofsMount, mount_erofs
+from lamina.serve.mount_options import mount_attributes
 from lamina.serve.whole_reads import NoKernelMountError, require_whole_reads
 
 LOG: Final = logging.getLogger("lamina")
 
 DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
+
+OVERLAY_ATTRIBUTES: Final = b"trusted.overlay."
+"""What overlayfs reads of a lower folder, unless it was mounted with ``userxattr``."""
 
 _LINGER_S: Final = 2.0
 """How long a superblock may take to go after its last mount has gone."""
@@ -147,38 +154,48 @@ def _poller(table_fd: int) -> select.epoll:
     return poll
 
 
+class _Wish(NamedTuple):
+    """How an image is to be mounted; ``as_lower`` is for overlayfs, see :func:`mount_image`."""
+
+    target: str
+    attributes: int
+    as_lower: bool
+
+
 def mount_image(
     image: NativeImage,
     mountpoint: str | os.PathLike[str],
     device: str = "auto",
     *,
     options: Sequence[str] = (),
+    as_lower: bool = False,
 ) -> Mount:
     """Mount ``image`` read-only on an existing folder and serve it from threads of this process.
 
     ``device`` is one of :data:`DEVICES`; ``auto`` is ``fuse-blob`` for root where the kernel has
-    file-backed EROFS mounts, else ``fuse``.  ``options`` are of ``nosuid``, ``nodev``, ``noexec``
-    and ``noatime``; without them device nodes work as they do in a container's root.
+    file-backed EROFS mounts, else ``fuse``.  ``options`` are those of
+    :mod:`lamina.serve.mount_options`; without ``suid`` and ``dev``, set-uid programs and device
+    nodes do not work.  With ``as_lower`` the mount is fit to be the lower folder of an overlay:
+    it lacks the attributes by which overlayfs would take orders from the image.
 
     The mount is not for this process itself, see :class:`lamina.serve.device.BlobDevice`.
 
     Raises UsageError, NotFoundError (no such folder), KernelError, UnsupportedError, and what
     opening the image's blobs raises.
     """
-    target = mount_target(mountpoint)
-    attributes = mount_attributes(options)
+    wish = _Wish(mount_target(mountpoint), mount_attributes(options), as_lower)
     raise_file_limit()
     if device == "auto":
-        return _mount_best(image, target, attributes)
+        return _mount_best(image, wish)
     if device == "fuse":
-        return _mount_tree(image, target, options)
+        return _mount_tree(image, wish)
     if device not in DEVICES:
         raise UsageError(f"there is no device {device!r}", hint=f"choose of {', '.join(DEVICES)}")
     if os.geteuid() != 0:
         raise UnsupportedError(
             f"device {device} needs root", hint="without root, --device fuse mounts the whole tree"
         )
-    return _mount_blobs(image, target, device, attributes)
+    return _mount_blobs(image, wish, device)
 
 
 def mount_target(mountpoint: str | os.PathLike[str]) -> str:
@@ -189,29 +206,17 @@ def mount_target(mountpoint: str | os.PathLike[str]) -> str:
     return path
 
 
-def mount_attributes(options: Sequence[str]) -> int:
-    """Return the ``MOUNT_ATTR_*`` of options.  Raises UsageError for one that is not known."""
-    attributes = mount.MOUNT_ATTR_RDONLY
-    for option in options:
-        if option not in mount.ATTRIBUTES:
-            known = ", ".join(mount.ATTRIBUTES)
-            raise UsageError(f"mount option {option!r} is not known", hint=f"known are {known}")
-        attributes |= mount.ATTRIBUTES[option]
-    return attributes
-
-
-def _mount_best(image: NativeImage, target: str, attributes: int) -> Mount:
-    options = [name for name, bit in mount.ATTRIBUTES.items() if attributes & bit]
+def _mount_best(image: NativeImage, wish: _Wish) -> Mount:
     if os.geteuid() == 0:
         try:
-            return _mount_blobs(image, target, "fuse-blob", attributes)
+            return _mount_blobs(image, wish, "fuse-blob")
         except (KernelError, NoKernelMountError) as error:
             # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
             LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
-    return _mount_tree(image, target, options)
+    return _mount_tree(image, wish)
 
 
-def _mount_blobs(image: NativeImage, target: str, name: str, attributes: int) -> Mount:
+def _mount_blobs(image: NativeImage, wish: _Wish, name: str) -> Mount:
     blobs = list(image.blobs)
     device: BlobDevice
     if name == "fanotify":
@@ -226,17 +231,32 @@ def _mount_blobs(image: NativeImage, target: str, name: str, attributes: int) ->
     try:
         if lazy and name == "fuse-blob":
             require_whole_reads(blobs[0].path.parent)
-        mount_erofs(ErofsMount(str(image.bootstrap_path), target, attributes, lazy), device)
+        with _bootstrap(image, wish) as path:
+            mount_erofs(ErofsMount(path, wish.target, wish.attributes, lazy), device)
     except BaseException:
         device.close()
         raise
-    return Mount(target, device)
+    return Mount(wish.target, device)
 
 
-def _mount_tree(image: NativeImage, target: str, options: Sequence[str]) -> Mount:
+@contextlib.contextmanager
+def _bootstrap(image: NativeImage, wish: _Wish) -> Iterator[str]:
+    """The path of the metadata for the kernel, which keeps the file itself once it is mounted."""
+    if wish.as_lower:
+        changed = without_attributes(image.bootstrap, OVERLAY_ATTRIBUTES)
+        if changed is not None:
+            with open_unnamed_file(str(image.bootstrap_path.parent)) as file:
+                file.write(changed)
+                yield fd_path(file.fileno())
+            return
+    yield str(image.bootstrap_path)
+
+
+def _mount_tree(image: NativeImage, wish: _Wish) -> Mount:
     from lamina.serve.fuse_tree import mount_tree
 
+    hidden = OVERLAY_ATTRIBUTES if wish.as_lower else None
     try:
-        return Mount(target, mount_tree(image, target, options))
+        return Mount(wish.target, mount_tree(image, wish.target, wish.attributes, hidden))
     except OSError as error:
-        raise KernelError(f"cannot mount on {target}: {error}") from error
+        raise KernelError(f"cannot mount on {wish.target}: {error}") from error

@@ -40,6 +40,7 @@ class MountStatus(NamedTuple):
 
     ``pids`` by role, of those that there are: ``holder``, ``supervisor`` and ``worker`` of the
     service, or ``server``.  Sizes are those of the blobs, decompressed; None if nobody can tell.
+    ``options`` are what the kernel has for the mount now; none for one that is detached.
     """
 
     record: MountRecord
@@ -47,6 +48,7 @@ class MountStatus(NamedTuple):
     pids: dict[str, int]
     ready_bytes: int | None = None
     total_bytes: int | None = None
+    options: tuple[str, ...] = ()
 
     @property
     def resident(self) -> bool:
@@ -63,15 +65,15 @@ def list_mounts() -> list[MountStatus]:
     all_records = records.all()
     status = service_status() if any(record.service for record in all_records) else None
     # Read again: a record may have come, or lost its service, while the service was asked.
-    table = {(entry.mountpoint, entry.device) for entry in read_mount_table()}
+    table = {(entry.mountpoint, entry.device): entry.options for entry in read_mount_table()}
     found = []
     for record in records.all():
-        attached = (record.mountpoint, record.device_number) in table
-        mount = _status_of(record, status, attached=attached)
+        options = table.get((record.mountpoint, record.device_number))
+        mount = _status_of(record, status, attached=options is not None)
         if mount is None:
             records.remove(record)
         else:
-            found.append(mount)
+            found.append(mount._replace(options=tuple(options.split(",") if options else ())))
     return found
 
 

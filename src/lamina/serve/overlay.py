@@ -18,7 +18,7 @@ from lamina.linux.mount import (
     create_mount,
     unmount,
 )
-from lamina.linux.syscalls import SyscallError
+from lamina.linux.syscalls import SyscallError, from_os_error
 
 _BOOKKEEPING = ("trusted.overlay.",)
 _UNFIT = (errno.EINVAL, errno.EOPNOTSUPP)
@@ -74,8 +74,21 @@ def _copy_attributes(lower: str, upper: str) -> None:
     os.chown(upper, status.st_uid, status.st_gid)
     os.chmod(upper, status.st_mode & 0o7777)
     for name in os.listxattr(lower):
-        os.setxattr(upper, name, os.getxattr(lower, name))
+        if not name.startswith(_BOOKKEEPING):
+            _copy_attribute(lower, upper, name)
     os.utime(upper, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _copy_attribute(lower: str, upper: str, name: str) -> None:
+    try:
+        os.setxattr(upper, name, os.getxattr(lower, name))
+    except OSError as error:
+        raise from_os_error(
+            error,
+            "setxattr",
+            f"cannot give the container's root folder the attribute {name!r} of the image's",
+            hint="the file system of the node store refuses it; choose another one with --store",
+        ) from error
 
 
 def _escaped(path: str) -> str:

@@ -67,13 +67,37 @@ def image(tmp_path: Path) -> FolderImage:
         ("12345:adm", ContainerUser(12345, 4, (), "/")),
         ("nohome", ContainerUser(5, 50, (), "/")),
         ("2147483647", ContainerUser(2147483647, 0, (), "/")),
+        # Numbers as Go's strconv.Atoi reads them, and empty parts as if they were not there.
+        ("1000:", ContainerUser(1000, 1001, (4, 6, 44), "/srv/app")),
+        ("app:", ContainerUser(1000, 1001, (4, 6, 44), "/srv/app")),
+        ("+1000", ContainerUser(1000, 1001, (4, 6, 44), "/srv/app")),
+        ("+12345:+12", ContainerUser(12345, 12, (), "/")),
+        ("0000000000001000", ContainerUser(1000, 1001, (4, 6, 44), "/srv/app")),
+        ("-0", ContainerUser(0, 0, (6,), "/root")),
+        (":5", ContainerUser(0, 5, (), "/root")),
+        (":", ContainerUser(0, 0, (6,), "/root")),
     ],
 )
 def test_resolution(image: FolderImage, wanted: str, expected: ContainerUser) -> None:
     assert resolve_user(image, wanted) == expected
 
 
-@pytest.mark.parametrize("wanted", ["nobody", "app:wheel", "broken"])
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "nobody",
+        "app:wheel",
+        "broken",
+        "0x3e8",
+        "1_000",
+        "1000app",
+        "+",
+        "++5",
+        "+ 5",
+        "١٢",
+        "7:0x1",
+    ],
+)
 def test_unknown_names(image: FolderImage, wanted: str) -> None:
     with pytest.raises(NotFoundError, match="the image has no") as caught:
         resolve_user(image, wanted)
@@ -81,7 +105,11 @@ def test_unknown_names(image: FolderImage, wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", ["app:", "a:b:c", "2147483648", "99999999999999999999", "0:2147483648"]
+    "wanted",
+    [
+        *("a:b:c", "1000::", "2147483648", "99999999999999999999", "0:2147483648"),
+        *("-5", "0:-1", "+2147483648", "9" * 5000),
+    ],
 )
 def test_malformed(image: FolderImage, wanted: str) -> None:
     with pytest.raises(UsageError):

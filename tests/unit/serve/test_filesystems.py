@@ -13,6 +13,7 @@ from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import FolderSource, write_sample
 
 from lamina.errors import Error, StoreError
+from lamina.image.base import Stat
 from lamina.image.native import NativeImage
 from lamina.serve.device import read_exactly
 from lamina.serve.fuse_blob import BlobFilesystem
@@ -190,3 +191,29 @@ def test_nodes_are_known_to_whoever_has_the_image(opened: Opened) -> None:
     )
     other.forget(nodeid, 1)
     assert ask(other, fuse.Opcode.GETATTR, nodeid) == before
+
+
+def test_attributes_that_are_hidden(opened: Opened) -> None:
+    """The sample has ``user.note`` and ``trusted.t`` on one of its files."""
+    name = next(
+        path for path, stat in walk(opened.image) if b"user.note" in opened.image.xattrs(stat)
+    )
+    for prefix, shown in ((None, b"trusted.t\0user.note\0"), (b"trusted.", b"user.note\0")):
+        filesystem = TreeFilesystem(opened.image, hidden=prefix)
+        node = lookup(filesystem, name)
+        assert ask(filesystem, fuse.Opcode.LISTXATTR, node, struct.pack("=II", 100, 0)) == shown
+        wanted = struct.pack("=II", 100, 0) + b"trusted.t\0"
+        if prefix is None:
+            assert ask(filesystem, fuse.Opcode.GETXATTR, node, wanted) == b"1"
+        else:
+            with pytest.raises(OSError) as caught:
+                ask(filesystem, fuse.Opcode.GETXATTR, node, wanted)
+            assert caught.value.errno == errno.ENODATA
+
+
+def walk(image: NativeImage, folder: bytes = b"") -> Iterator[tuple[bytes, Stat]]:
+    for name, stat in image.scandir(folder or b"/"):
+        path = folder + b"/" + name if folder else name
+        yield path, stat
+        if stat.is_dir:
+            yield from walk(image, path)

@@ -65,9 +65,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "-o",
         "--options",
+        action="append",
         metavar="OPTION[,OPTION]",
-        default="",
-        help="of nosuid, nodev, noexec and noatime; the mount is read-only in any case",
+        default=[],
+        help="of suid, dev (root), noexec, noatime and their opposites, later ones win; without "
+        "suid and dev, set-uid programs and device nodes of the image do not work; the mount is "
+        "read-only in any case; may be repeated",
     )
     add_complete_options(parser)
     parser.add_argument(
@@ -124,7 +127,7 @@ def mount_spec(args: Namespace) -> MountSpec:
         store=args.store or str(default_root()),
         store_budget=args.store_budget or os.environ.get(BUDGET_VARIABLE) or None,
         device=args.device,
-        options=tuple(filter(None, args.options.split(","))),
+        options=tuple(args.options),
         platform=args.platform,
         index=args.index,
         decryption_keys=tuple(args.decryption_key),

@@ -136,7 +136,10 @@ def run_request(args: Namespace) -> RunRequest:
         from lamina.serve.mount import mount_image
 
         plan = follow_plan(args.plan, image) if args.plan else None
-        mounted = mount_image(image, mountpoint, device=args.device)
+        # Only the container sees this mount, and it is the container's root.
+        mounted = mount_image(
+            image, mountpoint, device=args.device, options=("suid", "dev"), as_lower=True
+        )
         complete_in_background(args, image)
         return mounted if plan is None else PlannedMount(image, plan, mounted)
 

@@ -22,7 +22,9 @@ from lamina.linux.syscalls import SyscallError
 from lamina.serve.detach import detach
 from lamina.serve.device import fd_path
 from lamina.serve.erofs_mount import create_erofs
-from lamina.serve.mount import DEVICES, mount_attributes, mount_target
+from lamina.serve.fuse_tree import unprivileged_options
+from lamina.serve.mount import DEVICES, mount_target
+from lamina.serve.mount_options import mount_attributes
 from lamina.serve.mounts import clear_mountpoint
 from lamina.serve.readahead import shorten_readahead
 from lamina.serve.service.channel import Channel
@@ -175,9 +177,8 @@ def _commit(job: _Job) -> MountRecord:
 
 
 def _mount_tree(job: _Job) -> None:
-    options = job.spec.options
     if os.geteuid() != 0:
-        words = ["ro", "fsname=lamina", "subtype=lamina", "default_permissions", *options]
+        words = unprivileged_options(job.attributes)
         device = fuse_device.mount_unprivileged(job.spec.mountpoint, words)
         with _closing(device):
             entry = mount.topmost_mount(job.spec.mountpoint)
