@@ -10,6 +10,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import pytest
 
 from lamina.linux.mount import parse_mount_table
+from lamina.serve.container_folders import create_folders
 from tests.support.containers import small_root
 from tests.support.tools import require_root, require_tool
 
@@ -37,6 +39,10 @@ cp "$bundle/config.json" /proc/self/mountinfo "$(dirname "$0")"
 """
 
 
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+
+
 class Case(NamedTuple):
     """An image that a test may change, a folder of the host, and a runtime that only watches."""
 
@@ -45,15 +51,17 @@ class Case(NamedTuple):
     store: Path
     watcher: Path
 
-    def lamina(self, *words: str) -> subprocess.CompletedProcess[bytes]:
+    def command(self, *words: str) -> list[str]:
         program = [sys.executable, "-m", "tests.support.containers", str(self.root)]
-        name = ["--name", f"{PREFIX}{secrets.token_hex(4)}"]
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+        name = [] if "--name" in words else ["--name", f"{PREFIX}{secrets.token_hex(4)}"]
+        return [*program, str(self.store), *name, *words]
+
+    def lamina(self, *words: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
-            [*program, str(self.store), *name, *words],
+            self.command(*words),
             capture_output=True,
             stdin=subprocess.DEVNULL,
-            env=environment,
+            env=environment(),
             timeout=120,
         )
 
@@ -324,3 +332,37 @@ def test_a_start_that_failed_leaves_its_name_free(case: Case) -> None:
         done = case.lamina(*words)
         assert done.returncode == 125
         assert b"/proc" in done.stderr
+
+
+def test_a_killed_run_leaves_volumes_as_they_are(case: Case) -> None:
+    """They are mounted below the folder that is removed then."""
+    (case.host / "folder").mkdir()
+    (case.host / "folder/file").write_text("mine\n")
+    name = f"{PREFIX}victim"
+    words = ["--rm", "--name", name, "-v", f"{case.host}:/data", "--tmpfs", "/data/folder"]
+    command = case.command(*words, "image", "sh", "-c", "echo ready; sleep 99")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while (CONTAINERS / name).exists() or (case.store / "containers").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (case.host / "folder/file").read_text() == "mine\n"
+
+
+def test_a_folder_that_is_mounted_on_is_not_removed(tmp_path: Path) -> None:
+    require_root()
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host/file").write_text("mine\n")
+    folders = create_folders(str(tmp_path / "store"), "box", str(tmp_path / "run"))
+    subprocess.run(["mount", "--bind", tmp_path / "host", folders.rootfs], check=True)
+    try:
+        folders.remove(keep_changes=False)
+        assert (tmp_path / "host/file").exists()
+    finally:
+        subprocess.run(["umount", folders.rootfs], check=True)
+    folders.remove(keep_changes=False)
+    assert not os.path.exists(folders.bundle)

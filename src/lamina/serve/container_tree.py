@@ -28,6 +28,8 @@ MAX_LINKS: Final = 40
 MAX_PATH_BYTES: Final = 4096
 
 _MISSING: Final = (errno.ENOENT, errno.ENOTDIR)
+_OF_THE_IMAGE: Final = (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG)
+"""What the kernel says of a tree that is in the way; all else is the machine's."""
 _SHARED_MEMORY: Final = ("dev", "shm")
 _LINKS_IN_DEV: Final = ("fd", "stdin", "stdout", "stderr", "core")
 _KINDS: Final = {
@@ -161,6 +163,8 @@ class ContainerTree:
         except SyscallError as error:
             if error.code == errno.ENOENT:
                 return None
+            if error.code not in _OF_THE_IMAGE:
+                raise
             raise place.refused(os.strerror(error.code)) from error
 
     def _require_ours(self, place: Place, parts: tuple[str, ...]) -> None:
@@ -218,10 +222,12 @@ class _Walk:
                 self._here = open_below(self._root, "/".join(self.done), os.O_PATH)
             fd = open_below(self._here, name, os.O_PATH | os.O_NOFOLLOW)
         except SyscallError as error:
-            if error.code not in _MISSING:
-                raise Place(self.wanted, ()).refused(os.strerror(error.code)) from error
-            self.close()
-            return None
+            if error.code in _MISSING:
+                self.close()
+                return None
+            if error.code not in _OF_THE_IMAGE:
+                raise
+            raise Place(self.wanted, ()).refused(os.strerror(error.code)) from error
         if stat.S_ISLNK(os.fstat(fd).st_mode):
             try:
                 return os.readlink("", dir_fd=fd)
