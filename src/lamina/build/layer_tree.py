@@ -1,4 +1,4 @@
-"""Turn the entries of one layer into nodes: in the merged tree, and in the layer's own tree.
+"""Turn the entries of one layer into nodes: in its own tree, and from there in the merged one.
 
 The own tree is what the bootstrap inside the layer's blob describes: only what the layer brings,
 whiteouts verbatim (RAFS v6 §1.16, §6.1).  Files are one node in both; a directory has one in each.
@@ -12,63 +12,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lamina.archive import tar
-from lamina.build.merge import MergedTree, Place, copy_metadata, is_marker, new_directory
+from lamina.build.merge import MergedTree
+from lamina.build.own_tree import OwnTree, is_marker
 from lamina.build.scan import NO_XATTRS, LayerScan, ScannedEntry
 from lamina.erofs.tree import Node
 from lamina.erofs.xattr import is_storable
+from lamina.errors import FormatError
 
 INDEX_BYTES = 8
+SYMLINK_MODE = stat.S_IFLNK | 0o777
+"""What Linux gives every symbolic link, whatever the archive says."""
 
 _log = logging.getLogger(__name__)
-
-
-class OwnTree:
-    """The tree of one layer alone; paths have no symbolic links in their directories."""
-
-    def __init__(self) -> None:
-        self.root = new_directory()
-        self._directories: dict[bytes, Node] = {b"": self.root}
-
-    def insert(self, directory: bytes, name: bytes, node: Node) -> None:
-        """Put a node into a directory, made with its parents if the layer has no entry for it
-        (yet).
-        """
-        children = self._directory(directory).children
-        assert children is not None
-        there = children.get(name)
-        if there is not None and there.children is not None:
-            if node.children is not None:
-                copy_metadata(node, there)
-                return
-            self._forget(directory, name)
-        children[name] = node
-        if node.children is not None:
-            self._directories[directory + b"/" + name if directory else name] = node
-
-    def find(self, path: bytes) -> Node | None:
-        """Return what the layer has at a path."""
-        head, _, name = path.rpartition(b"/")
-        directory = self._directories.get(head)
-        return directory.children.get(name) if directory and directory.children else None
-
-    def _directory(self, path: bytes) -> Node:
-        missing = []
-        while path not in self._directories:
-            path, _, name = path.rpartition(b"/")
-            missing.append(name)
-        node = self._directories[path]
-        for name in reversed(missing):
-            path = path + b"/" + name if path else name
-            assert node.children is not None
-            node.children[name] = self._directories[path] = child = new_directory()
-            node = child
-        return node
-
-    def _forget(self, directory: bytes, name: bytes) -> None:
-        gone = directory + b"/" + name if directory else name
-        below = gone + b"/"
-        for path in [path for path in self._directories if path == gone or path.startswith(below)]:
-            del self._directories[path]
 
 
 @dataclass(slots=True)
@@ -96,42 +51,57 @@ def apply_layer(
 
     Raises FormatError where an entry cannot be placed.
     """
-    applied = AppliedLayer(OwnTree())
-    own, root = applied.own, tree.root
-    tree.begin_layer()
+    applied = AppliedLayer(OwnTree(is_lowest=tree.is_empty))
+    own = applied.own
     for entry in scan.entries():
-        if is_marker(entry.path):
-            directory = tree.hide(entry)
-            own.insert(directory, entry.path.rpartition(b"/")[2], _marker(entry))
-            continue
         if not entry.path:
-            copy_metadata(_node(entry, b""), root)
-            copy_metadata(root, own.root)
-            continue
-        place, name = tree.parent_of(entry)
-        if entry.kind == tar.HARD_LINK:
-            _apply_link(tree, entry, place, name, own, adopt)
-            continue
-        first, count = entry.first_chunk, entry.chunk_count
-        node = _node(entry, indexes[first * INDEX_BYTES : (first + count) * INDEX_BYTES])
-        tree.insert(place, name, node)
-        if count:
-            applied.files.append((node, first, count))
-        own.insert(place.path, name, node if node.children is None else _twin(node))
+            own.root.mtime, own.root.mtime_ns = entry.mtime, entry.mtime_ns
+        elif is_marker(entry.path.rpartition(b"/")[2]):
+            own.hide(entry.path, _marker(entry))
+        elif entry.kind == tar.HARD_LINK:
+            _apply_link(tree, own, entry)
+        else:
+            first, count = entry.first_chunk, entry.chunk_count
+            node = _node(entry, indexes[first * INDEX_BYTES : (first + count) * INDEX_BYTES])
+            own.insert(entry.path, node)
+            if count:
+                applied.files.append((node, first, count))
+    tree.lay(own.root)
+    own.adopt(adopt)
     return applied
 
 
-def _apply_link(
-    tree: MergedTree,
-    entry: ScannedEntry,
-    place: Place,
-    name: bytes,
-    own: OwnTree,
-    adopt: Callable[[Node], Node],
-) -> None:
-    target, path = tree.link_target(entry)
-    tree.insert(place, name, target)
-    own.insert(place.path, name, own.find(path) or adopt(target))
+def _apply_link(tree: MergedTree, own: OwnTree, entry: ScannedEntry) -> None:
+    """Give what a hard link names another name, and the metadata of the link's own header.
+
+    containerd looks for it in the layer alone and refuses others; what is only in a lower layer is
+    found there all the same, and stays as it is.
+    """
+    node, path = own.find(entry.link)
+    lower = tree.find(path) if node is None else None
+    found = node or lower
+    if found is None or found.children is not None:
+        what = "nothing that is there" if found is None else "a directory"
+        link, target = _shown(entry.path), _shown(entry.link)
+        raise FormatError(f"The hard link {link} names {target}, {what}.")
+    if lower is not None or own.is_borrowed(found):
+        own.borrow(entry.path, found)
+        return
+    _take_metadata(found, entry)
+    own.insert(entry.path, found)
+
+
+def _take_metadata(node: Node, entry: ScannedEntry) -> None:
+    if not node.target:
+        node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(entry.mode)
+    node.uid, node.gid, node.mtime, node.mtime_ns = (
+        entry.uid,
+        entry.gid,
+        entry.mtime,
+        entry.mtime_ns,
+    )
+    if entry.xattrs:
+        node.xattrs = {**node.xattrs, **_storable_xattrs(entry)}
 
 
 def _node(entry: ScannedEntry, chunks: bytes) -> Node:
@@ -139,17 +109,12 @@ def _node(entry: ScannedEntry, chunks: bytes) -> Node:
     xattrs = _storable_xattrs(entry) if entry.xattrs else NO_XATTRS
     # fmt: off
     return Node(
-        entry.mode, entry.uid, entry.gid, entry.mtime, entry.mtime_ns,
+        SYMLINK_MODE if kind == tar.SYMLINK else entry.mode,
+        entry.uid, entry.gid, entry.mtime, entry.mtime_ns,
         len(entry.link) if kind == tar.SYMLINK else entry.size, entry.rdev,
         entry.link, chunks, xattrs, {} if kind == tar.DIRECTORY else None,
     )
     # fmt: on
-
-
-def _twin(node: Node) -> Node:
-    twin = new_directory()
-    copy_metadata(node, twin)
-    return twin
 
 
 def _marker(entry: ScannedEntry) -> Node:
@@ -181,3 +146,7 @@ def renumber(chunks: bytes, devices: dict[int, int]) -> bytes:
     words = bytearray(chunks)
     words[2::INDEX_BYTES] = bytes([devices[device] for device in devices_of(chunks)])
     return bytes(words)
+
+
+def _shown(path: bytes) -> str:
+    return repr(path[:200].decode("utf-8", "replace"))
