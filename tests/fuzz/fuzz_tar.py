@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tempfile
 
 from lamina.archive.stream import LayerStream
 from lamina.build.layer_tree import apply_layer
@@ -17,8 +18,10 @@ from tests.support.layers import Item, folder, hard_link, opaque, symlink, tar_b
 
 def target(data: bytes) -> None:
     """Scan the bytes as a layer and apply it twice; only our errors may come out."""
+    stream = LayerStream(io.BytesIO(data), 1 << 24)
     try:
-        scan = scan_layer(LayerStream(io.BytesIO(data), 1 << 24), None, 4096, Digester.BLAKE3)
+        with tempfile.TemporaryFile(buffering=0) as spool:
+            scan = scan_layer(stream, spool, 4096, Digester.BLAKE3)
         tree = MergedTree()
         for _ in range(2):
             apply_layer(tree, scan, bytes(8 * len(scan.chunk_sizes)), lambda node: node)
@@ -43,8 +46,21 @@ def seeds() -> list[bytes]:
         Item("c", kind=layers.CHARACTER, device=(1, 3)),
         whiteout("d/f"),
         opaque("d"),
+        Item(".wh..wh.plnk/1", b"x"),
+        Item("a/../b"),
     ]
     formats = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT)
     archives = [tar_bytes(items, tar_format) for tar_format in formats]
     archives += [tar_bytes([item]) for item in items]
+    archives += [sparse("0,100,8000,100", 20_000, b"z" * 200), archives[0][:-2048]]
     return [b"", *archives]
+
+
+def sparse(numbers: str, size: int, data: bytes) -> bytes:
+    """A file with holes in GNU's form 0.1."""
+    info = Item("s", data).info()
+    info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.map": numbers}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()

@@ -85,6 +85,14 @@ class BlockReader:
         for _ in self.pieces(size_bytes):
             pass
 
+    def skip_padding(self, size_bytes: int) -> None:
+        """Move on by ``size_bytes``, or to the end of the stream if that comes first."""
+        if self._position + size_bytes <= len(self._block):
+            self._position += size_bytes
+            return
+        for _ in self.pieces(size_bytes, partial=True):
+            pass
+
     def drain(self) -> int:
         """Read the stream to its end and return its total length in bytes."""
         while self._advance():

@@ -7,11 +7,13 @@ need not be UTF-8.
 
 from __future__ import annotations
 
-from lamina.errors import FormatError, UnsupportedError
+from lamina.errors import FormatError
 
 SCHILY_XATTR = b"SCHILY.xattr."
 LIBARCHIVE_XATTR = b"LIBARCHIVE.xattr."
-GNU_SPARSE = b"GNU.sparse."
+SPARSE_OFFSET = b"GNU.sparse.offset"
+SPARSE_BYTES = b"GNU.sparse.numbytes"
+SPARSE_MAP = b"GNU.sparse.map"
 
 NANOSECOND_DIGITS = 9
 MAX_SECONDS = 1 << 62
@@ -20,9 +22,11 @@ MAX_SECONDS = 1 << 62
 def parse_records(data: bytes, offset: int) -> dict[bytes, bytes]:
     """Return the records of one extended header whose data starts at ``offset`` in the archive.
 
-    Raises FormatError for a record that is not well-formed.
+    The pairs of records in which GNU's sparse form 0.0 repeats two keywords become the one record
+    that form 0.1 has.  Raises FormatError for a record that is not well-formed.
     """
     records: dict[bytes, bytes] = {}
+    sparse: list[bytes] = []
     position = 0
     while position < len(data):
         space = data.find(b" ", position, position + 20)
@@ -35,9 +39,15 @@ def parse_records(data: bytes, offset: int) -> dict[bytes, bytes]:
         equals = data.find(b"=", space, end)
         if end > len(data) or equals < 0 or data[end - 1 : end] != b"\n":
             raise _malformed(offset + position, "its length is wrong")
-        records[data[space + 1 : equals]] = data[equals + 1 : end - 1]
+        keyword, value = data[space + 1 : equals], data[equals + 1 : end - 1]
+        if keyword in (SPARSE_OFFSET, SPARSE_BYTES):
+            if b"," in value or keyword != (SPARSE_OFFSET, SPARSE_BYTES)[len(sparse) % 2]:
+                raise _malformed(offset + position, "it is out of order")
+            sparse.append(value)
+        else:
+            records[keyword] = value
         position = end
-    return records
+    return {**records, SPARSE_MAP: b",".join(sparse)} if sparse else records
 
 
 def parse_number(records: dict[bytes, bytes], keyword: bytes) -> int | None:
@@ -94,22 +104,6 @@ def _decode_libarchive(keyword: bytes, value: bytes) -> tuple[bytes, bytes]:
         return name, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except binascii.Error as error:
         raise FormatError(f"The pax record {keyword[:80]!r} is not base64.") from error
-
-
-def refuse_sparse(records: dict[bytes, bytes], path: bytes) -> None:
-    """Raise UnsupportedError if the records describe a sparse file in any of GNU's pax forms."""
-    for keyword in records:
-        if keyword.startswith(GNU_SPARSE):
-            raise sparse_error(path)
-
-
-def sparse_error(path: bytes) -> UnsupportedError:
-    """Return the error for a sparse file, whatever form it is stored in."""
-    return UnsupportedError(
-        f"{path.decode('utf-8', 'replace')} is stored as a GNU sparse file, "
-        "which container layers do not use.",
-        hint="Make the layer again without tar's --sparse option.",
-    )
 
 
 def _malformed(offset: int, why: str) -> FormatError:

@@ -2,9 +2,9 @@
 
 What: :func:`walk` yields one :class:`Entry` an entry with extended headers already applied; the
 caller may consume the file data from the reader before it asks for the next entry.  What not:
-sparse files and multi-volume archives, which raise UnsupportedError.  Names and targets are bytes;
-a path is normalised to components joined by ``/`` without a leading or trailing one, and ``..`` in
-it is an error.
+multi-volume archives, which raise UnsupportedError, and global pax records, which other tools for
+containers pass over (docs/adr/0015).  Names and targets are bytes; a path is cleaned to components
+joined by ``/`` without a leading or trailing one, and one that leads out of the tree is an error.
 
 Sources: POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format"; tar(5).  Header, 512 bytes::
 
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
-from lamina.archive import pax
+from lamina.archive import pax, sparse
 from lamina.archive.blocks import BlockReader
 from lamina.errors import FormatError, UnsupportedError
 
@@ -28,12 +28,12 @@ BLOCK = 512
 HEADER = Struct("100s8s8s8s12s12s8sc100s8s64s8s8s155s12x")
 ZERO_BLOCK = bytes(BLOCK)
 
-MAX_RECORDS = 1024
-"""Most pax records of one entry: they are looked through for every header."""
 MAX_EXTENSION_BYTES = 1 << 20
 """Longest pax header or GNU long name; Linux allows 64 KiB of extended attributes and 4 KiB of
 path.
 """
+MAX_RECORDS = 1024
+"""Most pax records of one entry: they are looked through for every header."""
 MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 MAX_TARGET_BYTES = 4095
@@ -58,7 +58,9 @@ class Entry(NamedTuple):
     ``data_offset`` are bytes.
 
     ``path`` is empty for the root.  ``link`` is the target of a symbolic link, or the normalised
-    path that a hard link names.  ``mode`` holds the permission bits only (0o7777).
+    path that a hard link names.  ``mode`` holds the permission bits only (0o7777).  ``segments``
+    are the pieces of a sparse file, the data of which lies in order at ``data_offset``; None: the
+    data is the whole file.
     """
 
     path: bytes
@@ -74,41 +76,38 @@ class Entry(NamedTuple):
     device_minor: int
     xattrs: dict[bytes, bytes]
     data_offset: int
+    segments: tuple[sparse.Segment, ...] | None = None
 
 
 class _Extensions:
-    """Extended headers waiting for the entry they belong to, and the global ones."""
+    """Extended headers waiting for the entry they belong to."""
 
-    __slots__ = ("global_records", "link", "path", "records")
+    __slots__ = ("link", "path", "records")
 
     def __init__(self) -> None:
-        self.global_records: dict[bytes, bytes] = {}
         self.clear()
 
     def clear(self) -> None:
-        self.records = self.global_records
+        self.records = NO_RECORDS
         self.path: bytes | None = None
         self.link: bytes | None = None
 
     @property
     def pending(self) -> bool:
-        return (
-            self.records is not self.global_records
-            or self.path is not None
-            or self.link is not None
-        )
+        return self.records is not NO_RECORDS or self.path is not None or self.link is not None
 
 
-def walk(reader: BlockReader) -> Iterator[Entry]:
+def walk(reader: BlockReader, *, with_sparse: bool = False) -> Iterator[Entry]:
     """Yield the entries of an archive in order.
 
     After each, ``reader`` stands at the entry's data; what the caller leaves of it is skipped.  The
-    walk ends at the end mark (two zero blocks) or where the stream ends between two entries; what
-    follows is left in the reader.
+    walk ends at the end mark (two zero blocks) or where the stream ends after an entry, whose last
+    block need not be filled up (``umoci insert``); what follows is left in the reader.
 
     Raises:
         FormatError: a damaged header, a path that leaves the tree, a truncated archive.
-        UnsupportedError: sparse files, multi-volume archives, unknown entry types.
+        UnsupportedError: multi-volume archives, unknown entry types, and sparse files unless
+            ``with_sparse``.
     """
     extensions = _Extensions()
     while True:
@@ -126,10 +125,38 @@ def walk(reader: BlockReader) -> Iterator[Entry]:
             _read_extension(reader, flag, fields, extensions, offset)
             continue
         entry = _entry(fields, extensions, offset)
+        stored, end = entry.size, entry.data_offset + entry.size
+        if flag == sparse.OLD_FLAG or extensions.records:
+            entry, end = _with_segments(entry, header, extensions.records, reader, with_sparse)
         extensions.clear()
         yield entry
-        end = entry.data_offset + entry.size + (-entry.size % BLOCK)
         reader.skip(end - reader.offset)
+        reader.skip_padding(-stored % BLOCK)
+
+
+def _with_segments(
+    entry: Entry, header: bytes, records: dict[bytes, bytes], reader: BlockReader, wanted: bool
+) -> tuple[Entry, int]:
+    """Return an entry with the map that it has if it is sparse, and where its data ends."""
+    flag, stored = header[156:157], entry.size
+    if not sparse.is_sparse(flag, records):
+        return entry, entry.data_offset + stored
+    if not wanted:
+        raise sparse.sparse_error(entry.path)
+    if entry.kind != REGULAR:
+        raise FormatError("An entry of the archive is sparse and no file.")
+    begin = entry.data_offset
+    if flag == sparse.OLD_FLAG:
+        file = sparse.read_old_map(
+            header, reader, lambda field: _octal(field, "map", begin - BLOCK)
+        )
+        begin = reader.offset
+    else:
+        file = sparse.read_pax_map(records, reader, stored)
+    sparse.check(file, begin + stored - reader.offset)
+    entry = entry._replace(size=file.size, data_offset=reader.offset, segments=file.segments)
+    _check_ranges(entry, entry.size)
+    return entry, begin + stored
 
 
 def _check_end(reader: BlockReader, header: bytes, offset: int) -> None:
@@ -201,18 +228,11 @@ def _read_extension(
         raise FormatError(f"The extended tar header at offset {offset} claims {size} bytes.")
     data = b"".join(reader.pieces(size))
     reader.skip(-size % BLOCK)
-    if flag == b"V":
-        return
     if flag == b"L":
         into.path = data.partition(b"\0")[0]
     elif flag == b"K":
         into.link = data.partition(b"\0")[0]
-    elif flag == b"g":
-        records = pax.parse_records(data, offset + BLOCK)
-        fresh = into.records is into.global_records
-        into.global_records = _bounded({**into.global_records, **records}, offset)
-        into.records = into.global_records if fresh else {**records, **into.records}
-    else:
+    elif flag not in b"gV":
         into.records = _bounded({**into.records, **pax.parse_records(data, offset + BLOCK)}, offset)
 
 
@@ -236,7 +256,6 @@ def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> E
     link = extensions.link if extensions.link is not None else fields[8].partition(b"\0")[0]
     xattrs = NO_RECORDS
     if records:
-        pax.refuse_sparse(records, raw_path)
         link = records.get(b"linkpath") or link
         uid = _either(pax.parse_number(records, b"uid"), uid)
         gid = _either(pax.parse_number(records, b"gid"), gid)
@@ -271,7 +290,8 @@ def _either(value: int | None, otherwise: int) -> int:
 
 
 def _raw_path(fields: tuple[bytes, ...], extensions: _Extensions) -> bytes:
-    path = extensions.records.get(b"path") or extensions.path
+    records = extensions.records
+    path = records.get(sparse.NAME) or records.get(b"path") or extensions.path
     if path is None:
         path = fields[0].partition(b"\0")[0]
         # Only POSIX headers have a prefix; GNU ones keep other things there.
@@ -286,10 +306,8 @@ def _kind(flag: bytes, path: bytes, offset: int) -> int:
         return number
     if flag == b"\0":
         return DIRECTORY if path.endswith(b"/") else REGULAR
-    if flag == CONTIGUOUS:
+    if flag in (CONTIGUOUS, sparse.OLD_FLAG):
         return REGULAR
-    if flag == b"S":
-        raise pax.sparse_error(path)
     raise UnsupportedError(
         f"The tar entry {path.decode('utf-8', 'replace')!r} at offset {offset} is of type "
         f"{flag!r}, which container layers do not have."
@@ -302,13 +320,25 @@ def _normalise(path: bytes) -> bytes:
         trimmed = trimmed[2:].strip(b"/")
     if b"/." not in trimmed and b"//" not in trimmed and not trimmed.startswith(b"."):
         return trimmed
-    parts = [part for part in trimmed.split(b"/") if part not in (b"", b".")]
-    if b".." in parts:
-        raise FormatError(
-            f"The path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards.",
-            hint="No well-made layer has such paths; do not trust this one.",
-        )
+    parts: list[bytes] = []
+    for part in trimmed.split(b"/"):
+        if part == b"..":
+            # By the name alone, as other tools do it, and not through links.
+            if not parts:
+                raise _upwards(path)
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    if not parts and b".." in trimmed:
+        raise _upwards(path)
     return b"/".join(parts)
+
+
+def _upwards(path: bytes) -> FormatError:
+    return FormatError(
+        f"The path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards.",
+        hint="No well-made layer has such paths; do not trust this one.",
+    )
 
 
 def checked(entry: Entry) -> Entry:

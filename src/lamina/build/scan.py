@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
+from lamina.build.sparse_chunks import Chunk, SparseChunks
 from lamina.codec.digest import Digester, hasher
 from lamina.errors import FormatError
 
@@ -72,7 +73,8 @@ class LayerScan:
     """A scanned layer: entries in columns, chunks in the order of the archive.
 
     ``digests`` holds 32 bytes a chunk, ``chunk_sizes`` its length and ``chunk_offsets`` its place
-    in the tar stream, in bytes.  ``tar_bytes`` is the length of that stream.
+    in the tar stream, or behind it in the spool (:mod:`lamina.build.sparse_chunks`), in bytes.
+    ``tar_bytes`` is the length of that stream.
     """
 
     chunk_size: int
@@ -114,7 +116,8 @@ def scan_layer(
     if one is given.
 
     Raises:
-        FormatError, UnsupportedError: what :func:`lamina.archive.tar.walk` says of the archive.
+        FormatError, UnsupportedError: what :func:`lamina.archive.tar.walk` says of the archive,
+            which may have sparse files where there is a spool to put their chunks together in.
     """
     scan = LayerScan(chunk_size, compression=stream.compression)
     reader = BlockReader(_tee(stream, spool))
@@ -122,14 +125,19 @@ def scan_layer(
     links: list[bytes] = []
     digests: list[bytes] = []
     start_digest = hasher(digester)
+    sparse: SparseChunks | None = None
     add_row = scan.numbers.extend
-    for entry in tar.walk(reader):
+    for entry in tar.walk(reader, with_sparse=spool is not None):
         paths.append(entry.path)
         links.append(entry.link)
         if entry.xattrs:
             scan.xattrs[len(paths) - 1] = entry.xattrs
         add_row(entry_row(entry))
-        if entry.size:
+        if entry.segments is not None:
+            assert spool is not None
+            sparse = sparse or SparseChunks(spool.fileno(), chunk_size, start_digest)
+            _scan_sparse(sparse.cut(reader, entry), scan, digests)
+        elif entry.size:
             _scan_data(reader, entry.size, scan, start_digest, digests)
     scan.tar_bytes = reader.drain()
     scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
@@ -190,6 +198,14 @@ def _scan_data(
             f"The layer has {MAX_CHUNKS} or more chunks of {chunk_size} bytes.",
             hint="Choose a larger chunk size.",
         )
+
+
+def _scan_sparse(chunks: Iterator[Chunk], scan: LayerScan, digests: list[bytes]) -> None:
+    """Note the chunks of one sparse file."""
+    for chunk in chunks:
+        digests.append(chunk.digest)
+        scan.chunk_sizes.append(chunk.size)
+        scan.chunk_offsets.append(chunk.offset)
 
 
 def encode_rdev(major: int, minor: int) -> int:

@@ -147,9 +147,16 @@ class SourceImage(ImageBase):
         wanted = min(size, stat.size - offset)
         if offset < 0 or wanted <= 0:
             return b""
-        place = array("Q", self._nodes[stat.ino].chunks[:8])[0]
-        start = (place & OFFSET_MASK) + offset
-        return os.pread(self._spools[place >> LAYER_SHIFT], wanted, start)
+        places = array("Q", self._nodes[stat.ino].chunks)
+        parts = []
+        while wanted > 0:
+            number, start = divmod(offset, CHUNK_SIZE)
+            length = min(wanted, CHUNK_SIZE - start)
+            place = places[number]
+            begin = (place & OFFSET_MASK) + start
+            parts.append(os.pread(self._spools[place >> LAYER_SHIFT], length, begin))
+            offset, wanted = offset + length, wanted - length
+        return b"".join(parts)
 
     def close(self) -> None:
         """Free the temporary files; may be called again."""
