@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lamina.build.convert import convert
 from lamina.build.index import IndexReport
 from lamina.build.source_image import open_source_image
 from lamina.codec.digest import Digester
@@ -18,17 +19,27 @@ from lamina.errors import IntegrityError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
 from lamina.image.open import open_image
+from lamina.registry.reference import parse_reference
 from lamina.serve.mount import mount_image
+from tests.integration.test_cli_chain import Shell
 from tests.integration.test_index import index, ordinary_image
 from tests.integration.test_mount_devices import DEVICES, require_device
 from tests.support import tools
 from tests.support.index_layers import content, upper_layer
-from tests.support.layers import Item, folder, tar_bytes
-from tests.support.lazy_layers import LazyLayer, estargz, zstd_chunked
+from tests.support.layers import Item, folder, hard_link, tar_bytes
+from tests.support.lazy_layers import (
+    ESTARGZ_DIGEST,
+    STARGZ_CHECKSUM,
+    LazyLayer,
+    estargz,
+    stargz_chunked,
+    zstd_chunked,
+)
 from tests.support.nydusd import nydusd_mount
 
 REF_NAME = "org.opencontainers.image.ref.name"
-KINDS = {"estargz": estargz, "zstd:chunked": zstd_chunked}
+KINDS = {"estargz": estargz, "zstd:chunked": zstd_chunked, "stargz zstd": stargz_chunked}
+SECOND = 1_700_000_000
 SMALL = [folder("d"), Item("d/a", content(5000, 1)), Item("d/b", content(300_000, 2))]
 
 
@@ -108,6 +119,54 @@ def test_a_read_fetches_one_part_and_verifies_it(kind: str, tmp_path: Path) -> N
         path.write_bytes(data)
         with pytest.raises(IntegrityError, match=path.name):
             image.open("/d/b").read()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_times_are_those_of_the_table_however_the_layer_is_read(kind: str, tmp_path: Path) -> None:
+    """Tables of stargz have whole seconds, halves rounded up, and none in the first of 1970."""
+    parts = {"down": 0.25, "half": 0.5, "up": 0.75, "whole": 0.0}
+    items = [Item(name, b"x", mtime=SECOND + part) for name, part in parts.items()]
+    items += [hard_link("hard", "up"), folder("d", mtime=SECOND + 0.5), Item("early", mtime=0.75)]
+    items[len(parts)].mtime = SECOND + 0.75
+    reference = ordinary_image(tmp_path / "layout", KINDS[kind], [tar_bytes(items)])
+    native = f"oci:{tmp_path / 'native'}:x"
+    convert(parse_reference(reference), parse_reference(native))
+    is_exact = kind == "zstd:chunked"
+    with open_source_image(reference) as wanted:
+        stats = [wanted.stat(name.encode()) for name in (*parts, "hard", "d", "early")]
+        found = [stat.mtime + stat.mtime_ns / 1e9 - SECOND for stat in stats]
+        exact = [*parts.values(), 0.75, 0.5, 0.75 - SECOND]
+        assert found == (exact if is_exact else [0, 1, 1, 0, 1, 1, -SECOND])
+        for by_table in (True, False):
+            assert index(reference, by_table=by_table).by_table == by_table
+            assert differences(reference, tmp_path / f"store-{by_table}") == []
+            Shell(tmp_path)("check", "--data", f"oci:{tmp_path / 'layout'}:index")
+        with open_image(native, store=tmp_path / "native-store") as image:
+            assert [str(one) for one in compare(wanted, image)] == []
+
+
+def test_a_table_of_stargz_is_found_by_its_digest_alone(tmp_path: Path) -> None:
+    def pack(data: bytes) -> LazyLayer:
+        layer = stargz_chunked(data)
+        return LazyLayer(layer.data, {ESTARGZ_DIGEST: layer.annotations[ESTARGZ_DIGEST]})
+
+    reference = ordinary_image(tmp_path / "layout", pack, [tar_bytes(SMALL)])
+    report = index(reference)
+    assert (report.by_table, report.table_problem) == (True, "")
+    assert differences(reference, tmp_path / "store") == []
+
+
+def test_both_digests_of_a_table_count(tmp_path: Path) -> None:
+    for number, key in enumerate((ESTARGZ_DIGEST, STARGZ_CHECKSUM)):
+
+        def pack(data: bytes, wrong: str = key) -> LazyLayer:
+            layer = stargz_chunked(data)
+            return LazyLayer(layer.data, {**layer.annotations, wrong: "sha256:" + "0" * 64})
+
+        reference = ordinary_image(tmp_path / str(number), pack, [tar_bytes(SMALL)])
+        report = index(reference)
+        assert not report.by_table
+        assert "not the one in the manifest" in report.table_problem
 
 
 def test_parts_that_share_a_member(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import random
 import tarfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ import zstandard
 ESTARGZ_DIGEST = "containerd.io/snapshot/stargz/toc.digest"
 CHUNKED_CHECKSUM = "io.github.containers.zstd-chunked.manifest-checksum"
 CHUNKED_POSITION = "io.github.containers.zstd-chunked.manifest-position"
+STARGZ_CHECKSUM = "io.containers.zstd-chunked.manifest-checksum"
+STARGZ_POSITION = "io.containers.zstd-chunked.manifest-position"
 ESTARGZ_CHUNK_BYTES = 1 << 20
 
 TYPES = {
@@ -52,6 +55,30 @@ def estargz(
     Parts of files share a gzip member until it has ``share_bytes``.  ``change`` may falsify the
     table before it is written.
     """
+    out, entries = in_parts(data, chunk_bytes, share_bytes, gzip_member)
+    change(entries)
+    table = json.dumps({"version": 1, "entries": entries}, indent="\t").encode()
+    contents = io.BytesIO()
+    with tarfile.open(fileobj=contents, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo("stargz.index.json")
+        info.mode, info.size = 0, len(table)
+        tar.addfile(info, io.BytesIO(table))
+    table_offset = len(out)
+    out += gzip.compress(contents.getvalue(), mtime=0) + estargz_footer(table_offset)
+    return LazyLayer(bytes(out), {ESTARGZ_DIGEST: "sha256:" + hashlib.sha256(table).hexdigest()})
+
+
+def gzip_member(data: bytes) -> bytes:
+    """Compress as eStargz does."""
+    return gzip.compress(data, 6, mtime=0)
+
+
+def in_parts(
+    data: bytes, chunk_bytes: int, share_bytes: int, compress: Callable[[bytes], bytes]
+) -> tuple[bytearray, list[dict[str, Any]]]:
+    """Compress a tar stream so that each part of a file is found by itself; return the entries that
+    tell where, as well.
+    """
     out = bytearray()
     entries: list[dict[str, Any]] = []
     pending = b""
@@ -61,7 +88,7 @@ def estargz(
         entries.append(entry)
         for start in range(0, len(payload), chunk_bytes):
             if len(pending) >= share_bytes:
-                out += gzip.compress(pending, 6, mtime=0)
+                out += compress(pending)
                 pending = b""
             part = payload[start : start + chunk_bytes]
             if start:
@@ -73,17 +100,32 @@ def estargz(
                 entry["chunkSize"] = chunk_bytes
             pending += part
         pending += bytes(-len(payload) % tarfile.BLOCKSIZE)
-    out += gzip.compress(pending, 6, mtime=0)
+    out += compress(pending)
+    return out, entries
+
+
+def stargz_chunked(
+    data: bytes,
+    chunk_bytes: int = ESTARGZ_CHUNK_BYTES,
+    share_bytes: int = 0,
+    change: Callable[[list[dict[str, Any]]], None] = lambda _: None,
+) -> LazyLayer:
+    """Compress a tar stream as zstd:chunked in the form of stargz's library: even parts, times in
+    seconds, annotations and a footer of its own.
+    """
+    out, entries = in_parts(data, chunk_bytes, share_bytes, zstandard.compress)
     change(entries)
     table = json.dumps({"version": 1, "entries": entries}, indent="\t").encode()
-    contents = io.BytesIO()
-    with tarfile.open(fileobj=contents, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        info = tarfile.TarInfo("stargz.index.json")
-        info.mode, info.size = 0, len(table)
-        tar.addfile(info, io.BytesIO(table))
-    table_offset = len(out)
-    out += gzip.compress(contents.getvalue(), mtime=0) + estargz_footer(table_offset)
-    return LazyLayer(bytes(out), {ESTARGZ_DIGEST: "sha256:" + hashlib.sha256(table).hexdigest()})
+    stored = zstandard.compress(table)
+    numbers = (len(out) + 8, len(stored), len(table), 1)
+    out += skippable_frame(stored)
+    out += skippable_frame(b"".join(word.to_bytes(8, "little") for word in numbers) + b"GnUlInUx")
+    annotations = {
+        ESTARGZ_DIGEST: "sha256:" + hashlib.sha256(table).hexdigest(),
+        STARGZ_CHECKSUM: "sha256:" + hashlib.sha256(stored).hexdigest(),
+        STARGZ_POSITION: ":".join(map(str, numbers)),
+    }
+    return LazyLayer(bytes(out), annotations)
 
 
 def estargz_footer(table_offset: int) -> bytes:
@@ -106,6 +148,9 @@ def zstd_chunked(
     for raw, info, payload in members(data):
         pending += raw
         entry = described(info, hashlib.sha256(payload).hexdigest() if payload else "")
+        if info.mtime % 1:
+            # Only the tables of stargz have whole seconds.
+            entry["modtime"] = datetime.fromtimestamp(info.mtime, UTC).isoformat()
         chunks = [entry]
         if payload:
             out += zstandard.compress(pending)
@@ -168,12 +213,13 @@ def members(data: bytes) -> Iterator[tuple[bytes, tarfile.TarInfo, bytes]]:
 
 def described(info: tarfile.TarInfo, digest: str) -> dict[str, Any]:
     """Return the entry of the table that both formats have."""
-    when = datetime.fromtimestamp(round(info.mtime), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    seconds = math.floor(info.mtime + 0.5)
+    when = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     entry: dict[str, Any] = {
         "name": info.name + "/" * info.isdir(),
         "type": TYPES[info.type],
         "size": info.size if info.isreg() else 0,
-        "modtime": when,
+        "modtime": when if math.floor(info.mtime) else "",
         "linkName": info.linkname,
         "mode": info.mode,
         "uid": info.uid,

@@ -21,12 +21,11 @@ from lamina.archive.layer_toc import (
     MAX_TOC_BYTES,
     JsonEntry,
     LayerToc,
-    TocChunk,
     TocFile,
     TocMember,
+    file_parts,
     group_chunks,
     parse_entries,
-    sha256_of,
     tar_entry,
 )
 from lamina.codec.deflate_span import GZIP_WINDOW_BITS
@@ -88,20 +87,4 @@ def _file(first: JsonEntry, others: list[JsonEntry]) -> TocFile:
     entry = tar_entry(first)
     if entry.path == TABLE_PATH:
         raise FormatError("The eStargz table of contents lists itself.")
-    chunks: list[TocChunk] = []
-    done = 0
-    for part in (first, *others) if entry.size else ():
-        size = part.chunk_size or entry.size - done
-        if part.chunk_offset != done or not 0 < size <= entry.size - done:
-            raise _incomplete(first)
-        is_all = size == entry.size
-        digest = sha256_of(part, part.chunk_digest or (part.digest if is_all else ""))
-        chunks.append(TocChunk(part.offset, part.inner_offset, size, digest))
-        done += size
-    if done != entry.size or len(chunks) < len(others):
-        raise _incomplete(first)
-    return TocFile(entry, chunks)
-
-
-def _incomplete(entry: JsonEntry) -> FormatError:
-    return FormatError(f"The chunks of {entry.name[:200]!r} do not make up its {entry.size} bytes.")
+    return TocFile(entry, file_parts(entry.size, first, others))

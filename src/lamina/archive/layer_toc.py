@@ -173,6 +173,30 @@ def tar_entry(entry: JsonEntry) -> tar.Entry:
         raise _bad(entry, "has a name that is no text") from None
 
 
+def file_parts(size_bytes: int, first: JsonEntry, others: list[JsonEntry]) -> list[TocChunk]:
+    """Return the parts of a file, each of which is found by itself.
+
+    Raises FormatError unless they make up the file, each with a SHA-256.
+    """
+    chunks: list[TocChunk] = []
+    done = 0
+    for part in (first, *others) if size_bytes else ():
+        size = part.chunk_size or size_bytes - done
+        if part.chunk_offset != done or not 0 < size <= size_bytes - done:
+            raise _incomplete(first, size_bytes)
+        is_all = size == size_bytes
+        digest = sha256_of(part, part.chunk_digest or (part.digest if is_all else ""))
+        chunks.append(TocChunk(part.offset, part.inner_offset, size, digest))
+        done += size
+    if done != size_bytes or len(chunks) < len(others):
+        raise _incomplete(first, size_bytes)
+    return chunks
+
+
+def _incomplete(entry: JsonEntry, size_bytes: int) -> FormatError:
+    return FormatError(f"The chunks of {entry.name[:200]!r} do not make up its {size_bytes} bytes.")
+
+
 def sha256_of(entry: JsonEntry, text: str) -> bytes:
     """Return the bytes of a digest of an entry; raises FormatError unless it is a SHA-256."""
     match = SHA256.fullmatch(text)

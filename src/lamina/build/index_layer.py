@@ -14,6 +14,7 @@ from lamina.archive.zstd_frames import MAGIC, is_skippable
 from lamina.archive.zstd_points import ZstdPoints
 from lamina.build.diff_ids import checked_tar
 from lamina.build.scan import LayerScan, scan_layer
+from lamina.build.toc_annotations import rounds_times
 from lamina.codec.digest import Digester
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def index_layer(
             while read_input():
                 pass
             found = stream.map
+    if rounds_times(descriptor):
+        scan.round_times()
     return IndexedLayer(scan, found.ins, found.outs, found.points, descriptor.size)
 
 

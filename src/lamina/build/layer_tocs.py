@@ -20,19 +20,13 @@ from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.options import DEFAULT_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lamina.build.scan import MAX_CHUNKS, LayerScan, entry_row
+from lamina.build.toc_annotations import pinned_table, rounds_times
 from lamina.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
     from lamina.archive.tar import Entry
     from lamina.registry.manifest import Descriptor
     from lamina.registry.repository import Repository
-
-ESTARGZ_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
-CHUNKED_PREFIXES: Final = (
-    "io.github.containers.zstd-chunked.manifest-",
-    "io.containers.zstd-chunked.manifest-",
-)
-"""Of the annotations with a table's checksum and position; the second is that of skopeo 1.9."""
 
 MAX_CHUNK_SIZE: Final = 4 << 20
 """Largest chunk, which is what eStargz has by default.  With larger ones a small read costs more
@@ -49,7 +43,7 @@ class TocLayers(NamedTuple):
 
 def have_tables(layers: Iterable[Descriptor]) -> bool:
     """Whether the manifest says of some layer that it has a table of contents."""
-    return any(_pinned(layer) for layer in layers)
+    return any(pinned_table(layer) for layer in layers)
 
 
 def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> TocLayers:
@@ -60,7 +54,7 @@ def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> Toc
     """
     for layer in layers:
         check_media_type(layer.media_type)
-        if not _pinned(layer):
+        if not pinned_table(layer):
             raise UnsupportedError(f"the layer {layer.digest} has no table of contents")
     tables = [_fetch(repository, layer) for layer in layers]
     chunk_size = common_chunk_size(file for table in tables for file in table.files)
@@ -68,35 +62,30 @@ def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> Toc
         indexed_by_table(table, chunk_size, layer.size)
         for table, layer in zip(tables, layers, strict=True)
     ]
+    for layer, known in zip(layers, found, strict=True):
+        if rounds_times(layer):
+            known.scan.round_times()
     return TocLayers(chunk_size, found)
 
 
-def _pinned(layer: Descriptor) -> tuple[str, str] | None:
-    """Return the digest of a layer's table, and its position if the manifest tells it."""
-    annotations = layer.annotations
-    if ESTARGZ_DIGEST in annotations:
-        return annotations[ESTARGZ_DIGEST], ""
-    for prefix in CHUNKED_PREFIXES:
-        position = annotations.get(f"{prefix}position")
-        if position and f"{prefix}checksum" in annotations:
-            return annotations[f"{prefix}checksum"], position
-    return None
-
-
 def _fetch(repository: Repository, layer: Descriptor) -> LayerToc:
-    pinned = _pinned(layer)
+    pinned = pinned_table(layer)
     assert pinned is not None
-    digest, position = pinned
-    if position:
-        offset, size, plain_size = zstd_chunked.toc_place(position, layer.size)
-        stored = repository.read_range(layer.digest, offset, size)
-        return zstd_chunked.parse_toc(stored, offset, plain_size, digest)
+    if pinned.position:
+        place = zstd_chunked.toc_place(pinned.position, layer.size)
+        stored = repository.read_range(layer.digest, *place[:2])
+        return zstd_chunked.parse_toc(stored, *place[::2], pinned.checksum, pinned.json_digest)
     footer_offset = layer.size - estargz.FOOTER_BYTES
     if footer_offset <= 0:
         raise FormatError("The layer is too short for an eStargz footer.")
     footer = repository.read_range(layer.digest, footer_offset, estargz.FOOTER_BYTES)
+    if zstd_chunked.is_footer(footer):
+        place = zstd_chunked.footer_place(footer, layer.size)
+        stored = repository.read_range(layer.digest, *place[:2])
+        return zstd_chunked.parse_toc(stored, *place[::2], "", pinned.json_digest)
     offset, size = estargz.toc_place(footer, layer.size)
-    toc = estargz.parse_toc(repository.read_range(layer.digest, offset, size), offset, digest)
+    stored = repository.read_range(layer.digest, offset, size)
+    toc = estargz.parse_toc(stored, offset, pinned.json_digest)
     _check_members(repository, layer, toc)
     return toc
 

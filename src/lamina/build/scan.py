@@ -21,6 +21,7 @@ from lamina.codec.digest import Digester, hasher
 from lamina.errors import FormatError
 
 COLUMNS = 8
+MTIME_COLUMN = 4
 MAX_CHUNKS = 1 << 24
 MODE_OF_KIND = {
     tar.REGULAR: stat.S_IFREG,
@@ -93,6 +94,14 @@ class LayerScan:
         """Number of entries."""
         return len(self.numbers) // COLUMNS
 
+    def round_times(self) -> None:
+        """Round the times of all entries to seconds, as the tables of stargz do."""
+        numbers = self.numbers
+        for at in range(MTIME_COLUMN, len(numbers), COLUMNS):
+            if numbers[at + 1] or not numbers[at]:
+                numbers[at] = rounded_time(numbers[at], numbers[at + 1])
+                numbers[at + 1] = 0
+
     def entries(self) -> Iterator[ScannedEntry]:
         """Yield the entries in the order of the archive."""
         if not self.numbers:
@@ -143,6 +152,14 @@ def scan_layer(
     scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
     scan.digests = b"".join(digests)
     return scan
+
+
+def rounded_time(seconds: int, nanoseconds: int) -> int:
+    """Return a time as the tables of stargz have it: to the nearest second, halves up.
+
+    What is in the first second of 1970 is there as if it had no time.
+    """
+    return seconds + (nanoseconds >= 500_000_000) if seconds else 0
 
 
 def entry_row(entry: tar.Entry) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from lamina.build.layer_tree import apply_layer
 from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_LAYER_BYTES, work_folder
 from lamina.build.scan import scan_layer
+from lamina.build.toc_annotations import rounds_times
 from lamina.codec.digest import Digester
 from lamina.erofs.tree import Node
 from lamina.errors import UsageError
@@ -87,6 +88,8 @@ def _apply(
         scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3)
         while raw.read(1 << 20):
             pass
+    if rounds_times(layer):
+        scan.round_times()
     # In place of chunk indexes the nodes get the layer and the place in its tar stream.
     places = array("Q", [number << LAYER_SHIFT | offset for offset in scan.chunk_offsets])
     apply_layer(tree, scan, places.tobytes(), lambda node: node)

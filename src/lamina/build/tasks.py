@@ -18,6 +18,7 @@ from lamina.build.diff_ids import checked_tar
 from lamina.build.options import ConvertOptions
 from lamina.build.pack import Segment, pack_segment
 from lamina.build.scan import LayerScan, scan_layer
+from lamina.build.toc_annotations import rounds_times
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest
 from lamina.errors import StoreError
@@ -171,6 +172,8 @@ def scan(layer: int) -> tuple[LayerScan, float]:
         # The last read verifies the digest, and may lie behind the end of the archive.
         while counted.read(1 << 20):
             pass
+    if rounds_times(descriptor):
+        found.round_times()
     return found, time.process_time() - start
 
 
