@@ -59,6 +59,10 @@ IMAGES: dict[str, list[Layer]] = {
         [opaque("l")],
     ],
     "opaque folder": [[D, A], [Item("d/new"), opaque("d")]],
+    "opaque folder with one that no entry describes": [
+        [D, folder("d/s", 0o700, uid=4), Item("d/s/low")],
+        [Item("d/s/t/new"), opaque("d")],
+    ],
     "opaque folder that no layer has": [[D, A], [opaque("new/er")]],
     "opaque marker below a file": [[D, A, Item("f")], [opaque("f")]],
     "opaque root": [[D, A], [Item("new"), opaque("")], [Item("top")]],

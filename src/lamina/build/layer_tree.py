@@ -55,7 +55,7 @@ def apply_layer(
     own = applied.own
     for entry in scan.entries():
         if not entry.path:
-            own.root.mtime, own.root.mtime_ns = entry.mtime, entry.mtime_ns
+            own.describe_root(entry.mtime, entry.mtime_ns)
         elif is_marker(entry.path.rpartition(b"/")[2]):
             own.hide(entry.path, _marker(entry))
         elif entry.kind == tar.HARD_LINK:

@@ -8,8 +8,18 @@ Sources: the kernel's ``Documentation/filesystems/overlayfs.rst``; docs/adr/0015
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from lamina.build.own_tree import Directory, copy_metadata, is_marker, new_directory, resolve
 from lamina.erofs.tree import Node
+
+
+class _Pair(NamedTuple):
+    """A directory so far, the one to be laid over it, and what the lower layers had here."""
+
+    lower: Node
+    upper: Node
+    below: dict[bytes, Node]
 
 
 class MergedTree:
@@ -28,17 +38,18 @@ class MergedTree:
         what a layer says of it, and the kernel over an opaque root.
         """
         self.is_empty = False
-        stack: list[tuple[Node, Node]] = [(self.root, own)]
+        stack: list[_Pair] = [_Pair(self.root, own, {})]
         while stack:
-            lower, upper = stack.pop()
+            lower, upper, below = stack.pop()
             assert lower.children is not None
             assert isinstance(upper, Directory)
             if upper.is_opaque and upper is not own:
-                lower.children.clear()
+                below, lower.children = lower.children or below, {}
             for name in upper.hidden:
                 lower.children.pop(name, None)
-            stack += _lay_names(lower.children, upper.children or {})
-        self.root.mtime, self.root.mtime_ns = own.mtime, own.mtime_ns
+            stack += _lay_names(lower.children, upper.children or {}, below or lower.children)
+        if not own.is_implied:
+            self.root.mtime, self.root.mtime_ns = own.mtime, own.mtime_ns
 
     def find(self, path: bytes) -> Node | None:
         """Return what is at a path, or None; links in its directories are followed."""
@@ -47,19 +58,26 @@ class MergedTree:
         return (place.node.children or {}).get(name) if place and path else None
 
 
-def _lay_names(lower: dict[bytes, Node], upper: dict[bytes, Node]) -> list[tuple[Node, Node]]:
-    """Lay the entries of one directory; return the pairs of directories to go on with."""
+def _lay_names(
+    lower: dict[bytes, Node], upper: dict[bytes, Node], below: dict[bytes, Node]
+) -> list[_Pair]:
+    """Lay the entries of one directory; return the pairs of directories to go on with.
+
+    A directory that no entry describes has the metadata of the one in ``below``.
+    """
     pairs = []
     for name, node in upper.items():
         if node.children is None:
             if not is_marker(name):
                 lower[name] = node
             continue
-        there = lower.get(name)
+        assert isinstance(node, Directory)
+        there, old = lower.get(name), below.get(name)
         if there is None or there.children is None:
             there = lower[name] = new_directory()
+            is_new = old is None or old.children is None or not node.is_implied
+            copy_metadata(node if old is None or is_new else old, there)
+        elif not node.is_implied:
             copy_metadata(node, there)
-        elif isinstance(node, Directory) and not node.is_implied:
-            copy_metadata(node, there)
-        pairs.append((there, node))
+        pairs.append(_Pair(there, node, (old.children if old else None) or {}))
     return pairs

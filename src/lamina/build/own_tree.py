@@ -80,6 +80,11 @@ class OwnTree:
         self._borrowed: list[tuple[Directory, bytes, Node]] = []
         self._borrowed_ids: set[int] = set()
 
+    def describe_root(self, mtime: int, mtime_ns: int) -> None:
+        """Take the time of the root from its entry; containerd passes over all that it says."""
+        self.root.mtime, self.root.mtime_ns = mtime, mtime_ns
+        self.root.is_implied = False
+
     def insert(self, path: bytes, node: Node) -> None:
         """Put a node at a path; a directory over a directory only gives it its metadata.
 

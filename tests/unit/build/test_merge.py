@@ -191,7 +191,7 @@ def test_missing_parents_are_roots() -> None:
 
 
 def test_of_the_root_only_the_time_is_taken() -> None:
-    tree = merged([folder("./", 0o700, uid=3, mtime=77, xattrs={"user.a": "b"})])
+    tree = merged([folder("./", 0o700, uid=3, mtime=77, xattrs={"user.a": "b"})], [Item("f")])
     root = tree.root
     assert (root.mode & 0o7777, root.uid, root.mtime, root.xattrs) == (0o755, 0, 77, {})
 

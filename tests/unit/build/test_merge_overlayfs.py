@@ -30,6 +30,16 @@ def test_an_opaque_marker_alone_makes_a_folder_of_a_link() -> None:
     assert node(tree, "a").children == {}
 
 
+def test_folders_that_no_entry_describes_keep_their_metadata_below_an_opaque_one() -> None:
+    lower = [folder("d", 0o711, uid=3), folder("d/s", 0o700, uid=4), Item("d/s/low")]
+    tree = merged(lower, [Item("d/s/t/new"), opaque("d")])
+    assert names(tree) == ["d", "d/s", "d/s/t", "d/s/t/new"]
+    found = [
+        (node(tree, path).mode & 0o777, node(tree, path).uid) for path in ("d", "d/s", "d/s/t")
+    ]
+    assert found == [(0o711, 3), (0o700, 4), (0o755, 0)]
+
+
 @pytest.mark.parametrize("entry", [whiteout("l/keep"), Item("l/new"), folder("l/new")])
 def test_what_goes_through_a_lower_link_takes_its_place(entry: Item) -> None:
     tree = merged([folder("t"), Item("t/keep"), symlink("l", "t")], [entry])
