@@ -10,7 +10,7 @@ import stat
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +47,10 @@ class RefusedError(Exception):
 class Containerd:
     """A running containerd, with ``ctr`` beside it."""
 
-    def __init__(self, folder: Path, ctr: str) -> None:
+    def __init__(self, folder: Path, ctr: str, import_options: Sequence[str] = ()) -> None:
         self._folder = folder
         self._ctr = ctr
+        self._import_options = import_options
         self._count = 0
 
     def run(self, *arguments: str) -> str:
@@ -70,7 +71,8 @@ class Containerd:
         with tarfile.open(archive, "w") as tar:
             for path in sorted(layout.iterdir()):
                 tar.add(path, path.name)
-        self.run("images", "import", "--index-name", f"image:{self._count}", str(archive))
+        name = f"image:{self._count}"
+        self.run("images", "import", *self._import_options, "--index-name", name, str(archive))
         mountpoint = self._folder / f"mnt-{self._count}"
         mountpoint.mkdir()
         self.run("snapshots", "prepare", f"key-{self._count}", chain_id(layout))
@@ -134,7 +136,9 @@ def seen(root: Path) -> dict[str, Seen]:
 
 
 @contextlib.contextmanager
-def start_containerd(folder: Path, program: str, ctr: str) -> Iterator[Containerd]:
+def start_containerd(
+    folder: Path, program: str, ctr: str, import_options: Sequence[str] = ()
+) -> Iterator[Containerd]:
     """Run containerd with everything of its own below a folder, and end it."""
     # The path of a socket has little room.
     config = folder / "config.toml"
@@ -144,7 +148,7 @@ def start_containerd(folder: Path, program: str, ctr: str) -> Iterator[Container
         subprocess.Popen([program, "-c", str(config)], stdout=log, stderr=log) as process,
     ):
         try:
-            daemon = Containerd(folder, ctr)
+            daemon = Containerd(folder, ctr, import_options)
             deadline_s = time.monotonic() + 60
             while True:
                 try:
