@@ -21,6 +21,8 @@ from tests.support.fake_registry import FakeRegistry
 from tests.support.native_images import build_image, metadata_layer, some_bytes
 
 CHUNK_SIZE = 4096
+BLOBS = 3
+"""A server that took one blob for another would show."""
 SHARED = 20
 """Files that both versions have."""
 
@@ -33,7 +35,6 @@ class Sample:
     """The same files, plain."""
     digest: str
     """Of its manifest."""
-    blob_id: str
 
 
 def make_samples(
@@ -51,11 +52,10 @@ def _make(registry: FakeRegistry, tree: Path, files: dict[bytes, bytes]) -> Samp
         path = tree / name.decode()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    image = build_image(files, chunk_size=CHUNK_SIZE, pack_size=CHUNK_SIZE)
+    image = build_image(files, chunk_size=CHUNK_SIZE, pack_size=CHUNK_SIZE, blob_count=BLOBS)
     config = encode({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]}})
     layer = metadata_layer(image)
-    parts = (config, layer, image.blob)
-    for part in parts:
+    for part in (config, layer, *(blob.data for blob in image.blobs)):
         registry.add_blob(part)
     manifest = encode(
         Manifest(
@@ -63,14 +63,17 @@ def _make(registry: FakeRegistry, tree: Path, files: dict[bytes, bytes]) -> Samp
             media_type=OCI_MANIFEST,
             config=describe(OCI_CONFIG, config),
             layers=(
-                describe(NYDUS_BLOB, image.blob, {NYDUS_BLOB_MARK: "true"}),
+                *(
+                    describe(NYDUS_BLOB, blob.data, {NYDUS_BLOB_MARK: "true"})
+                    for blob in image.blobs
+                ),
                 describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true"}),
             ),
         )
     )
     digest = describe(OCI_MANIFEST, manifest).digest
     registry.manifests[digest] = (OCI_MANIFEST, manifest)
-    return Sample(tree, digest, image.blob_id)
+    return Sample(tree, digest)
 
 
 def _contents(seed: int, version: int, small_files: int, big_files: int) -> dict[bytes, bytes]:

@@ -13,6 +13,7 @@ from array import array
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail
@@ -44,9 +45,18 @@ from lamina.registry.repository import open_repository
 from lamina.store.node import NodeStore
 
 
+class BuiltBlob(NamedTuple):
+    """A blob, its chunk table, and (offset, stored size) of each piece."""
+
+    blob_id: str
+    data: bytes
+    meta: bytes
+    pieces: list[tuple[int, int]]
+
+
 @dataclass
 class BuiltImage:
-    """One image of one blob."""
+    """An image, of one blob as a rule: ``others`` are those behind the first."""
 
     bootstrap: bytes
     blob_id: str
@@ -54,7 +64,14 @@ class BuiltImage:
     meta: bytes
     contents: dict[bytes, bytes]
     pieces: list[tuple[int, int]] = field(default_factory=list)
-    """(offset, stored size) of each piece in the blob."""
+    """(offset, stored size) of each piece in the first blob."""
+    others: list[BuiltBlob] = field(default_factory=list)
+
+    @property
+    def blobs(self) -> list[BuiltBlob]:
+        """All of them, in the order of the bootstrap; none if no file has content."""
+        first = BuiltBlob(self.blob_id, self.blob, self.meta, self.pieces)
+        return [first, *self.others] if self.meta else []
 
 
 class MemorySource:
@@ -63,7 +80,7 @@ class MemorySource:
     name = "memory"
 
     def __init__(self, *images: BuiltImage) -> None:
-        self.blobs = {image.blob_id: image.blob for image in images}
+        self.blobs = {blob.blob_id: blob.data for image in images for blob in image.blobs}
         self.requests: list[tuple[int, int]] = []
 
     def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
@@ -86,10 +103,12 @@ def build_image(
     pack_size: int = 0,
     compressor: Compressor = Compressor.ZSTD,
     digester: Digester = Digester.BLAKE3,
+    blob_count: int = 1,
 ) -> BuiltImage:
     """Build an image of *files* (path without a leading slash -> content) and other *nodes*.
 
-    Files shorter than half of *pack_size* are packed together, the rest is cut into chunks.
+    Files shorter than half of *pack_size* are packed together, the rest is cut into chunks.  Chunks
+    and packs go to the blobs in turn, so that a file is in several.
     """
     root = Node(stat.S_IFDIR | 0o755, children={})
     chunks: list[_Chunk] = []
@@ -107,7 +126,8 @@ def build_image(
     plain = [chunk for chunk in chunks if len(chunk.data) >= pack_size // 2]
     groups = [[chunk] for chunk in plain] + _packs(packed, pack_size)
     options = BlobOptions(chunk_size, compressor, digester)
-    return _assemble(root, groups, options, files)
+    shares = [groups[number::blob_count] for number in range(blob_count)]
+    return _assemble(root, shares, options, files)
 
 
 def _packs(chunks: list[_Chunk], pack_size: int) -> list[list[_Chunk]]:
@@ -133,13 +153,31 @@ def _place(root: Node, path: bytes, node: Node) -> None:
 
 
 def _assemble(
-    root: Node, groups: list[list[_Chunk]], options: BlobOptions, files: dict[bytes, bytes]
+    root: Node, shares: list[list[list[_Chunk]]], options: BlobOptions, files: dict[bytes, bytes]
 ) -> BuiltImage:
+    arrays: dict[int, tuple[Node, dict[int, bytes]]] = {}
+    made = [_make_blob(number, groups, options, arrays) for number, groups in enumerate(shares)]
+    for node, indexes in arrays.values():
+        node.chunks = b"".join(indexes[number] for number in sorted(indexes))
+    entries = [entry for _, entry, _ in made if entry is not None]
+    table = b"".join(rows for _, entry, rows in made if entry is not None)
+    own = BootstrapOptions(options.chunk_size, Compressor.ZSTD, options.digester)
+    bootstrap = write_bootstrap(root, entries, table, own)
+    first, *others = [blob for blob, _, _ in made]
+    return BuiltImage(bootstrap, first.blob_id, first.data, first.meta, files, first.pieces, others)
+
+
+def _make_blob(
+    number: int,
+    groups: list[list[_Chunk]],
+    options: BlobOptions,
+    arrays: dict[int, tuple[Node, dict[int, bytes]]],
+) -> tuple[BuiltBlob, BlobEntry | None, bytes]:
+    """A blob, its entry and the rows of its chunks in the bootstrap; places go to *arrays*."""
     columns = BlobColumns(array("Q"), array("I"), array("Q"))
     data = bytearray()
     digests = bytearray()
     pieces: list[tuple[int, int]] = []
-    arrays: dict[int, tuple[Node, dict[int, bytes]]] = {}
     address = 0
     for group in groups:
         raw = b"".join(chunk.data for chunk in group)
@@ -151,21 +189,15 @@ def _assemble(
         columns.piece_counts.append(len(group))
         columns.piece_sizes.append(len(stored))
         for chunk in group:
-            index = ChunkIndex(0, len(columns.chunk_sizes), address >> 12)
+            index = ChunkIndex(number, len(columns.chunk_sizes), address >> 12)
             arrays.setdefault(id(chunk.owner), (chunk.owner, {}))[1][chunk.number] = index.pack()
             columns.chunk_sizes.append(len(chunk.data))
             digests += digest(options.digester, chunk.data)
             address += round_up(len(chunk.data), 4096)
-    for node, indexes in arrays.values():
-        node.chunks = b"".join(indexes[number] for number in sorted(indexes))
-    tail = BlobTail(columns, hashlib.sha256(data), options, bytes(digests))
-    own = BootstrapOptions(options.chunk_size, Compressor.ZSTD, options.digester)
-    finished = tail.finish(b"\0" * 4096)
-    entries: list[BlobEntry] = [finished.entry] if finished.entry is not None else []
-    table = encode_chunk_entries(columns, bytes(digests), 0) if entries else b""
-    bootstrap = write_bootstrap(root, entries, table, own)
-    blob = bytes(data) + finished.tail
-    return BuiltImage(bootstrap, finished.blob_id, blob, finished.meta, files, pieces)
+    finished = BlobTail(columns, hashlib.sha256(data), options, bytes(digests)).finish(b"\0" * 4096)
+    rows = encode_chunk_entries(columns, bytes(digests), number)
+    blob = BuiltBlob(finished.blob_id, bytes(data) + finished.tail, finished.meta, pieces)
+    return blob, finished.entry, rows
 
 
 def push_image(
@@ -174,19 +206,19 @@ def push_image(
     """Put an image into an OCI layout folder; returns the descriptor of its manifest."""
     config = encode({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]}})
     layer = metadata_layer(image, with_meta=with_meta)
-    blob_layer = describe(NYDUS_BLOB, image.blob, {NYDUS_BLOB_MARK: "true"})
+    blobs = image.blobs
+    blob_layers = [describe(NYDUS_BLOB, blob.data, {NYDUS_BLOB_MARK: "true"}) for blob in blobs]
     boot_layer = describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true"})
     manifest = Manifest(
         schema_version=2,
         media_type=OCI_MANIFEST,
         config=describe(OCI_CONFIG, config),
-        layers=(blob_layer, boot_layer) if image.meta else (boot_layer,),
+        layers=(*blob_layers, boot_layer),
     )
     reference = parse_reference(f"oci:{layout}:{tag}")
     with open_repository(reference, write=True) as repository:
         parts = [(manifest.config, config), (boot_layer, layer)]
-        if image.meta:
-            parts.append((blob_layer, image.blob))
+        parts += [(layer, blob.data) for layer, blob in zip(blob_layers, blobs, strict=True)]
         for descriptor, data in parts:
             repository.push_blob(descriptor, io.BytesIO(data))
         return repository.push_manifest(tag, OCI_MANIFEST, encode(manifest))
@@ -199,8 +231,8 @@ def metadata_layer(
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
         members = {name: image.bootstrap}
-        if with_meta and image.meta:
-            members[f"image/{image.blob_id}.blob.meta"] = image.meta
+        for blob in image.blobs if with_meta else ():
+            members[f"image/{blob.blob_id}.blob.meta"] = blob.meta
         for member, data in members.items():
             info = tarfile.TarInfo(member)
             info.size = len(data)
@@ -218,7 +250,9 @@ def image_files(folder: str | os.PathLike[str], image: BuiltImage) -> Path:
     """Write an image as ``nydus-image create -B -D`` does: returns the bootstrap's path."""
     base = Path(folder)
     (base / "blobs").mkdir(parents=True)
-    (base / "blobs" / image.blob_id).write_bytes(image.blob)
+    # An image without content has no blob that anybody reads, but a file of that name.
+    for blob in image.blobs or [BuiltBlob(image.blob_id, image.blob, b"", [])]:
+        (base / "blobs" / blob.blob_id).write_bytes(blob.data)
     (base / "image.boot").write_bytes(image.bootstrap)
     return base / "image.boot"
 

@@ -19,8 +19,12 @@ from pathlib import Path
 
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FetchError
+from lamina.fetch.fetcher import Fetcher
+from lamina.fetch.retry import VARIABLE, RetryPolicy
+from lamina.fetch.source import Source
 from lamina.image.native import NativeImage
 from lamina.linux.mount import read_mount_table
+from lamina.registry.transport import TransientError
 from lamina.serve.daemon import MountRequest, serve_foreground
 from lamina.serve.service.mounting import mount_by_service
 from lamina.serve.service.spec import MountSpec, open_spec
@@ -39,7 +43,8 @@ CHUNK_SIZE = 16384
 
 class FolderSource:
     """Blobs in ``FOLDER/blobs``.  While ``FOLDER/down`` exists, nothing is delivered; while
-    ``FOLDER/slow`` does, everything after a second; with ``FOLDER/far``, after 10 ms.
+    ``FOLDER/slow`` does, everything after a second; with ``FOLDER/far``, after 10 ms; with
+    ``FOLDER/silent`` nothing comes, and nobody says so, for as long as one waits.
     """
 
     name = "folder"
@@ -47,6 +52,16 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.requests: list[tuple[int, int]] = []
+
+    def read_range_within(
+        self, blob_id: str, offset: int, size_bytes: int, timeout_s: float
+    ) -> bytes:
+        end = time.monotonic() + timeout_s
+        while (self._folder / "silent").exists():
+            if time.monotonic() > end:
+                raise TransientError("the source is silent")
+            time.sleep(0.01)
+        return self.read_range(blob_id, offset, size_bytes)
 
     def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
         if (self._folder / "down").exists():
@@ -137,13 +152,16 @@ def forget_pages(folder: Path) -> None:
 
 def open_sample(spec: MountSpec) -> NativeImage:
     """Open the image in the folder ``spec.reference``, as the service does; while ``FOLDER/wait``
-    exists, that takes time, as ``FOLDER/waiting`` tells.
+    exists, that takes time, as ``FOLDER/waiting`` tells.  Asks once, or as ``$LAMINA_RETRY`` says.
     """
     folder = Path(spec.reference)
     while (folder / "wait").exists():
         (folder / "waiting").touch()
         time.sleep(0.01)
-    return open_bootstrap(folder / "image.boot", FolderSource(folder), store=spec.store)
+    source: Source = FolderSource(folder)
+    if VARIABLE in os.environ:
+        source = Fetcher([source], policy=RetryPolicy.from_environment())
+    return open_bootstrap(folder / "image.boot", source, store=spec.store)
 
 
 def sample_spec(folder: Path, mountpoint: Path, store: Path, device: str) -> MountSpec:

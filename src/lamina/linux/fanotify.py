@@ -18,6 +18,7 @@ What a user of this module must know:
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -55,8 +56,20 @@ _RANGE = struct.Struct("=IQQ")
 # fd s32 | response u32
 _RESPONSE = struct.Struct("=iI")
 
-# The errnos that fanotify_write() lets through to the reader (fs/notify/fanotify/fanotify_user.c).
-_DENIABLE = frozenset((1, 5, 11, 16, 26, 28, 110, 122))
+# Any other one in a denial is refused with EINVAL, and its reader waits on: the switch in
+# process_access_response() of fs/notify/fanotify/fanotify_user.c, Linux 6.14 to 6.18.
+DENIABLE = frozenset(
+    (
+        errno.EPERM,
+        errno.EIO,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.ETXTBSY,
+        errno.ENOSPC,
+        errno.EDQUOT,
+    )
+)
+"""The errnos that a reader can be given."""
 
 
 class Event(NamedTuple):
@@ -166,14 +179,17 @@ def _find_range(records: bytes | memoryview) -> tuple[int, int]:
 def encode_response(fd: int, code: int = 0) -> bytes:
     """Return the answer to event ``fd``: go on, or fail with errno ``code`` if that is not 0.
 
-    The kernel passes on EPERM, EIO, EAGAIN, EBUSY, ETXTBSY, ENOSPC, ETIMEDOUT and EDQUOT; others
-    become EIO.
+    Those that are not :data:`DENIABLE` become EIO.
     """
     if code == 0:
         return _RESPONSE.pack(fd, FAN_ALLOW)
-    return _RESPONSE.pack(fd, FAN_DENY | (code if code in _DENIABLE else 5) << FAN_ERRNO_SHIFT)
+    given = code if code in DENIABLE else errno.EIO
+    return _RESPONSE.pack(fd, FAN_DENY | given << FAN_ERRNO_SHIFT)
 
 
 def respond(group: int, fd: int, code: int = 0) -> None:
-    """Answer the event numbered ``fd``; see :func:`encode_response`."""
+    """Answer the event numbered ``fd``; see :func:`encode_response`.
+
+    Raises FileNotFoundError if no such event waits, and OSError (EINVAL) for what is no answer.
+    """
     os.write(group, encode_response(fd, code))

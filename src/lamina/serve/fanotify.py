@@ -13,13 +13,15 @@ import select
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
-from lamina.errors import Error
+from lamina.errors import Error, KernelError
 from lamina.image.lazy_blob import LazyBlob
 from lamina.linux import fanotify
 from lamina.linux.mount import SuperblockWatch
 from lamina.serve.device import fd_path
+from lamina.serve.fanotify_answer import answer, outcome
 from lamina.serve.holder import Holder
 from lamina.serve.quiet import quiet_descriptor
 
@@ -29,7 +31,6 @@ THREADS: Final = 16
 """How many readers can wait for the network at a time; also bounds the events' descriptors."""
 
 PAUSE_S: Final = 0.05
-_EIO: Final = 5
 
 
 class FanotifyDevice:
@@ -130,7 +131,7 @@ class FanotifyDevice:
             return list(fanotify.parse_events(os.read(self._group, fanotify.EVENT_BYTES)))
         except BlockingIOError:
             pass
-        except OSError:
+        except (OSError, Error):
             # The kernel had no descriptor for it, and told its reader so.
             LOG.exception("an event of a fanotify group cannot be read")
             time.sleep(PAUSE_S)
@@ -143,37 +144,29 @@ class FanotifyDevice:
             return None
 
     def _answer(self, event: fanotify.Event) -> None:
-        code = _EIO
-        try:
-            code = self._fill(event)
-        except Error as error:
-            code = error.errno
-        except Exception:
-            # An event without an answer would hang its reader, so even a defect is one.
-            LOG.exception("filling a range of a cache file failed")
-        finally:
-            try:
-                fanotify.respond(self._group, event.fd, code)
-            except OSError:
-                LOG.exception("the answer to a reader of a cache file failed")
+        answer(self._group, event.fd, outcome(lambda: self._fill(event)))
+        with suppress(OSError):
             os.close(event.fd)
 
-    def _fill(self, event: fanotify.Event) -> int:
+    def _fill(self, event: fanotify.Event) -> None:
         status = os.fstat(event.fd)
         key = status.st_dev, status.st_ino
         blob = self._by_inode.get(key)
-        if blob is None or not event.size_bytes or status.st_size != blob.size_bytes:
-            return _EIO
+        if blob is None or status.st_size != blob.size_bytes:
+            raise KernelError("fanotify tells of a file that is no blob of the image")
+        if not event.size_bytes:
+            raise KernelError("the kernel does not say which range of a cache file it wants")
         blob.ensure(event.offset, event.size_bytes)
         if blob.complete:
             self._unmark(key, blob)
-        return 0
 
     def _unmark(self, key: tuple[int, int], blob: LazyBlob) -> None:
         with self._unmarking:
             if key in self._marked:
                 self._marked.discard(key)
-                fanotify.remove_mark(self._group, blob.fd)
+                # One that stays asks for what is there.
+                with suppress(KernelError):
+                    fanotify.remove_mark(self._group, blob.fd)
 
     def abandon(self) -> None:
         """Leave the group to the holder, which denies all reads until the superblock is gone."""

@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import threading
+import time
 from typing import Final, Protocol, TypeAlias
 
 from lamina.errors import Error, KernelError
@@ -27,7 +28,11 @@ CACHE_S: Final = 1 << 30
 
 Body: TypeAlias = bytes | memoryview
 
-_GONE = frozenset((errno.ENODEV, errno.EBADF, errno.ECONNABORTED))
+PAUSE_S: Final = 0.05
+"""After a failure of the device, which is tried again."""
+
+# EPERM: it was never mounted.
+_GONE = frozenset((errno.ENODEV, errno.EBADF, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM))
 _AGAIN = frozenset((errno.EINTR, errno.ENOENT, errno.EAGAIN))
 _PLAIN_FLAGS = fuse.InitFlag.ASYNC_READ | fuse.InitFlag.MAX_PAGES | fuse.InitFlag.INIT_EXT
 
@@ -142,17 +147,20 @@ class FuseServer:
         except OSError as error:
             if error.errno in _AGAIN:
                 return True
-            if error.errno not in _GONE:
-                LOG.exception("reading the FUSE device failed")
-            return False
+            if error.errno in _GONE:
+                return False
+            # A thread that ended would be missed: sixteen such failures, and nobody answers.
+            LOG.exception("reading the FUSE device failed")
+            time.sleep(PAUSE_S)
+            return True
         if self._draining:
             return False
         me = threading.get_ident()
         self._busy.add(me)
         try:
             return self._answer_or_fail(fuse.parse_request(request_buffer[:count]), scratch)
-        except Error:
-            LOG.exception("the kernel sent a FUSE request that makes no sense")
+        except Exception:
+            LOG.exception("a FUSE request that makes no sense, or an answer that failed")
         finally:
             self._busy.discard(me)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -11,9 +12,10 @@ from typing import Final
 
 from lamina.errors import KernelError
 from lamina.linux import fanotify
+from lamina.linux.syscalls import from_os_error
 from lamina.serve.device import fd_path
+from lamina.serve.fanotify_answer import answer
 
-_EIO: Final = 5
 _OWN_EVENT_S: Final = 3.0
 _PROVOKED_S: Final = 0.05
 _BEYOND_ANY_BLOB: Final = 1 << 46
@@ -37,7 +39,7 @@ def quiet_descriptor(group: int, fd: int, path: str, early: list[fanotify.Event]
                 f"the kernel asks someone else before reads of {path}, who denies them",
                 hint="unmount the broken mounts of this image, which `lamina mounts` lists",
             )
-    fanotify.respond(group, event.fd, _EIO)
+    answer(group, event.fd, errno.EIO)
     return event.fd
 
 
@@ -49,13 +51,22 @@ def _provoke(group: int, fd: int, early: list[fanotify.Event]) -> fanotify.Event
     while reader.is_alive() or select.select([group], [], [], 0)[0]:
         if not select.select([group], [], [], _PROVOKED_S)[0]:
             continue
-        event = next(fanotify.parse_events(os.read(group, fanotify.EVENT_BYTES)))
+        event = _read_event(group)
         status = os.fstat(event.fd)
         same_file = (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino)
         if same_file and event.pid == os.getpid() and event.offset >= _BEYOND_ANY_BLOB:
             return event
         early.append(event)
     return None
+
+
+def _read_event(group: int) -> fanotify.Event:
+    try:
+        return next(fanotify.parse_events(os.read(group, fanotify.EVENT_BYTES)))
+    except OSError as error:
+        # EMFILE above all: the kernel has no number for the event's descriptor.
+        what = "cannot take an event of a fanotify group"
+        raise from_os_error(error, "read", what) from error
 
 
 def _read_far_away(fd: int) -> None:

@@ -18,6 +18,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from lamina.linux.fanotify import EVENT_BYTES, Event, encode_event, parse_events
@@ -86,4 +87,6 @@ class EventSlots:
     def close(self) -> None:
         """Unmap."""
         self._view.release()
-        self._map.close()
+        # The traceback of an error may still have a view: the memory goes with that.
+        with suppress(BufferError):
+            self._map.close()

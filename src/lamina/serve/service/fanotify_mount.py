@@ -7,6 +7,7 @@ be waiting for them.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -17,11 +18,12 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
-from lamina.errors import Error, KernelError
+from lamina.errors import KernelError
 from lamina.image.lazy_blob import LazyBlob
 from lamina.image.native import NativeImage
 from lamina.linux import fanotify
 from lamina.linux.mount import SuperblockWatch
+from lamina.serve.fanotify_answer import answer, outcome
 from lamina.serve.service.event_slots import SLOTS, EventSlots, NotedEvent
 from lamina.serve.service.kept import KeptMount
 from lamina.serve.service.late_image import LateImage
@@ -30,7 +32,6 @@ LOG: Final = logging.getLogger("lamina")
 
 THREADS: Final = 16
 PAUSE_S: Final = 0.05
-_EIO: Final = 5
 _BLOB: Final = "blob."
 
 
@@ -57,6 +58,7 @@ class FanotifyMount:
         self._work = queue.SimpleQueue[tuple[NotedEvent, bool] | None]()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._draining = False
+        self._filling: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._may_leave = mount.record is not None
         self.resident = False
@@ -91,19 +93,20 @@ class FanotifyMount:
     @property
     def busy(self) -> bool:
         """Whether something is being answered."""
-        return self._free.qsize() < SLOTS - 1
+        return bool(self._filling)
 
     def _read_group(self) -> None:
         slot = self._free.get()
-        with select.epoll() as poll:
-            poll.register(self._group, select.EPOLLIN)
-            poll.register(self._stop, select.EPOLLIN)
-            while not any(fd == self._stop for fd, _ in poll.poll()):
-                if self._draining:
-                    return
-                if self._read_event(slot):
-                    self._take(slot)
-                    slot = self._free.get()
+        try:
+            with select.epoll() as poll:
+                poll.register(self._group, select.EPOLLIN)
+                poll.register(self._stop, select.EPOLLIN)
+                while not any(fd == self._stop for fd, _ in poll.poll()) and not self._draining:
+                    if self._read_event(slot):
+                        self._take(slot)
+                        slot = self._free.get()
+        finally:
+            self._free.put(slot)
 
     def _read_event(self, slot: int) -> bool:
         try:
@@ -118,48 +121,58 @@ class FanotifyMount:
         return True
 
     def _take(self, slot: int) -> None:
-        event = self._slots.event(slot)
+        """Pass on an event that was read to a slot, or answer it."""
+        try:
+            event = self._slots.event(slot)
+        except KernelError:
+            # Nobody can tell which one it is, so nobody can answer it.
+            LOG.exception("an event of a fanotify group makes no sense")
+            self._give_back(slot)
+            return
         blob = self._by_inode.get(_inode(event.fd))
         noted = NotedEvent(slot, event, blob)
         if event.pid == os.getpid():
-            self._answer(noted, 0)
-            os.close(event.fd)
+            self._finish(noted, 0, own=True)
         elif blob is None:
             LOG.warning(
                 "fanotify tells of a file that is no blob of %s", self._mount.spec.reference
             )
-            self._answer(noted, _EIO)
-            os.close(event.fd)
+            self._finish(noted, errno.EIO, own=True)
         else:
             self._slots.note_blob(slot, blob)
             self._work.put((noted, True))
 
     def _fill_events(self) -> None:
+        me = threading.get_ident()
         while (item := self._work.get()) is not None:
             if self._draining:
                 continue
-            noted, own = item
-            code = _EIO
+            self._filling.add(me)
             try:
-                self._fill(noted)
-                code = 0
-            except Error as error:
-                code = error.errno
+                self._serve_event(*item)
             except Exception:
-                # An event without an answer would hang its reader, so even a defect is one.
-                LOG.exception("filling a range of a cache file failed")
-            self._answer(noted, code)
+                # A thread that ended would be missed: there are so many and no more.
+                LOG.exception("serving an event of a fanotify group failed")
+            finally:
+                self._filling.discard(me)
+
+    def _serve_event(self, noted: NotedEvent, own: bool) -> None:
+        self._finish(noted, outcome(lambda: self._fill(noted)), own=own)
+        self.leave_if_complete()
+
+    def _finish(self, noted: NotedEvent, code: int, *, own: bool) -> None:
+        try:
+            answer(self._group, noted.event.fd, code)
+        finally:
+            self._give_back(noted.slot)
             if own:
                 # Only the worker that has read an event has its descriptor.
-                os.close(noted.event.fd)
-            self.leave_if_complete()
+                with suppress(OSError):
+                    os.close(noted.event.fd)
 
-    def _answer(self, noted: NotedEvent, code: int) -> None:
-        # ENOENT: another worker has answered it, and died before it had freed the slot.
-        with suppress(FileNotFoundError):
-            fanotify.respond(self._group, noted.event.fd, code)
-        self._slots.free(noted.slot)
-        self._free.put(noted.slot)
+    def _give_back(self, slot: int) -> None:
+        self._slots.free(slot)
+        self._free.put(slot)
 
     def _fill(self, noted: NotedEvent) -> None:
         event = noted.event
@@ -213,7 +226,11 @@ class FanotifyMount:
 
 
 def _inode(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
+    """Which file it is; (0, 0), which is none, if that cannot be told."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return 0, 0
     return status.st_dev, status.st_ino
 
 
