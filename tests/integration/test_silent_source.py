@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lamina.serve.mounts import unmount
-from tests.support.native_images import BuiltImage, build_image, image_files, some_bytes
-from tests.support.serving import CHUNK_SIZE, is_mounted, start
+from tests.support.native_images import BuiltImage, build_image, image_files
+from tests.support.serving import is_mounted, start
 from tests.support.tools import require_erofs, require_kernel, require_root
 
 pytestmark = pytest.mark.kernel
@@ -24,6 +25,9 @@ BLOBS = 3
 WAYS = ("service", "foreground")
 READERS = 40
 """More than any device has threads."""
+NEAR = 4 * BLOBS
+"""Files that may come with the first ones, unasked."""
+FILE_BYTES = 256 * 1024
 
 READ_ALL = """\
 import concurrent.futures, json, sys
@@ -41,8 +45,11 @@ with concurrent.futures.ThreadPoolExecutor(len(sys.argv)) as pool:
 
 
 def make_image() -> BuiltImage:
-    files = {b"file-%03d" % number: some_bytes(CHUNK_SIZE, number) for number in range(READERS)}
-    return build_image(files, chunk_size=CHUNK_SIZE, blob_count=BLOBS)
+    files = {
+        b"file-%03d" % number: random.Random(number).randbytes(FILE_BYTES)
+        for number in range(NEAR + READERS)
+    }
+    return build_image(files, chunk_size=FILE_BYTES, blob_count=BLOBS)
 
 
 @pytest.fixture(params=[(device, way) for device in DEVICES for way in WAYS], ids="-".join)
@@ -80,7 +87,7 @@ def test_every_reader_gets_an_error_and_the_mount_goes_on(
     mounted: tuple[Path, BuiltImage],
 ) -> None:
     folder, image = mounted
-    contents = sorted(image.contents)[BLOBS:]
+    contents = sorted(image.contents)[NEAR:]
     names = [folder / "mnt" / os.fsdecode(name) for name in contents]
     # Another process: one that waits for ever can be killed.
     command = [sys.executable, "-c", READ_ALL, *map(str, names)]

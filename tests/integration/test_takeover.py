@@ -26,11 +26,13 @@ pytestmark = pytest.mark.kernel
 
 FILES = {b"files/%03d" % number: some_bytes(60_000 + number, number) for number in range(400)}
 CHUNK_SIZE = 16384
+BLOBS = 3
+"""A successor that takes one for another fills the wrong one, and shows a hole of the right."""
 PAUSE_S = 0.08
 """Between the moments at which processes are killed: several times in the course of a read."""
 MOST_TIMES = 20
-STALL_S = 5.0
-"""Generous, for a machine with other work; bench/takeover.py measures it."""
+WAIT_S = 120.0
+"""For what takes a moment, on any machine; bench/takeover.py measures how long."""
 
 ROLES = (
     ("worker",),
@@ -57,16 +59,20 @@ class Taken:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        image_files(folder / "image", build_image(FILES, chunk_size=CHUNK_SIZE, pack_size=0))
+        image_files(folder / "image", build_image(FILES, chunk_size=CHUNK_SIZE, blob_count=BLOBS))
         (folder / "image" / "far").touch()
         self.mountpoint = folder / "mnt"
         self.mountpoint.mkdir()
+        self.read_bytes = 0
 
     def start(self, device: str) -> None:
         start(self.folder / "image", self.mountpoint, self.folder / "store", device)
 
     def read_all(self) -> float:
-        """Compare every byte; return the longest wait between two reads of a program."""
+        """Compare every byte; return the longest wait between two reads of a program, in seconds.
+
+        One that waits for ever is ended by the time limit of all tests.
+        """
         command = ["cat", *(os.fsdecode(name) for name in sorted(FILES))]
         longest, last = 0.0, time.monotonic()
         data = bytearray()
@@ -76,6 +82,7 @@ class Taken:
                 now = time.monotonic()
                 longest, last = max(longest, now - last), now
                 data += part
+                self.read_bytes = len(data)
         assert reader.returncode == 0
         assert data == b"".join(FILES[name] for name in sorted(FILES))
         return longest
@@ -90,17 +97,26 @@ def taken(tmp_path: Path) -> Iterator[Taken]:
 
 
 class Meanwhile:
-    """Does something again and again while a block runs."""
+    """Does something again and again while a block runs; if told what there is of progress, only
+    when there was some since the last time: however slow the machine, what is killed had begun.
+    """
 
-    def __init__(self, work: Callable[[], object]) -> None:
+    def __init__(
+        self, work: Callable[[], object], progress: Callable[[], int] | None = None
+    ) -> None:
         self._work = work
+        self._progress = progress
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.times = 0
 
     def _run(self) -> None:
-        # Not for ever: where a worker takes longer than a pause to begin, nothing would be read.
+        seen = -1
         while self.times < MOST_TIMES and not self._stop.wait(PAUSE_S):
+            if self._progress is not None:
+                if self._progress() == seen:
+                    continue
+                seen = self._progress()
             self._work()
             self.times += 1
 
@@ -127,12 +143,11 @@ def test_killed(
     taken: Taken, device: str, roles: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     taken.start(device)
-    with Meanwhile(lambda: kill(roles)) as killing:
+    with Meanwhile(lambda: kill(roles), lambda: taken.read_bytes) as killing:
         longest = taken.read_all()
     assert killing.times
     with capsys.disabled():
         print(f"\n{device}, {' and '.join(roles)} killed {killing.times} times: {longest:.3f} s")
-    assert longest < STALL_S
     assert all(each.state in (MountState.SERVED, MountState.RESIDENT) for each in list_mounts())
     unmount(taken.mountpoint)
     assert list_mounts() == []
@@ -148,7 +163,7 @@ def test_the_holder_is_killed_while_it_replaces_the_supervisor(taken: Taken, dev
         os.kill(pids["holder"], signal.SIGKILL)
     all_there()
     assert [each.state for each in list_mounts()] == [MountState.SERVED]
-    assert taken.read_all() < STALL_S
+    taken.read_all()
     unmount(taken.mountpoint)
 
 
@@ -166,7 +181,7 @@ def test_the_others_are_killed_in_one_stroke(taken: Taken, device: str) -> None:
         os.kill(pids["supervisor"], signal.SIGCONT)
         assert all_there()["supervisor"] == pids["supervisor"]
         assert supervisors() == [pids["supervisor"]]
-    assert taken.read_all() < STALL_S
+    taken.read_all()
     unmount(taken.mountpoint)
 
 
@@ -184,7 +199,7 @@ def supervisors() -> list[int]:
 
 def all_there() -> dict[str, int]:
     """Wait until each role has a living process."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_S
     while True:
         status = service_status()
         if status is not None and all(start_time_ticks(pid) for pid in status["pids"].values()):
@@ -198,14 +213,13 @@ def test_upgraded(taken: Taken, device: str, capsys: pytest.CaptureFixture[str])
     taken.start(device)
     before = service_status()
     assert before is not None
-    with Meanwhile(upgrade_service) as upgrading:
+    with Meanwhile(upgrade_service, lambda: taken.read_bytes) as upgrading:
         longest = taken.read_all()
     with capsys.disabled():
         print(f"\n{device}, upgraded {upgrading.times} times: {longest:.3f} s")
     after = service_status()
     if after is not None:
         assert not set(before["pids"].values()) & set(after["pids"].values())
-    assert longest < STALL_S
     unmount(taken.mountpoint)
 
 
@@ -220,7 +234,7 @@ def test_a_client_survives_the_supervisor(taken: Taken, device: str) -> None:
             name = os.fsdecode(min(FILES))
             assert (other / name).read_bytes() == FILES[min(FILES)]
             unmount(other, lazy=True)
-    assert taken.read_all() < STALL_S
+    taken.read_all()
 
 
 def test_resident_while_mounted(taken: Taken) -> None:
@@ -230,7 +244,7 @@ def test_resident_while_mounted(taken: Taken) -> None:
     require_kernel(6, 14, "fanotify")
     taken.start("fanotify")
     taken.read_all()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + WAIT_S
     while service_status() is not None:
         assert time.monotonic() < deadline, "the service outlives what it is for"
         time.sleep(0.02)
@@ -262,7 +276,7 @@ def test_the_service_is_told_to_end(taken: Taken, device: str) -> None:
     assert status is not None
     end = os.pidfd_open(status["pids"]["supervisor"])
     os.kill(status["pids"]["supervisor"], signal.SIGTERM)
-    assert select.select([end], [], [], 30)[0]
+    assert select.select([end], [], [], WAIT_S)[0]
     os.close(end)
     assert not is_mounted(taken.mountpoint)
     seen = b""
