@@ -383,12 +383,12 @@ def test_a_mount_that_becomes_resident_while_it_is_unmounted(
     served.start("fuse")
     real = mounts.list_mounts
 
-    def replaced() -> list[mounts.MountStatus]:
+    def replaced(mountpoint: str | None = None) -> list[mounts.MountStatus]:
         records = MountRecords()
         record = records.read(str(served.mountpoint))
         assert record is not None
         records.write(msgspec.structs.replace(record, resident=True, service=False))
-        return real()
+        return real(mountpoint)
 
     monkeypatch.setattr(mounts, "list_mounts", replaced)
     unmount(served.mountpoint)

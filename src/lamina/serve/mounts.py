@@ -56,18 +56,20 @@ class MountStatus(NamedTuple):
         return self.state is MountState.RESIDENT
 
 
-def list_mounts() -> list[MountStatus]:
-    """Return this user's mounts, sorted by mountpoint; stale records are removed.
+def list_mounts(mountpoint: str | None = None) -> list[MountStatus]:
+    """Return this user's mounts, sorted by mountpoint, or the one of a folder; stale records are
+    removed.
 
     Raises KernelError if there is a mount service that does not answer.
     """
     records = MountRecords()
-    all_records = records.all()
-    status = service_status() if any(record.service for record in all_records) else None
+    named = None if mountpoint is None else [mountpoint]
+    served = any(record.service for record in _records(records, mountpoint))
+    status = service_status(named) if served else None
     # Read again: a record may have come, or lost its service, while the service was asked.
     table = {(entry.mountpoint, entry.device): entry.options for entry in read_mount_table()}
     found = []
-    for record in records.all():
+    for record in _records(records, mountpoint):
         options = table.get((record.mountpoint, record.device_number))
         mount = _status_of(record, status, attached=options is not None)
         if mount is None:
@@ -75,6 +77,13 @@ def list_mounts() -> list[MountStatus]:
         else:
             found.append(mount._replace(options=tuple(options.split(",") if options else ())))
     return found
+
+
+def _records(records: MountRecords, mountpoint: str | None) -> list[MountRecord]:
+    if mountpoint is None:
+        return records.all()
+    record = records.read(mountpoint)
+    return [] if record is None else [record]
 
 
 def _status_of(
@@ -98,8 +107,8 @@ def clear_mountpoint(mountpoint: str) -> None:
 
     Raises UsageError if an image is mounted there, and well.
     """
-    for status in list_mounts():
-        if status.record.mountpoint != mountpoint or status.state is MountState.DETACHED:
+    for status in list_mounts(mountpoint):
+        if status.state is MountState.DETACHED:
             continue
         if status.state is MountState.BROKEN:
             LOG.warning("%s is broken, and mounted anew", mountpoint)
@@ -124,7 +133,7 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
     records = MountRecords()
     path = os.path.realpath(mountpoint)
     # Looked up once: a mount that becomes resident gets another record.
-    record = next((each.record for each in list_mounts() if each.record.mountpoint == path), None)
+    record = next((each.record for each in list_mounts(path)), None)
     if record is None:
         raise NotFoundError(f"no image is mounted at {path}", hint="lamina mounts lists them")
     detach(path, record.device_number, lazy=lazy)
@@ -141,7 +150,7 @@ def _wait_for_end(record: MountRecord) -> None:
     deadline = time.monotonic() + _SERVER_END_S
     while records.read(record.mountpoint) == record:
         if time.monotonic() > deadline:
-            if record.service and service_status() is None:
+            if record.service and service_status([]) is None:
                 records.remove(record)
                 return
             LOG.warning(

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 from lamina.errors import KernelError
@@ -91,14 +92,14 @@ def expect(channel: Channel, op: str) -> dict[str, Any]:
     return message.body
 
 
-def ask(op: str, answer: str) -> dict[str, Any] | None:
-    """Return the answer of the service to a request without fields, None if there is none."""
+def ask(op: str, answer: str, **fields: Any) -> dict[str, Any] | None:
+    """Return the answer of the service to a request, None if there is no service."""
     deadline = time.monotonic() + STATUS_S
     while (channel := connect()) is not None:
         with contextlib.closing(channel):
             channel.settimeout(STATUS_S)
             with contextlib.suppress(ServiceGoneError):
-                if channel.say(op):
+                if channel.say(op, **fields):
                     return expect(channel, answer)
         if time.monotonic() > deadline:
             break
@@ -106,10 +107,12 @@ def ask(op: str, answer: str) -> dict[str, Any] | None:
     return None
 
 
-def service_status() -> dict[str, Any] | None:
-    """Return ``pids`` by role, and ``mounts`` by folder; None if no service runs."""
+def service_status(mountpoints: Sequence[str] | None = None) -> dict[str, Any] | None:
+    """Return ``pids`` by role, and ``mounts`` by folder, all or those named; None if no service
+    runs.
+    """
     try:
-        return ask("status", "status")
+        return ask("status", "status", mountpoints=mountpoints)
     except TimeoutError as error:
         raise KernelError("the mount service does not answer") from error
 

@@ -13,7 +13,7 @@ from lamina.errors import Error, KernelError
 from lamina.linux.memory import forbid_core_dumps
 from lamina.linux.mount import SuperblockWatch
 from lamina.serve.reported_error import encode_error
-from lamina.serve.service.channel import Channel, Message
+from lamina.serve.service.channel import Channel, ChannelError, Message
 from lamina.serve.service.kept import KeptMount
 from lamina.serve.service.spec import MountSpec
 
@@ -34,7 +34,7 @@ class Client:
         self._spec: MountSpec | None = None
         self._opened: dict[str, Any] | None = None
         self._attempts = 0
-        self._asked_status = False
+        self._status_wanted: dict[str, Any] | None = None
         self._asked_to_hold = False
         self._mount: KeptMount | None = None
         channel.settimeout(5)
@@ -42,8 +42,15 @@ class Client:
     def read(self) -> None:
         """Do what the client says next; its end undoes a mount that is half made."""
         message = None
-        with contextlib.suppress(OSError):
-            message = self.channel.receive()
+        try:
+            message = self.channel.receive_some()
+        except BlockingIOError:
+            return
+        except ChannelError as error:
+            self._fail(error)
+            return
+        except OSError:
+            pass
         if message is None:
             self._leave()
             return
@@ -79,17 +86,17 @@ class Client:
         self._asked_to_hold = True
         self._supervisor.tell_worker("held", number=self.number, watch=message.body["watch"])
 
-    def _status(self, _message: Message) -> None:
-        self._asked_status = True
-        self._supervisor.tell_worker("status", number=self.number)
+    def _status(self, message: Message) -> None:
+        self._status_wanted = {"mountpoints": message.body.get("mountpoints")}
+        self.begin_again()
 
     def _upgrade(self, _message: Message) -> None:
         self.channel.say("upgraded" if self._supervisor.upgrade() else "not upgraded")
 
     def begin_again(self) -> None:
         """Ask the worker, which may be a new one, for what is still wanted of it."""
-        if self._asked_status:
-            self._supervisor.tell_worker("status", number=self.number)
+        if self._status_wanted is not None:
+            self._supervisor.tell_worker("status", number=self.number, **self._status_wanted)
         elif self._asked_to_hold:
             # What the last worker held of the image, this one does not: the client mounts it anew.
             self._leave()
@@ -109,7 +116,7 @@ class Client:
         if body["op"] == "opened":
             self._opened = body
         elif body["op"] == "status":
-            self._asked_status = False
+            self._status_wanted = None
             body = {**body, "pids": self._supervisor.pids()}
         elif body["op"] == "held":
             self._asked_to_hold = False
@@ -140,7 +147,8 @@ class Client:
         body = message.body
         mount = self._mount
         assert mount is not None
-        mount.watch = body["watch"]
+        # Needed while nobody knew which superblock it would be; with many mounts it is long.
+        mount.watch, mount.before = body["watch"], []
         mount.record = self._supervisor.describe(body["record"])
         self._supervisor.keep(mount)
         self._supervisor.tell_worker(

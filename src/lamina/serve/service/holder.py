@@ -11,7 +11,7 @@ from functools import partial
 from typing import Final
 
 from lamina.linux.process import OOM_SCORE_ADJ_MIN, set_name, set_oom_score
-from lamina.serve.service.channel import Channel, Message
+from lamina.serve.service.channel import Channel, ChannelError, Message
 from lamina.serve.service.manager import notify, remove_mount, store_mount
 from lamina.serve.service.state import ServiceState, fork_as
 from lamina.serve.service.supervisor import supervise
@@ -45,6 +45,9 @@ def hold(state: ServiceState, channel: Channel | None = None) -> None:
             _reap()
             if time.monotonic() - began < SHORT_LIFE_S:
                 time.sleep(PAUSE_S)
+    except ChannelError as error:
+        # The supervisor forks another one, which has all that this one would have been sent.
+        LOG.error("the holder ends, to be replaced: %s", error)  # noqa: TRY400 - one clear line
     finally:
         if channel is not None:
             channel.close()

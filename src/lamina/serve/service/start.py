@@ -16,7 +16,7 @@ from typing import Final
 
 from lamina.errors import UsageError
 from lamina.linux.process import raise_file_limit
-from lamina.serve.service.channel import Channel
+from lamina.serve.service.channel import Channel, ChannelError
 from lamina.serve.service.manager import stored_mounts
 from lamina.serve.service.state import LOCK_NAME, LOG_NAME, SOCKET_NAME, ServiceState
 from lamina.serve.state import state_directory
@@ -110,6 +110,21 @@ def begin(ready_fd: int | None, *, lingering: bool) -> ServiceState | None:
 def succeed(fd: int) -> ServiceState | None:
     """Take everything from the supervisor at the other end of ``fd`` and wait for its end."""
     channel = Channel(socket.socket(fileno=fd))
+    try:
+        state = _take_all(channel)
+    except ChannelError as error:
+        LOG.error("the successor ends: %s", error)  # noqa: TRY400 - one clear line
+        return None
+    channel.close()
+    # Whoever has the lock is the service: the old holder, if the old supervisor was killed.
+    if state is None or not try_lock(state.lock_fd, SUCCESSION_S):
+        return None
+    state.end_worker()
+    return state
+
+
+def _take_all(channel: Channel) -> ServiceState | None:
+    """Note what the old supervisor says until it ends."""
     state: ServiceState | None = None
     while (message := channel.receive()) is not None:
         if message.body["op"] == "state":
@@ -121,11 +136,6 @@ def succeed(fd: int) -> ServiceState | None:
         elif message.body["op"] == "ready?":
             import_all()
         channel.say("noted")
-    channel.close()
-    # Whoever has the lock is the service: the old holder, if the old supervisor was killed.
-    if state is None or not try_lock(state.lock_fd, SUCCESSION_S):
-        return None
-    state.end_worker()
     return state
 
 

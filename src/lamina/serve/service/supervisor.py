@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, Final, Self
 
 from lamina.linux.process import set_name, set_oom_score
-from lamina.serve.service.channel import Channel
+from lamina.serve.service.channel import Channel, ChannelError
 from lamina.serve.service.clients import Client, abandon
 from lamina.serve.service.ending import MountEnds
 from lamina.serve.service.kept import KeptMount
@@ -219,8 +219,17 @@ class Supervisor:
 
     def _hear_worker(self) -> None:
         assert self._worker is not None
-        message = self._worker.receive()
+        message = None
+        try:
+            message = self._worker.receive_some()
+        except BlockingIOError:
+            return
+        except ChannelError as error:
+            LOG.error("the worker is replaced: %s", error)  # noqa: TRY400 - one clear line
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.state.worker_pidfd, signal.SIGKILL)
         if message is None:
+            # Its end is told by another descriptor.
             self.forget(self._worker.fileno())
             return
         body = message.body

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Final
 
-from lamina.serve.service.channel import Channel
+from lamina.serve.service.channel import Channel, ChannelError
 from lamina.serve.service.state import ServiceState
 
 LOG: Final = logging.getLogger("lamina")
@@ -36,7 +36,7 @@ def hand_over(state: ServiceState) -> bool:
         for mount in state.mounts.values():
             told = told and ours.ask("keep", list(mount.fds.values()), mount=mount.encode())
         told = told and ours.ask("ready?")
-    except OSError as error:
+    except (OSError, ChannelError) as error:
         LOG.error("the service cannot be upgraded: %s", error)  # noqa: TRY400 - one clear line
         told = None
     if told is None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from lamina.errors import Error, KernelError
@@ -24,7 +26,7 @@ from lamina.linux.process import (
     set_oom_score,
 )
 from lamina.serve.reported_error import encode_error
-from lamina.serve.service.channel import Channel, Message
+from lamina.serve.service.channel import Channel, ChannelError, Message
 from lamina.serve.service.fanotify_mount import FanotifyMount, hold_all, inherited_numbers
 from lamina.serve.service.fuse_mount import FuseMount, hold_complete
 from lamina.serve.service.kept import KeptMount
@@ -77,7 +79,13 @@ def work(state: ServiceState, channel: Channel) -> None:
     # It would keep the service alive.  The socket stays: the last of all needs it.
     reserved.close(state.lock_fd)
     worker = Worker(channel, reserved)
-    if worker.run(list(state.mounts.values())):
+    try:
+        began = worker.run(list(state.mounts.values()))
+    except ChannelError as error:
+        # The supervisor forks another one, which has all that this one would have been sent.
+        LOG.error("the worker ends, to be replaced: %s", error)  # noqa: TRY400 - one clear line
+        return
+    if began:
         outlive(state, worker.kept, known=True)
     else:
         # The one before is dead already, so this may be the last that has the descriptors.
@@ -95,6 +103,22 @@ class Worker:
         self._served: dict[str, ServedMount] = {}
         self._opened: dict[str, NativeImage] = {}
         self._lock = threading.Lock()
+        self._outgoing = queue.SimpleQueue[tuple[str, dict[str, Any]]]()
+        threading.Thread(target=self._tell, name="lamina-tell", daemon=True).start()
+
+    def _say(self, op: str, **fields: object) -> None:
+        """Tell the supervisor something, without waiting for it: it may be waiting for this one to
+        receive.
+        """
+        self._outgoing.put((op, fields))
+
+    def _tell(self) -> None:
+        while True:
+            op, fields = self._outgoing.get()
+            try:
+                self._channel.say(op, **fields)
+            except ChannelError:
+                LOG.exception("the supervisor cannot be told of %s", op)
 
     def run(self, mounts: list[KeptMount]) -> bool:
         """Serve what others have served, and do what the supervisor says, until it is gone.
@@ -139,7 +163,7 @@ class Worker:
 
     def _fail(self, body: dict[str, Any], error: Error) -> None:
         failure = encode_error(error).decode()
-        self._channel.say("failed", number=body["number"], error=failure)
+        self._say("failed", number=body["number"], error=failure)
 
     def _open(self, body: dict[str, Any]) -> None:
         number = body["number"]
@@ -160,12 +184,12 @@ class Worker:
             return
         with self._lock:
             self._opened[number] = image
-        self._channel.say("opened", number=number, **answer)
+        self._say("opened", number=number, **answer)
 
     def _serve_new(self, message: Message) -> None:
         mount = KeptMount.decode(message.body["mount"], message.fds)
         self._serve(mount, inherited=False)
-        self._channel.say("serving", number=mount.number)
+        self._say("serving", number=mount.number)
 
     def _serve(self, mount: KeptMount, *, inherited: bool) -> None:
         with self._lock:
@@ -179,19 +203,19 @@ class Worker:
             self.kept[mount.number] = mount
             self._served[mount.number] = served
         if not served.start(inherited=inherited):
-            self._channel.say("lost", number=mount.number)
+            self._say("lost", number=mount.number)
         elif inherited and mount.spec.complete:
             self._in_thread(lambda _: image.get(), {"op": "complete"})
 
     def _resident(self, number: str) -> None:
-        self._channel.say("resident", number=number)
+        self._say("resident", number=number)
 
     def _mounted(self, message: Message) -> None:
         body = message.body
         served = self._served.get(body["number"])
         if served is not None:
             mount = self.kept[body["number"]]
-            mount.record, mount.watch = body["record"], body["watch"]
+            mount.record, mount.watch, mount.before = body["record"], body["watch"], []
             served.mounted(_known_superblock(body["watch"]))
 
     def _hold(self, body: dict[str, Any]) -> None:
@@ -207,7 +231,7 @@ class Worker:
         except Error as error:
             self._fail(body, error)
             return
-        self._channel.say("held", number=body["number"])
+        self._say("held", number=body["number"])
 
     def _drop(self, body: dict[str, Any]) -> None:
         with self._lock:
@@ -223,29 +247,25 @@ class Worker:
                 self._reserved.close(fd)
 
     def _status(self, body: dict[str, Any]) -> None:
+        """Tell of the mounts that are asked for, or of all."""
+        wanted = body.get("mountpoints")
         mounts: dict[str, dict[str, Any]] = {}
+        # Mounts of one image share what is here of it.
+        sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
         for number, served in list(self._served.items()):
             mount = self.kept.get(number)
-            if mount is None:
-                # Dropped meanwhile.
+            # None: dropped meanwhile.
+            if mount is None or (wanted is not None and mount.spec.mountpoint not in wanted):
                 continue
             try:
-                coverage = blob_coverage(served.image.get())
+                mounts[mount.spec.mountpoint] = _status_of(served, sizes)
             except Error as error:
                 mounts[mount.spec.mountpoint] = {"error": str(error)}
-                continue
             except Exception:
                 if number in self.kept:
                     raise
                 # Closed while it was looked at.
-                continue
-            served.leave_if_complete()
-            mounts[mount.spec.mountpoint] = {
-                "ready_bytes": sum(blob.ready_bytes for blob in coverage),
-                "total_bytes": sum(blob.size_bytes for blob in coverage),
-                "resident": served.resident,
-            }
-        self._channel.say("status", number=body["number"], mounts=mounts)
+        self._say("status", number=body["number"], mounts=mounts)
 
     def _drain(self, _message: Message) -> None:
         for served in self._served.values():
@@ -254,6 +274,20 @@ class Worker:
             time.sleep(DRAIN_POLL_S)
         logging.shutdown()
         os._exit(0)
+
+
+def _status_of(
+    served: ServedMount, sizes: dict[tuple[Path, ...], tuple[int, int]]
+) -> dict[str, Any]:
+    image = served.image.get()
+    blobs = tuple(blob.path for blob in image.blobs)
+    if blobs not in sizes:
+        coverage = blob_coverage(image)
+        ready_bytes = sum(blob.ready_bytes for blob in coverage)
+        sizes[blobs] = ready_bytes, sum(blob.size_bytes for blob in coverage)
+    served.leave_if_complete()
+    ready_bytes, total_bytes = sizes[blobs]
+    return {"ready_bytes": ready_bytes, "total_bytes": total_bytes, "resident": served.resident}
 
 
 def _known_superblock(paths: list[str]) -> SuperblockWatch:
