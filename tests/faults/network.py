@@ -36,6 +36,8 @@ class Network(FakeRegistry):
     """If set, the one kind of fault that happens."""
     injected: Counter[str] = field(default_factory=Counter)
     requests: int = 0
+    silent_until: float = 0.0
+    """On the monotonic clock."""
     chance: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,18 @@ class Network(FakeRegistry):
                 return name, fault, own
         return None
 
+    def silence(self, seconds: float) -> None:
+        """Answer nothing that is asked from now on, for so long."""
+        with self.lock:
+            self.silent_until = max(self.silent_until, time.monotonic() + seconds)
+
+    def keep_silent(self) -> bool:
+        """Wait as long as there is silence; return whether there was."""
+        begun = time.monotonic()
+        while time.monotonic() < self.silent_until:
+            time.sleep(0.05)
+        return time.monotonic() - begun > 0.05
+
     def count_fault(self, kind: str) -> None:
         """Count a fault that has been injected, or is just about to be."""
         with self.lock:
@@ -72,6 +86,9 @@ class Damaged(Exchange):
 
     def handle_any(self) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.registry.keep_silent():
+            self.reset()
+            return
         found = self.registry.draw(kinds_for(self.path))
         if found is not None:
             kind, fault, own = found

@@ -1,8 +1,8 @@
 """One reading process: ``reader.py MOUNTPOINT TREE TALLY SEED SECONDS``.
 
-It reads files of the mount, whole and in part, after telling the kernel to forget what it has of
-them, and compares every byte with the same file of the plain tree.  Wrong bytes are told on
-standard output, one JSON object a line.
+It reads files of the mount, whole and in part and in every way there is, after telling the kernel
+to forget what it has of them, and compares every byte with the same file of the plain tree.  Wrong
+bytes are told on standard output, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from collections.abc import Sequence
 if __name__ == "__main__":
     # Run as a file, so that it starts fast.
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from tally import Tally
+    from tally import BY_WAY, IMPOSSIBLE, Tally
+    from ways import WAYS, ImpossibleError
 else:
-    from tests.faults.tally import Tally
+    from tests.faults.tally import BY_WAY, IMPOSSIBLE, Tally
+    from tests.faults.ways import WAYS, ImpossibleError
 
 LARGEST_READ = 128 << 10
 AFTER_ERROR_S = 0.02
@@ -39,6 +41,7 @@ class Reader:
         self.chance = random.Random(f"reader {seed}")
         self.stopped = False
         self.told = 0
+        self.ways = list(WAYS)
         self.outside = os.stat(os.path.dirname(mountpoint)).st_dev
         self.files = sorted(
             os.path.relpath(os.path.join(folder, name), tree)
@@ -128,12 +131,19 @@ class Reader:
         """Compare one range; False if it ended with an error."""
         name, fd, plain = file
         expected = os.pread(plain, length, offset)
+        way = self.chance.choice(self.ways)
         self.tally.begin()
         found = b""
         while len(found) < len(expected):
+            rest = offset + len(found), len(expected) - len(found), os.fstat(plain).st_size
             try:
                 # What a read returns before the end of a file may be cut off by an error behind.
-                more = os.pread(fd, len(expected) - len(found), offset + len(found))
+                more = WAYS[way](fd, *rest)
+            except ImpossibleError:
+                self.tally.count(IMPOSSIBLE + list(WAYS).index(way))
+                self.ways.remove(way)
+                way = self.ways[0]
+                continue
             except OSError as error:
                 if found != expected[: len(found)]:
                     self.wrong(name, offset, expected, found)
@@ -143,6 +153,8 @@ class Reader:
             if not more:
                 break
             found += more
+            self.tally.go_on()
+        self.tally.count(BY_WAY + list(WAYS).index(way))
         if found != expected:
             self.wrong(name, offset, expected, found)
         else:

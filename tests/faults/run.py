@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.network import faulty_network
+from tests.faults.reading import Counts
 from tests.faults.sample import Sample, make_samples
-from tests.faults.station import Counts, Plan, Station
+from tests.faults.station import DEADLINE_S, SILENT, Plan, Station
+from tests.faults.ways import WAYS
 
 LONGEST_ROUND_S = 60.0
 DEVICES = ("fanotify", "fuse-blob", "fuse")
@@ -49,7 +51,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=600, help="stop after so long")
     parser.add_argument("--device", action="append", choices=DEVICES, help="may be repeated (all)")
     parser.add_argument("--rate", type=float, default=0.5, help="share of requests that are hit")
-    parser.add_argument("--hang", type=float, default=30, help="a read of so many seconds hangs")
+    parser.add_argument(
+        "--hang",
+        type=float,
+        default=DEADLINE_S + 10,
+        help="a read of so many seconds hangs: its deadline and 10 more",
+    )
+    parser.add_argument("--bytes", type=float, default=0, help="fail if fewer are compared")
     parser.add_argument("--round", type=float, default=3, help="seconds between two mounts")
     parser.add_argument("--only", metavar="KIND", help="the one fault there is, of the network")
     parser.add_argument(
@@ -112,7 +120,8 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
                     break
                 injected = sum(network.injected.values())
                 injected += sum(sum(each.counts.injected.values()) for each in stations)
-                if options.faults and injected >= options.faults:
+                compared = sum(each.counts.bytes for each in stations)
+                if options.faults and injected >= options.faults and compared >= options.bytes:
                     break
         took_s = time.monotonic() - begin
         return report(options, stations, Counter(network.injected), network.requests, took_s)
@@ -162,6 +171,7 @@ def report(
         "devices": [station.device for station in stations],
         "seconds": round(took_s, 1),
         "wanted_faults": options.faults,
+        "wanted_bytes": options.bytes,
         "faults": sum(injected.values()),
         "injected": dict(injected.most_common()),
         "requests": requests,
@@ -172,12 +182,15 @@ def report(
         "hangs": total.hangs,
         "crashes": total.crashes,
         "longest_s": round(total.longest_s, 2),
+        "by_way": {way: total.by_way[way] for way in WAYS},
+        "impossible": dict(+total.impossible),
         "errors": {errno.errorcode.get(n, str(n)): c for n, c in total.errors.most_common()},
         "by_device": {
             station.device: {
                 "reads": station.counts.reads,
                 "wrong": station.counts.wrong,
                 "hangs": station.counts.hangs,
+                "silences": station.counts.injected[SILENT],
                 "errors": sum(station.counts.errors.values()),
                 "longest_s": round(station.counts.longest_s, 2),
             }
@@ -190,7 +203,8 @@ def report(
 def passed(result: dict[str, Any]) -> bool:
     """Whether the run is a success."""
     bad = result["wrong"] + result["hangs"] + result["crashes"]
-    return not bad and result["reads"] > 0 and result["faults"] >= result["wanted_faults"]
+    enough = all(result[name] >= result[f"wanted_{name}"] for name in ("faults", "bytes"))
+    return not bad and result["reads"] > 0 and enough
 
 
 def table(result: dict[str, Any]) -> str:
@@ -205,14 +219,16 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"  {kind:<42}{count:>9}" for kind, count in result["injected"].items()]
     lines += [
         f"{'reads made':<44}{result['reads']:>9}",
-        f"{'bytes compared':<44}{result['bytes']:>9}",
+        *(f"  by {way:<39}{count:>9}" for way, count in result["by_way"].items()),
+        *(f"  no {way} here{'':<31}" for way in result["impossible"]),
+        f"{'bytes compared':<41}{result['bytes']:>12}",
         f"{'reads that ended with an error':<44}{sum(result['errors'].values()):>9}",
     ]
     lines += [f"  {name:<42}{count:>9}" for name, count in result["errors"].items()]
     lines += [
         f"{'longest read, seconds':<44}{result['longest_s']:>9}",
         f"{'wrong bytes':<44}{result['wrong']:>9}",
-        f"{'hangs':<44}{result['hangs']:>9}",
+        f"{'reads without an answer in time (hangs)':<44}{result['hangs']:>9}",
         f"{'crashes':<44}{result['crashes']:>9}",
     ]
     lines += [f"  {name}: {counts}" for name, counts in result["by_device"].items()]

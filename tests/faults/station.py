@@ -18,7 +18,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from typing import Any
 from lamina.linux.process import start_time_ticks
 from tests.faults import old_files
 from tests.faults.network import Network
+from tests.faults.reading import Counts, Reading
 from tests.faults.sample import Sample
-from tests.faults.tally import BYTES, LONGEST, READS, WRONG, Tally
 
 ROOT = Path(__file__).parents[2]
 READERS = 3
@@ -41,36 +40,16 @@ HEAL_S = 3.0
 """How long a service may take to heal itself before it is mended from outside."""
 
 MEND_S = 60.0
+MEND_ATTEMPTS = 30
+"""Half of what a registry answers is damaged; on a busy machine few attempts fit into a minute."""
 UNMOUNT_S = 20.0
+SILENT = "registry silent beyond the deadline"
 DISK_BYTES = 48 << 20
 COMMAND_S = 60.0
-RETRY = "deadline_s=4,attempt_s=0.6,attempts=4,first_pause_s=0.01,max_pause_s=0.2"
-
-
-@dataclass
-class Counts:
-    """What came of it."""
-
-    injected: Counter[str] = field(default_factory=Counter)
-    errors: Counter[int] = field(default_factory=Counter)
-    reads: int = 0
-    bytes: int = 0
-    wrong: int = 0
-    hangs: int = 0
-    crashes: int = 0
-    """Readers that ended by themselves, and mounts that could not be mended."""
-    mounts: int = 0
-    longest_s: float = 0.0
-    details: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, other: Counts) -> None:
-        """Add what another has counted."""
-        for name in ("reads", "bytes", "wrong", "hangs", "crashes", "mounts"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.injected += other.injected
-        self.errors += other.errors
-        self.longest_s = max(self.longest_s, other.longest_s)
-        self.details += other.details
+DEADLINE_S = 4
+RETRY = f"deadline_s={DEADLINE_S},attempt_s=0.6,attempts=4,first_pause_s=0.01,max_pause_s=0.2"
+SILENCE_S = 1.5 * DEADLINE_S
+"""How long the registry says nothing: readers meet their deadline."""
 
 
 @dataclass(frozen=True)
@@ -91,61 +70,6 @@ class Plan:
     """Whether anything but the network gets faults."""
 
 
-class _Reading:
-    """A reader process and its tally."""
-
-    def __init__(self, station: Station, tree: Path, number: int) -> None:
-        self._path = station.folder / f"tally-{station.readers_started}"
-        self.tally = Tally(self._path)
-        script = Path(__file__).with_name("reader.py")
-        seed = f"{station.plan.seed} {station.device} {station.readers_started}"
-        arguments = [station.mountpoint, tree, self._path, seed, "3600"]
-        # No tree of ours on its path, and no site-packages: it is to start fast.
-        command = [sys.executable, "-S", script, *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        self.hung = False
-
-    def is_hung(self, hang_s: float) -> bool:
-        """Whether its read takes too long; True once only."""
-        if not self.hung and self.tally.waiting_s() > hang_s:
-            self.hung = True
-            return True
-        return False
-
-    def finish(self, wait_s: float, counts: Counts, device: str) -> None:
-        """Stop it and add up what it did.  One that does not stop is hung."""
-        self.process.terminate()
-        try:
-            output, _ = self.process.communicate(timeout=wait_s)
-        except subprocess.TimeoutExpired:
-            if not self.hung:
-                counts.hangs += 1
-                counts.details.append({"device": device, "hang": self.state()})
-            self.process.kill()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.communicate(timeout=5)
-            output = b""
-        if self.process.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
-            counts.crashes += 1
-            counts.details.append({"device": device, "reader ended with": self.process.returncode})
-        for line in output.splitlines():
-            counts.details.append({"device": device, "wrong": json.loads(line)})
-        counts.reads += self.tally.number(READS)
-        counts.bytes += self.tally.number(BYTES)
-        counts.wrong += self.tally.number(WRONG)
-        counts.errors += self.tally.errors()
-        counts.longest_s = max(counts.longest_s, self.tally.number(LONGEST) / 1e9)
-        self.tally.close()
-        self._path.unlink()
-
-    def state(self) -> str:
-        """Where in the kernel it waits."""
-        try:
-            return Path(f"/proc/{self.process.pid}/stack").read_text()
-        except OSError as error:
-            return str(error)
-
-
 class Station:
     """Everything that belongs to one device."""
 
@@ -162,7 +86,7 @@ class Station:
         self.readers_started = 0
         self.sample = plan.samples[0]
         self._sweep = 0
-        self._readers: list[_Reading] = []
+        self._readers: list[Reading] = []
         self._loop = False
         self._environment = {
             **os.environ,
@@ -220,9 +144,12 @@ class Station:
             self._kill_mount()
         if not self._mend():
             return
-        for number in range(READERS):
+        for _ in range(READERS):
             self.readers_started += 1
-            self._readers.append(_Reading(self, self.sample.tree, number))
+            name = f"tally-{self.readers_started}"
+            seed = f"{self.plan.seed} {self.device} {self.readers_started}"
+            reading = Reading(self.mountpoint, self.sample.tree, self.folder / name, seed)
+            self._readers.append(reading)
         end = time.monotonic() + self.plan.round_s * self.chance.uniform(0.5, 1.5)
         while time.monotonic() < end and not self.plan.stopped.is_set():
             self._fault()
@@ -246,7 +173,9 @@ class Station:
     def _fault(self) -> None:
         """Do one thing to the running mount."""
         draw = self.chance.random() if self.plan.local else 1.0
-        if draw < 0.15 and self._loop:
+        if self.plan.local and (draw < 0.02 or not self.counts.injected[SILENT]):
+            self._silence()
+        elif draw < 0.15 and self._loop:
             self._fill_disk()
         elif draw < 0.7:
             self._sweep += 1
@@ -266,6 +195,12 @@ class Station:
             if time.monotonic() >= end:
                 return
             time.sleep(0.01)
+
+    def _silence(self) -> None:
+        """Have the registry say nothing, to anybody, for longer than a reader is made to wait."""
+        self.plan.network.silence(SILENCE_S)
+        self.counts.injected[SILENT] += 1
+        self._wait(SILENCE_S)
 
     def _fill_disk(self) -> None:
         """Leave no free block for a while."""
@@ -333,7 +268,8 @@ class Station:
         """Wait until the mount is served; mount it (again) if it does not come back by itself."""
         begin = time.monotonic()
         said = ""
-        while time.monotonic() < begin + MEND_S:
+        attempts = 0
+        while time.monotonic() < begin + MEND_S or attempts < MEND_ATTEMPTS:
             self._wait(0)
             record = self._records()
             if record is not None and record["state"] == "served":
@@ -342,6 +278,7 @@ class Station:
             if healing and time.monotonic() < begin + HEAL_S:
                 continue
             done = self._mount()
+            attempts += 1
             if done.returncode == 0:
                 return True
             said = done.stderr

@@ -1,7 +1,7 @@
 """What a reader has done so far, in memory that its parent maps too: kill -9 loses none of it.
 
-Sixteen numbers and one for each errno, all u64.  Times are nanoseconds of the monotonic clock,
-which all processes of a machine share.
+Some numbers, two for each way to read, and one for each errno, all u64.  Times are nanoseconds of
+the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ import os
 import time
 from collections import Counter
 
-NUMBERS = 16
+NUMBERS = 32
 ERRNOS = 256
 BEGUN, READS, BYTES, WRONG, LONGEST = range(5)
+BY_WAY = 8
+IMPOSSIBLE = 16
+MOST_WAYS = 8
 
 
 class Tally:
@@ -32,6 +35,16 @@ class Tally:
     def begin(self) -> None:
         """A read begins."""
         self._numbers[BEGUN] = time.monotonic_ns()
+
+    def count(self, which: int) -> None:
+        """Add one to a number."""
+        self._numbers[which] += 1
+
+    def go_on(self) -> None:
+        """The next call of a read that takes several begins, and the last one has ended."""
+        numbers, now = self._numbers, time.monotonic_ns()
+        numbers[LONGEST] = max(numbers[LONGEST], now - numbers[BEGUN])
+        numbers[BEGUN] = now
 
     def end(self, size_bytes: int = 0, code: int = 0, *, wrong: bool = False) -> None:
         """It came to an end: with so many right bytes, with an errno, or with wrong bytes."""

@@ -44,6 +44,9 @@ def test_no_wrong_byte_and_no_hang() -> None:
     assert result["faults"] > 100
     for device in DEVICES:
         assert result["by_device"][device]["reads"] > 0
+        assert result["by_device"][device]["silences"] > 0
+    for way, count in result["by_way"].items():
+        assert count or way in result["impossible"]
 
 
 @pytest.mark.kernel
