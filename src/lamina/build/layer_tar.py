@@ -19,6 +19,7 @@ from lamina.archive.tar import (
 from lamina.archive.tar_writer import END_MARK, encode_entry, padding
 from lamina.errors import IntegrityError
 from lamina.image.base import Image, Stat, shown
+from lamina.image.first_names import FirstNames
 
 COPY_BYTES = 1 << 20
 KINDS = {
@@ -51,17 +52,15 @@ def write_layer(image: Image, write: Callable[[bytes], object]) -> UnpackReport:
     Sockets, which tar cannot hold, are left out with a note.
     """
     report = UnpackReport()
-    first_names: dict[int, bytes] = {}
+    first_names = FirstNames()
     for path, status in image.walk():
         kind = KINDS.get(stat_bits.S_IFMT(status.mode))
         if kind is None:
             report.note(f"{shown(path)}: a socket has no place in a tar archive and is left out")
             continue
         name = path.strip(b"/")
-        link = b""
-        if kind != DIRECTORY and status.nlink > 1:
-            link = first_names.setdefault(status.ino, name)
-        if link and link != name:
+        link = name if kind == DIRECTORY else first_names.of(status).strip(b"/")
+        if link != name:
             write(encode_entry(_entry(status, name, HARD_LINK, link, {})))
         else:
             target = image.readlink(status) if kind == SYMLINK else b""

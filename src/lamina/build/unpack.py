@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from lamina.build.layer_tar import UnpackReport, copy_content, write_layer
 from lamina.build.options import work_folder
 from lamina.errors import StoreError, UsageError
-from lamina.image.base import Image, Stat, shown
+from lamina.image.base import Image, MetDirectories, Stat, shown
+from lamina.image.first_names import FirstNames
 from lamina.image.native import NativeImage
 from lamina.registry.manifest import (
     OCI_CONFIG,
@@ -67,26 +68,40 @@ class _FolderWriter:
         self._image = image
         self._root_fd = root_fd
         self._report = UnpackReport()
-        self._first_names: dict[int, bytes] = {}
+        self._first_names = FirstNames()
 
     def run(self) -> UnpackReport:
-        directories = []
-        pending = [self._image.root]
-        while pending:
-            here = pending.pop()
-            directories.append(here)
-            with self._directory(here.path) as fd:
-                for name, child in self._image.scandir(here):
-                    with _named(child.path):
-                        self._make(fd, name, child)
-                    if child.is_dir:
-                        pending.append(child)
-        # What is made in a directory changes its time, and its mode may forbid making anything.
-        for here in reversed(directories):
-            with self._directory(here.path) as fd, _named(here.path):
-                self._describe(fd, here)
+        met = MetDirectories(self._image.most_directory_bytes)
+        # Directories that are being filled, each in its parent, and what is left of each.
+        open_ones: list[tuple[Stat, Iterator[tuple[bytes, Stat]]]] = []
+        here: Stat | None = self._image.root
+        while here is not None:
+            met.add(here)
+            open_ones.append((here, self._image.scandir(here)))
+            here = None
+            while open_ones and here is None:
+                here = self._fill(*open_ones[-1])
+                if here is None:
+                    self._finish(open_ones.pop()[0])
         self._report.entries += 1
         return self._report
+
+    def _fill(self, directory: Stat, entries: Iterator[tuple[bytes, Stat]]) -> Stat | None:
+        """Make entries of a directory up to the next directory, which is returned."""
+        with self._directory(directory.path) as fd:
+            for name, child in entries:
+                with _named(child.path):
+                    self._make(fd, name, child)
+                if child.is_dir:
+                    return child
+        return None
+
+    def _finish(self, directory: Stat) -> None:
+        """Describe a directory that is full: what is made in it changes its time, and its mode may
+        forbid making anything.
+        """
+        with self._directory(directory.path) as fd, _named(directory.path):
+            self._describe(fd, directory)
 
     @contextmanager
     def _directory(self, path: bytes) -> Iterator[int]:
@@ -109,7 +124,7 @@ class _FolderWriter:
             os.mkdir(name, 0o700, dir_fd=fd)
             return
         if status.nlink > 1:
-            first = self._first_names.setdefault(status.ino, status.path)
+            first = self._first_names.of(status)
             if first != status.path:
                 self._link(first, fd, name)
                 return

@@ -1,14 +1,19 @@
 """Verifies every invariant of a bootstrap, and names the first one that is broken (RAFS v6 §1).
 
-Linear in the size of the image in time and memory, without recursion: an image that would make it
-more is broken, as its parts would have to overlap.
+Linear in the size of the image in time, without recursion: an image that would make it more is
+broken, as its parts would have to overlap.  In memory it takes a byte for 32 of the image and 20
+for each chunk.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from mmap import MADV_DONTNEED, mmap
+from typing import TYPE_CHECKING, Final
 
-from lamina.erofs.check_tree import ChunkPlaces, TreeCheck
+from lamina.erofs.check_chunks import check_chunk_table
+from lamina.erofs.check_claims import Claims
+from lamina.erofs.check_tree import TreeCheck
 from lamina.erofs.layout import (
     BLOB_ENTRY,
     DEVICE_SLOT_OFFSET,
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
 
 _LEGACY_BLOCKS = 4096
 
+LARGE_BYTES: Final = 64 << 20
+
 
 def check_bootstrap(buffer: Buffer) -> None:
     """Verify the whole bootstrap in ``buffer``.
@@ -35,22 +42,22 @@ def check_bootstrap(buffer: Buffer) -> None:
         FormatError: says which inode, entry or field breaks which rule.
     """
     with Bootstrap(buffer) as bootstrap:
-        regions = _fixed_regions(bootstrap)
+        claims = _claim_fixed(bootstrap)
         _check_devices(bootstrap)
         _check_super_flags(bootstrap)
-        places = _check_chunk_table(bootstrap)
-        tree = TreeCheck(bootstrap, places)
+        # In tarfs mode there is no table: chunks are blocks of the tar itself.
+        is_tarfs = bootstrap.flags & SuperFlag.TARFS_MODE
+        places = None if is_tarfs else check_chunk_table(bootstrap)
+        tree = TreeCheck(bootstrap, places, claims, partial(_forget_pages, bootstrap))
         tree.run()
         _check_totals(bootstrap, tree)
-        _check_overlaps(regions + tree.regions)
 
 
-def _fixed_regions(bootstrap: Bootstrap) -> list[tuple[int, int, str]]:
+def _claim_fixed(bootstrap: Bootstrap) -> Claims:
     extended = bootstrap.header.extended
     count = len(bootstrap.blobs)
     slots_end = DEVICE_SLOT_OFFSET + count * DEVICE_SLOT_SIZE
     places = (
-        (0, slots_end, "superblocks and device slots"),
         (extended.blob_table_offset, count * BLOB_ENTRY.size, "blob table"),
         (extended.chunk_table_offset, extended.chunk_table_size, "chunk table"),
         (extended.prefetch_table_offset, extended.prefetch_table_size, "prefetch table"),
@@ -60,7 +67,19 @@ def _fixed_regions(bootstrap: Bootstrap) -> list[tuple[int, int, str]]:
     if bootstrap.root_nid != META_RESERVED >> NID_SHIFT:
         raise FormatError(f"Bootstrap: root_nid is {bootstrap.root_nid}; must be 128.")
     # Old images give the prefetch table a size but no offset: they have none.
-    return [(start, start + size, name) for start, size, name in places if size and start + size]
+    claims = Claims(bootstrap.size_bytes)
+    claims.name(0, slots_end, "superblocks and device slots")
+    for start, size, what in places:
+        if start and size:
+            claims.name(start, start + size, what)
+    return claims
+
+
+def _forget_pages(bootstrap: Bootstrap) -> None:
+    """Let go of what was read of a large mapped file: it would count as memory of the process."""
+    file = bootstrap.view.obj
+    if isinstance(file, mmap) and len(file) > LARGE_BYTES:
+        file.madvise(MADV_DONTNEED)
 
 
 def _check_devices(bootstrap: Bootstrap) -> None:
@@ -96,60 +115,13 @@ def _check_super_flags(bootstrap: Bootstrap) -> None:
         raise FormatError("Bootstrap: flags and blobs disagree whether data is encrypted.")
 
 
-def _check_chunk_table(bootstrap: Bootstrap) -> ChunkPlaces:
-    """Check the chunk table; return blob << 32 | chunk -> (offset, size) in bytes."""
-    places: ChunkPlaces = {}
-    if bootstrap.flags & SuperFlag.TARFS_MODE:
-        return places
-    blobs = bootstrap.blobs
-    for position, entry in enumerate(bootstrap.chunk_entries):
-        if entry.blob_index >= len(blobs):
-            raise FormatError(f"Chunk table, entry {position}: there is no such blob.")
-        blob = blobs[entry.blob_index]
-        if entry.index >= blob.chunk_count:
-            raise FormatError(
-                f"Chunk table, entry {position}: the blob has no chunk {entry.index}."
-            )
-        end = entry.uncompressed_offset + entry.uncompressed_size
-        if not 0 < entry.uncompressed_size <= blob.chunk_size or end > blob.uncompressed_size:
-            raise FormatError(f"Chunk table, entry {position}: the chunk leaves its blob.")
-        if entry.uncompressed_offset % bootstrap.block_size:
-            raise FormatError(f"Chunk table, entry {position}: the chunk is not block-aligned.")
-        if entry.compressed_offset + entry.compressed_size > blob.compressed_data_size:
-            raise FormatError(f"Chunk table, entry {position}: the data leaves the blob file.")
-        key = entry.blob_index << 32 | entry.index
-        if key in places:
-            raise FormatError(f"Chunk table, entry {position}: the chunk is listed twice.")
-        places[key] = entry.uncompressed_offset, entry.uncompressed_size
-    _check_chunk_overlaps(bootstrap, places)
-    return places
-
-
-def _check_chunk_overlaps(bootstrap: Bootstrap, places: ChunkPlaces) -> None:
-    ends = [0] * len(bootstrap.blobs)
-    for key, (offset, size) in sorted(places.items(), key=lambda item: item[1]):
-        blob, chunk = key >> 32, key & 0xFFFFFFFF
-        if offset < ends[blob]:
-            raise FormatError(f"Chunk table: chunk {chunk} of blob {blob} overlaps another one.")
-        ends[blob] = offset + size
-
-
 def _check_totals(bootstrap: Bootstrap, tree: TreeCheck) -> None:
     if bootstrap.inode_count != tree.name_count:
         raise FormatError(
             f"Bootstrap: inos is {bootstrap.inode_count}, but the tree has {tree.name_count} names."
         )
     for nid in bootstrap.prefetch_nids:
-        if nid not in tree.names:
+        if not tree.is_inode(nid):
             raise FormatError(f"Prefetch table: inode {nid} is not in the tree.")
     if tree.has_xattrs and not bootstrap.flags & SuperFlag.HAS_XATTR:
         raise FormatError("Bootstrap: flags deny the extended attributes that are there.")
-
-
-def _check_overlaps(regions: list[tuple[int, int, str]]) -> None:
-    regions.sort()
-    end, before = 0, ""
-    for start, region_end, name in regions:
-        if start < end:
-            raise FormatError(f"Bootstrap: {name} at offset {start} overlaps {before}.")
-        end, before = region_end, name

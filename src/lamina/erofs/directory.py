@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from operator import or_
+from operator import lt, or_
 from typing import TYPE_CHECKING
 
 from lamina.erofs.layout import BLOCK_SIZE, DIRENT, MAX_NAME_SIZE, Dirent
@@ -36,25 +36,43 @@ def entry_count(block: Buffer, nid: int) -> int:
     return int(count)
 
 
-def block_entries(block: bytes, nid: int) -> Iterator[Dirent]:
-    """Yield the entries of one directory block, ``.`` and ``..`` among them."""
+def split_block(block: bytes, nid: int) -> tuple[list[bytes], tuple[int, ...], tuple[int, ...]]:
+    """Return (names, nids, file types) of one directory block, ``.`` and ``..`` among them.
+
+    Raises:
+        FormatError: names the entry of the directory ``nid`` whose name is not one.
+    """
     count = entry_count(block, nid)
-    fields = list(DIRENT.iter_unpack(block[: count * _ENTRY_SIZE]))
-    start = count * _ENTRY_SIZE
-    for position, (child, name_offset, file_type) in enumerate(fields):
-        if position + 1 < count:
-            end = fields[position + 1][1]
-        else:
-            end = block.find(b"\0", start)
-            if end < 0:
-                end = len(block)
-        if name_offset != start or not start < end <= len(block) or end - start > MAX_NAME_SIZE:
-            raise FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
-        name = block[start:end]
+    fields = DIRENT.iter_unpack(block[: count * _ENTRY_SIZE])
+    nids, starts, types = zip(*fields, strict=True)
+    end = block.find(b"\0", starts[-1])
+    ends = (*starts[1:], len(block) if end < 0 else end)
+    names = list(map(block.__getitem__, map(slice, starts, ends)))
+    text = block[starts[0] : ends[-1]]
+    if (
+        not all(map(lt, starts, ends))
+        or len(max(names, key=len)) > MAX_NAME_SIZE
+        or b"/" in text
+        or b"\0" in text
+    ):
+        raise _bad_name(names, starts, ends, nid)
+    return names, nids, types
+
+
+def _bad_name(
+    names: list[bytes], starts: Sequence[int], ends: Sequence[int], nid: int
+) -> FormatError:
+    for position, (name, start, end) in enumerate(zip(names, starts, ends, strict=True)):
+        if not 0 < end - start <= MAX_NAME_SIZE or len(name) != end - start:
+            break
         if b"/" in name or b"\0" in name:
-            raise FormatError(f"Directory {nid}: entry {position} has the name {name!r}.")
-        start = end
-        yield Dirent(name, child, file_type)
+            return FormatError(f"Directory {nid}: entry {position} has the name {name!r}.")
+    return FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
+
+
+def block_entries(block: bytes, nid: int) -> Iterator[Dirent]:
+    """Return the entries of one directory block, ``.`` and ``..`` among them."""
+    return map(Dirent, *split_block(block, nid))
 
 
 def find_in_blocks(

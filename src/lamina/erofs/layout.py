@@ -36,6 +36,10 @@ MAX_NAME_SIZE = 255
 MAX_SYMLINK_SIZE = 4096
 MAX_XATTR_VALUE_SIZE = 65535
 DEVICE_ALIGNMENT = 0x80000
+CHECK_VERSION = 1
+"""Of the rules in ``check``; goes up with every one that is added, so that what an earlier version
+of Lamina let pass is looked at again.
+"""
 PLACEHOLDER_BLOB_ID = "x" * 64
 """Blob id in a bootstrap inside of its own blob, whose digest it cannot know (RAFS v6 §1.6)."""
 

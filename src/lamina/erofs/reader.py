@@ -210,8 +210,13 @@ class Bootstrap:
 
     def entries(self, inode: Inode) -> Iterator[Dirent]:
         """Yield the entries of a directory as they are stored, ``.`` and ``..`` among them."""
+        for block in self.directory_blocks(inode):
+            yield from block_entries(block, inode.nid)
+
+    def directory_blocks(self, inode: Inode) -> Iterator[bytes]:
+        """Yield the blocks of a directory."""
         for index in range(self._directory_block_count(inode)):
-            yield from block_entries(bytes(self._directory_block(inode, index)), inode.nid)
+            yield bytes(self._directory_block(inode, index))
 
     def lookup(self, inode: Inode, name: bytes) -> int | None:
         """Return the nid of ``name`` in a directory (also ``.`` and ``..``), or None; O(log n)."""

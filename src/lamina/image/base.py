@@ -194,17 +194,19 @@ class ImageBase(ABC):
         Raises FormatError if a directory is reached twice, as in a damaged image with a cycle, or
         directories lie on top of each other.
         """
-        stack = [self.find(where, follow_symlinks=False)]
         met = MetDirectories(self.most_directory_bytes)
+        # One open directory a level: a large one is never in memory as a whole.
+        stack: list[Iterator[Stat]] = [iter([self.find(where, follow_symlinks=False)])]
         while stack:
-            here = stack.pop()
+            here = next(stack[-1], None)
+            if here is None:
+                stack.pop()
+                continue
             if here.is_dir:
                 met.add(here)
             yield here.path, here
             if here.is_dir:
-                children = [child for _, child in self.scandir(here)]
-                children.reverse()
-                stack += children
+                stack.append(child for _, child in self.scandir(here))
 
     def open(self, where: Where) -> io.BufferedReader:
         """Open a regular file (links are followed) for reading bytes.

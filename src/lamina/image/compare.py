@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple, TypeAlias
 
 from lamina.image.base import Image, MetDirectories, Stat, shown
+from lamina.image.first_names import FirstNames
 from lamina.image.folder import FolderImage
 
 WINDOW_BYTES: Final = 1 << 20
@@ -95,7 +96,7 @@ class _Comparison:
     def __init__(self, left: Image, right: Image) -> None:
         self._left = left
         self._right = right
-        self._first_names: tuple[dict[int, bytes], dict[int, bytes]] = {}, {}
+        self._first_names = FirstNames(), FirstNames()
         self._met = [MetDirectories(each.most_directory_bytes) for each in (left, right)]
 
     def run(self) -> Iterator[Difference | tuple[Stat, Stat]]:
@@ -154,15 +155,10 @@ class _Comparison:
         """Compare which earlier name each shares its inode with."""
         if left.is_dir:
             return
-        mine = self._first_name(0, left)
-        other = self._first_name(1, right)
+        mine = self._first_names[0].of(left)
+        other = self._first_names[1].of(right)
         if mine != other:
             yield Difference(left.path, "hard link", _link(left, mine), _link(right, other))
-
-    def _first_name(self, side: int, stat: Stat) -> bytes:
-        if stat.nlink <= 1:
-            return stat.path
-        return self._first_names[side].setdefault(stat.ino, stat.path)
 
     def _compare_xattrs(self, left: Stat, right: Stat) -> Iterator[Difference]:
         mine, other = self._left.xattrs(left), self._right.xattrs(right)

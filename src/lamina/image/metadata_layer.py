@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from struct import Struct
 from typing import BinaryIO, Final, NamedTuple, Self
@@ -19,7 +19,7 @@ from lamina.archive.blocks import BLOCK_BYTES, BlockReader
 from lamina.archive.stream import open_layer
 from lamina.archive.tar import REGULAR, Entry, walk
 from lamina.blob.table import MAX_TABLE_SIZE
-from lamina.erofs.layout import CHUNK_ENTRY, MAX_BLOBS
+from lamina.erofs.layout import CHECK_VERSION, CHUNK_ENTRY, MAX_BLOBS
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import FormatError, StoreError
 from lamina.image.mapped import mapped_bootstrap
@@ -27,8 +27,8 @@ from lamina.store.node import NodeStore
 
 BOOTSTRAP_NAMES: Final = (b"image/image.boot", b"image.boot")
 TABLE_NAME: Final = re.compile(rb"image/([0-9a-f]{64})\.blob\.meta")
-MAX_BOOTSTRAP_BYTES: Final = 4 << 30
-"""Some fifteen million files."""
+MAX_BOOTSTRAP_BYTES: Final = 768 << 20
+"""Some four million files; what checking them takes in memory follows from it."""
 
 MAX_LAYER_BYTES: Final = MAX_BOOTSTRAP_BYTES + (4 << 30)
 MAX_SECRET_BYTES: Final = 64 << 20
@@ -45,13 +45,15 @@ class MetadataFiles(NamedTuple):
 
     ``tables`` has the chunk table of each blob that came with one, by blob id; ``chunk_sets`` a
     digest over the digests of each blob's chunks (:func:`chunk_sets`).  ``attached`` are more files
-    that the image cannot be opened without.
+    that the image cannot be opened without.  ``check`` is the version of the rules that the
+    bootstrap was found to keep (:data:`~lamina.erofs.layout.CHECK_VERSION`), 0 if nobody looked.
     """
 
     bootstrap: str
     tables: dict[str, str]
     chunk_sets: dict[str, str]
     attached: list[str] = []  # noqa: RUF012 - never changed
+    check: int = 0
 
     def encode(self) -> bytes:
         """Return the form that a record of the store has."""
@@ -76,6 +78,16 @@ class MetadataFiles(NamedTuple):
         """Tell whether all the files are still in *store*."""
         return all(store.metadata_path(digest) is not None for digest in self.digests)
 
+    def checked(self, store: NodeStore) -> Self:
+        """Return the same with the bootstrap checked, if no version of these rules has seen it.
+
+        Raises FormatError if it breaks one.
+        """
+        if self.check == CHECK_VERSION:
+            return self
+        with _checked_bootstrap(self.bootstrap, store):
+            return self._replace(check=CHECK_VERSION)
+
 
 def unpack_metadata_layer(
     layer: BinaryIO,
@@ -87,8 +99,9 @@ def unpack_metadata_layer(
 
     Files whose paths are keys of *secrets* are read into its values, and not kept.
 
-    The layer is read to its end, so a stream that verifies there has verified all of it.  Raises
-    FormatError for a layer that is damaged or has no bootstrap, and what reading it raises.
+    The layer is read to its end, so a stream that verifies there has verified all of it; then the
+    whole bootstrap is checked.  Raises FormatError for a layer that is damaged or has no bootstrap,
+    or one that breaks a rule, and what reading it raises.
     """
     bootstrap: str | None = None
     tables: dict[str, str] = {}
@@ -106,11 +119,24 @@ def unpack_metadata_layer(
     reader.drain()
     if bootstrap is None:
         raise FormatError("the metadata layer has no image/image.boot")
-    path = store.metadata_path(bootstrap)
+    with _checked_bootstrap(bootstrap, store) as opened:
+        return MetadataFiles(bootstrap, tables, chunk_sets(opened), check=CHECK_VERSION)
+
+
+@contextmanager
+def _checked_bootstrap(digest: str, store: NodeStore) -> Iterator[Bootstrap]:
+    from lamina.erofs.check import check_bootstrap
+
+    path = store.metadata_path(digest)
     if path is None:
         raise StoreError("the bootstrap vanished from the store while it was unpacked")
     with mapped_bootstrap(path) as opened:
-        return MetadataFiles(bootstrap, tables, chunk_sets(opened))
+        try:
+            check_bootstrap(opened.view)
+        except FormatError as error:
+            error.hint = error.hint or "The image is damaged or hostile: do not use it."
+            raise
+        yield opened
 
 
 def read_secrets(layer: BinaryIO, media_type: str, secrets: dict[bytes, bytes]) -> None:

@@ -1,8 +1,9 @@
 """From a reference to an opened native image.
 
 The first opening fetches manifest, configuration and metadata layer, verifies each by its digest
-and keeps what is in them in the node store.  Later ones ask the registry only what a tag points to,
-and nothing at all for a digest; they map the bootstrap and never read all of it.
+and keeps what is in them in the node store.  The whole tree is checked then, before anybody sees
+any of it, and the record of the image says so.  Later openings ask the registry only what a tag
+points to, and nothing at all for a digest; they map the bootstrap and never read all of it.
 """
 
 from __future__ import annotations
@@ -381,7 +382,12 @@ def _known_files(node: NodeStore, digest: str) -> MetadataFiles | None:
     """What an earlier opening of the image put into the store, if it is still there."""
     record = node.record(RECORD, digest)
     files = None if record is None else MetadataFiles.decode(record)
-    return files if files is not None and files.present(node) else None
+    if files is None or not files.present(node):
+        return None
+    checked = files.checked(node)
+    if checked is not files:
+        node.put_record(RECORD, digest, checked.encode())
+    return checked
 
 
 def node_store(store: NodeStore | str | os.PathLike[str] | None) -> NodeStore:

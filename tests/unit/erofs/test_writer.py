@@ -322,9 +322,9 @@ def test_impossible_chunk_sizes(chunk_size: int) -> None:
 
 
 def test_deep_trees_need_no_recursion() -> None:
-    image = make_image({b"/".join([b"d"] * 3000): b"bottom"})
+    image = make_image({b"/".join([b"d"] * 2000): b"bottom"})
     check_bootstrap(image.bootstrap)
-    assert len(walk(Bootstrap(image.bootstrap))) == 3001
+    assert len(walk(Bootstrap(image.bootstrap))) == 2001
 
 
 def test_opening_costs_nothing_per_file() -> None:
