@@ -12,6 +12,8 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from lamina.errors import UnsupportedError
+
 WINDOW_BYTES = 32 << 10
 """Farthest that deflate refers back (RFC 1951 §2)."""
 
@@ -23,6 +25,12 @@ FOLLOWING_BYTES = 8
 """How much input more is named than is needed: nydusd gives up where its input ends with the header
 of a member.
 """
+
+
+MAX_BOUNDARIES = 1 << 22
+"""Most of them in one layer: 128 GiB of plain data have so many."""
+
+MAX_POINTS = 1 << 20
 
 
 class AccessPoint(NamedTuple):
@@ -50,9 +58,25 @@ class PointMap:
     points: list[AccessPoint] = field(default_factory=list)
 
     def add(self, in_offset: int, out_offset: int) -> None:
-        """Note a boundary."""
+        """Note a boundary.
+
+        Raises UnsupportedError for a stream of so many pieces that they cannot be remembered.
+        """
+        if len(self.ins) >= MAX_BOUNDARIES:
+            raise _too_many(f"{MAX_BOUNDARIES} boundaries")
         self.ins.append(in_offset)
         self.outs.append(out_offset)
+
+    def add_point(self, point: AccessPoint) -> None:
+        """Note a point, in place of one before it that yields nothing up to there.
+
+        Raises UnsupportedError for too many.
+        """
+        if self.points and self.points[-1].out_offset == point.out_offset:
+            self.points.pop()
+        if len(self.points) >= MAX_POINTS:
+            raise _too_many(f"{MAX_POINTS} members or frames")
+        self.points.append(point)
 
     def in_before(self, out_offset: int) -> int:
         """Return an input position at or before which all that yields ``out_offset`` begins."""
@@ -71,3 +95,10 @@ class PointMap:
         if position == len(self.ins):
             return size_bytes
         return min(self.ins[position] + FOLLOWING_BYTES, size_bytes)
+
+
+def _too_many(what: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"The compressed layer has more than {what}, which is too much to index.",
+        hint="Convert the image: lamina convert.",
+    )

@@ -35,6 +35,11 @@ MAX_OUTPUT_SPACING_BYTES = 2 << 20
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+MAX_HEADER_BYTES = 512 << 10
+"""Longest begin of a member without a byte of data, as when a layer is decompressed to be converted
+(isal).
+"""
+
 
 class GzipPoints:
     """A gzip stream that is read once, from its begin to its end.
@@ -65,7 +70,7 @@ class GzipPoints:
         self._out = 0
         # From there on one call may reach the next point.
         self._near_in = self._near_out = 0
-        self._member_out = 0
+        self._member_in = self._member_out = 0
         self._members = 0
         self._in_member = False
         self._closed = False
@@ -122,6 +127,11 @@ class GzipPoints:
         )
         code = self._inflate(self._reference, libz.Z_BLOCK if at_blocks else libz.Z_NO_FLUSH)
         self._out += before - stream.avail_out
+        if self._out == self._member_out and self.in_offset - self._member_in > MAX_HEADER_BYTES:
+            raise FormatError(
+                f"The layer is not valid gzip: a header of more than {MAX_HEADER_BYTES} bytes.",
+                hint="The layer is damaged; fetch it again.",
+            )
         if code == libz.Z_STREAM_END:
             self.map.add(self.in_offset, self._out)
             self._in_member = False
@@ -187,7 +197,7 @@ class GzipPoints:
             raise FormatError("The layer has bytes after its last gzip member that are not gzip.")
         libz.load_library().reset(self._reference)
         self._members += 1
-        self._member_out = self._out
+        self._member_in, self._member_out = self.in_offset, self._out
         self._in_member = True
         return True
 

@@ -22,9 +22,10 @@ from lamina.errors import FormatError
 MAX_TOC_BYTES: Final = 64 << 20
 """Longest table that is read, in bytes of JSON."""
 
-MAX_TOC_OBJECTS: Final = 1 << 20
-"""Most entries of a table, with their lists of extended attributes.  It bounds memory."""
-
+MAX_TOC_OBJECTS: Final = 1 << 18
+"""Most entries of a table, with their lists of extended attributes.  It bounds memory: a layer with
+more is read instead.
+"""
 SHA256: Final = re.compile(r"sha256:([0-9a-f]{64})")
 TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", re.ASCII

@@ -122,7 +122,8 @@ class _GzipDecoder:
                     "The layer has bytes after its last gzip member that are not gzip."
                 ) from None
             raise _not_gzip(error) from error
-        except self._error as error:
+        except (self._error, OverflowError) as error:
+            # The latter for a header that is larger than any buffer.
             raise _not_gzip(error) from error
         self._is_begun = True
         return plain

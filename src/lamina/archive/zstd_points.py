@@ -19,10 +19,15 @@ class _Source(io.RawIOBase):
 
     def __init__(self, read_input: Callable[[], bytes]) -> None:
         self._read_input = read_input
+        self._rest = memoryview(b"")
         self.count = 0
 
-    def read(self, _size: int = -1, /) -> bytes:
-        data = self._read_input()
+    def read(self, size: int = -1, /) -> bytes:
+        """Return at most ``size`` bytes: what a frame leaves of them is moved for the next one."""
+        if not self._rest:
+            self._rest = memoryview(self._read_input())
+        data = bytes(self._rest[:size] if size >= 0 else self._rest)
+        self._rest = self._rest[len(data) :]
         self.count += len(data)
         return data
 
@@ -72,7 +77,7 @@ class ZstdPoints:
         # are skipped, such as a table of contents, may lie between.
         self.map.add(self.in_offset, self._out)
         if is_begin:
-            self.map.points.append(AccessPoint(self.in_offset, self._out))
+            self.map.add_point(AccessPoint(self.in_offset, self._out))
 
     def close(self) -> None:
         """Nothing stays open."""
