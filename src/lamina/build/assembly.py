@@ -65,7 +65,7 @@ class Assembly:
         self._phases = phases
         self._plans: list[LayerPlan] = []
         self._device_layers: list[int] = []
-        self._tree = MergedTree()
+        self._tree = MergedTree(job.budget.share(len(job.layers)))
         self._finished: list[Future[LayerBuild]] = []
         self._cancelled = threading.Event()
         self._lock = threading.Lock()
@@ -181,11 +181,11 @@ class Assembly:
         not used.
         """
         found: set[int] = set()
-        files = {id(node): node for _, node in self._tree.root.walk() if node.chunks}
-        for node in files.values():
+        for _, node in self._tree.root.walk():
             found.update(devices_of(node.chunks))
         if len(found) != len(self._device_layers):
             devices = {device: index for index, device in enumerate(sorted(found), 1)}
+            files = {id(node): node for _, node in self._tree.root.walk() if node.chunks}
             for node in files.values():
                 node.chunks = renumber(node.chunks, devices)
         return [self._device_layers[device - 1] for device in sorted(found)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.archive.gzip_points import DEFAULT_SPACING_BYTES
+from lamina.build.budget import Budget
 from lamina.build.image_build import no_garbage_collection
 from lamina.build.index_layer import IndexedLayer, index_layer
 from lamina.build.index_table import IndexBlob, index_blob
@@ -82,10 +83,12 @@ class _Job:
     known: Sequence[IndexedLayer]
     diff_ids: Sequence[str]
     read_bytes: SharedCounters = field(init=False)
+    budget: Budget = field(init=False)
     shown_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.read_bytes = SharedCounters(len(self.layers))
+        self.budget = Budget(len(self.layers) + 1)
 
     def tell(self) -> None:
         """Pass on how far the workers are."""
@@ -96,6 +99,7 @@ class _Job:
 
     def close(self) -> None:
         """Give the counters back."""
+        self.budget.close()
         self.read_bytes.close()
 
 
@@ -127,6 +131,7 @@ def _index(number: int) -> LayerIndex:
         # fmt: off
         layer = index_layer(_job.repository, descriptor, options.chunk_size, options.spacing_bytes,
                             options.digester, lambda read: _job.read_bytes.add(number, read),
+                            _job.budget.share(number),
                             diff_id=_job.diff_ids[number] if _job.diff_ids else None)
         # fmt: on
     # Chunks that a lower layer has as well are not looked for: nothing is stored twice by that, and
@@ -174,7 +179,8 @@ def build_from_layers(
             # Loaded this late, it does not keep the workers from starting.
             from lamina.build.index_merge import IndexMerge
 
-            merge = IndexMerge(options.chunk_size, options.digester)
+            share = job.budget.share(len(layers))
+            merge = IndexMerge(options.chunk_size, options.digester, share)
             for layer, future in zip(layers, futures, strict=True):
                 merge.add(layer.hex, *_wait(future, job))
             return merge.finish(by_table=bool(known), table_problem=problem)

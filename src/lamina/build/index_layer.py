@@ -18,6 +18,7 @@ from lamina.build.toc_annotations import rounds_times
 from lamina.codec.digest import Digester
 
 if TYPE_CHECKING:
+    from lamina.build.budget import Share
     from lamina.registry.manifest import Descriptor
     from lamina.registry.repository import Repository
 
@@ -66,10 +67,12 @@ def index_layer(
     spacing_bytes: int,
     digester: Digester,
     progress: Callable[[int], None] = lambda _: None,
+    budget: Share | None = None,
     diff_id: str | None = None,
 ) -> IndexedLayer:
     """Read a layer to its end, its digest verified, and its ``diff_id`` if one is given;
-    ``progress`` is told the bytes of each read.
+    ``progress`` is told the bytes of each read.  What is kept of its entries is counted in
+    ``budget``.
 
     Raises FormatError and UnsupportedError for a layer that cannot be read, and what reading it
     from the repository raises.
@@ -89,7 +92,8 @@ def index_layer(
             return data
 
         with closing(_points(head, read_input, spacing_bytes)) as stream:
-            scan = scan_layer(checked_tar(stream, descriptor, diff_id), None, chunk_size, digester)
+            tar = checked_tar(stream, descriptor, diff_id)
+            scan = scan_layer(tar, None, chunk_size, digester, budget)
             while read_input():
                 pass
             found = stream.map

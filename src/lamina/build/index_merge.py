@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lamina.build.budget import Share
 from lamina.build.index_table import IndexBlob
 from lamina.build.layer_blob import with_blob_index
 from lamina.build.layer_tree import apply_layer
@@ -32,9 +33,10 @@ class BuiltIndex(NamedTuple):
 class IndexMerge:
     """Takes the layers of an image in their order; call :meth:`finish` after the last."""
 
-    def __init__(self, chunk_size: int, digester: Digester) -> None:
+    def __init__(self, chunk_size: int, digester: Digester, budget: Share) -> None:
+        """*budget* counts the directories that no entry describes."""
         self._options = BootstrapOptions(chunk_size, Compressor.GZIP, digester)
-        self._tree = MergedTree()
+        self._tree = MergedTree(budget)
         self._blobs: list[IndexBlob] = []
         self._plans: list[LayerPlan] = []
         self._numbers: dict[str, int] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lamina.archive import estargz, zstd_chunked
@@ -17,6 +18,7 @@ from lamina.archive.access_points import FOLLOWING_BYTES, AccessPoint, PointMap
 from lamina.archive.layer_toc import LayerToc, TocChunk, TocFile, TocMember
 from lamina.archive.stream import check_media_type
 from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
+from lamina.build.budget import Budget, Share, attributes_bytes
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.options import DEFAULT_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lamina.build.scan import MAX_CHUNKS, LayerScan, entry_row
@@ -56,7 +58,12 @@ def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> Toc
         check_media_type(layer.media_type)
         if not pinned_table(layer):
             raise UnsupportedError(f"the layer {layer.digest} has no table of contents")
-    tables = [_fetch(repository, layer) for layer in layers]
+    tables = []
+    with closing(Budget()) as budget:
+        share = budget.share()
+        for layer in layers:
+            tables.append(_fetch(repository, layer))
+            _count(tables[-1], share)
     chunk_size = common_chunk_size(file for table in tables for file in table.files)
     found = [
         indexed_by_table(table, chunk_size, layer.size)
@@ -66,6 +73,15 @@ def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> Toc
         if rounds_times(layer):
             known.scan.round_times()
     return TocLayers(chunk_size, found)
+
+
+def _count(table: LayerToc, budget: Share) -> None:
+    """Count what a table says; raises UnsupportedError if that and what was counted is too much."""
+    for entry, chunks in table.files:
+        text_bytes = len(entry.path) + len(entry.link)
+        if entry.xattrs:
+            text_bytes += attributes_bytes(entry.xattrs)
+        budget.add(1 + len(chunks), text_bytes)
 
 
 def _fetch(repository: Repository, layer: Descriptor) -> LayerToc:

@@ -51,7 +51,7 @@ def apply_layer(
 
     Raises FormatError where an entry cannot be placed.
     """
-    applied = AppliedLayer(OwnTree(is_lowest=tree.is_empty))
+    applied = AppliedLayer(OwnTree(is_lowest=tree.is_empty, budget=tree.budget))
     own = applied.own
     for entry in scan.entries():
         if not entry.path:
@@ -128,6 +128,9 @@ def _storable_xattrs(entry: ScannedEntry) -> dict[bytes, bytes]:
     out, with a note.
     """
     kept = {name: value for name, value in entry.xattrs.items() if is_storable(name)}
+    if len(kept) == len(entry.xattrs):
+        # Many entries share one set, which is never changed.
+        return entry.xattrs
     for name in entry.xattrs.keys() - kept.keys():
         path, shown = (text.decode("utf-8", "replace") for text in (entry.path, name))
         _log.warning(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lamina.build.budget import Budget, Share
 from lamina.build.own_tree import Directory, copy_metadata, is_marker, new_directory, resolve
 from lamina.erofs.tree import Node
 
@@ -25,7 +26,9 @@ class _Pair(NamedTuple):
 class MergedTree:
     """The tree of all layers so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Share | None = None) -> None:
+        """*budget* counts the directories that no entry describes."""
+        self.budget = budget or Budget().share()
         self.root = new_directory()
         self.is_empty = True
         """Whether no layer was laid yet."""

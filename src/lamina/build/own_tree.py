@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from lamina.archive.tar import MAX_PATH_BYTES
+from lamina.build.budget import Budget, Share
 from lamina.build.scan import NO_XATTRS
 from lamina.erofs.tree import Node
 from lamina.errors import FormatError
@@ -24,6 +25,8 @@ from lamina.errors import FormatError
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 IMPLIED_DIRECTORY_MODE = stat.S_IFDIR | 0o755
+IMPLIED_DIRECTORY_BYTES = 256
+"""About the name of one, and of what it has in it."""
 MAX_LINK_HOPS = 255
 MAX_STEPS = 8192
 """Most components looked at for one path, those of link targets included."""
@@ -73,8 +76,10 @@ class OwnTree:
     so its whiteouts take away what the layer itself has brought before them.
     """
 
-    def __init__(self, *, is_lowest: bool = False) -> None:
+    def __init__(self, *, is_lowest: bool = False, budget: Share | None = None) -> None:
+        """What no entry describes is counted in *budget*."""
         self.root = _directory()
+        self._budget = budget or Budget().share()
         self._is_lowest = is_lowest
         self._places: dict[bytes, Directory] = {}
         self._borrowed: list[tuple[Directory, bytes, Node]] = []
@@ -172,11 +177,16 @@ class OwnTree:
     def _directory(self, path: bytes) -> Directory:
         found = self._places.get(path)
         if found is None:
-            place = resolve(self.root, path, make=_directory)
+            place = resolve(self.root, path, make=self._implied_directory)
             assert place is not None
             assert isinstance(place.node, Directory)
             found = self._places[path] = place.node
+            self._budget.add(0, len(path))
         return found
+
+    def _implied_directory(self) -> Directory:
+        self._budget.add(1, IMPLIED_DIRECTORY_BYTES)
+        return _directory()
 
 
 def resolve(root: Node, path: bytes, *, make: Callable[[], Node] | None = None) -> Place | None:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
+from lamina.build.budget import Budget, Share, attributes_bytes
 from lamina.build.sparse_chunks import Chunk, SparseChunks
 from lamina.codec.digest import Digester, hasher
 from lamina.errors import FormatError
@@ -110,7 +111,7 @@ class LayerScan:
         first = 0
         make = ScannedEntry._make
         rows = zip(*[iter(self.numbers)] * COLUMNS, strict=True)
-        texts = zip(self.paths.split(b"\0"), self.links.split(b"\0"), rows, strict=True)
+        texts = zip(_texts(self.paths), _texts(self.links), rows, strict=True)
         for number, (path, link, row) in enumerate(texts):
             count = -(-row[6] // chunk_size)
             extra = xattrs.get(number, NO_XATTRS) if xattrs else NO_XATTRS
@@ -119,28 +120,29 @@ class LayerScan:
 
 
 def scan_layer(
-    stream: TarStream, spool: BinaryIO | None, chunk_size: int, digester: Digester
+    stream: TarStream,
+    spool: BinaryIO | None,
+    chunk_size: int,
+    digester: Digester,
+    budget: Share | None = None,
 ) -> LayerScan:
     """Scan a decompressed layer to its end, copying it to ``spool`` (unbuffered, at its beginning)
-    if one is given.
+    if one is given.  What is kept of its entries is counted in ``budget``.
 
     Raises:
+        UnsupportedError: the budget is spent.
         FormatError, UnsupportedError: what :func:`lamina.archive.tar.walk` says of the archive,
             which may have sparse files where there is a spool to put their chunks together in.
     """
     scan = LayerScan(chunk_size, compression=stream.compression)
     reader = BlockReader(_tee(stream, spool))
-    paths: list[bytes] = []
-    links: list[bytes] = []
-    digests: list[bytes] = []
+    texts = _Texts(budget or Budget().share())
+    digests = bytearray()
     start_digest = hasher(digester)
     sparse: SparseChunks | None = None
     add_row = scan.numbers.extend
     for entry in tar.walk(reader, with_sparse=spool is not None):
-        paths.append(entry.path)
-        links.append(entry.link)
-        if entry.xattrs:
-            scan.xattrs[len(paths) - 1] = entry.xattrs
+        texts.add(entry, scan)
         add_row(entry_row(entry))
         if entry.segments is not None:
             assert spool is not None
@@ -149,8 +151,8 @@ def scan_layer(
         elif entry.size:
             _scan_data(reader, entry.size, scan, start_digest, digests)
     scan.tar_bytes = reader.drain()
-    scan.paths, scan.links = b"\0".join(paths), b"\0".join(links)
-    scan.digests = b"".join(digests)
+    texts.finish(scan)
+    scan.digests = bytes(digests)
     return scan
 
 
@@ -160,6 +162,42 @@ def rounded_time(seconds: int, nanoseconds: int) -> int:
     What is in the first second of 1970 is there as if it had no time.
     """
     return seconds + (nanoseconds >= 500_000_000) if seconds else 0
+
+
+class _Texts:
+    """Collects the names, link targets and extended attributes of a layer."""
+
+    def __init__(self, budget: Share) -> None:
+        self._budget = budget
+        self._paths, self._links = bytearray(), bytearray()
+        self._attributes: dict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = {}
+
+    def add(self, entry: tar.Entry, scan: LayerScan) -> None:
+        """Add those of an entry; equal sets of attributes are kept once."""
+        text_bytes = len(entry.path) + len(entry.link)
+        if entry.xattrs:
+            key = tuple(entry.xattrs.items())
+            kept = self._attributes.get(key)
+            if kept is None:
+                kept = self._attributes[key] = entry.xattrs
+                text_bytes += attributes_bytes(kept)
+            scan.xattrs[scan.entry_count] = kept
+        self._budget.add(1, text_bytes)
+        self._paths += entry.path + b"\0"
+        self._links += entry.link + b"\0"
+
+    def finish(self, scan: LayerScan) -> None:
+        """Give the names and targets to a scan."""
+        scan.paths, scan.links = bytes(self._paths[:-1]), bytes(self._links[:-1])
+
+
+def _texts(joined: bytes) -> Iterator[bytes]:
+    """Yield the parts between zero bytes, without a list of all of them."""
+    start = 0
+    while (end := joined.find(b"\0", start)) >= 0:
+        yield joined[start:end]
+        start = end + 1
+    yield joined[start:]
 
 
 def entry_row(entry: tar.Entry) -> tuple[int, ...]:
@@ -196,7 +234,7 @@ def _scan_data(
     size_bytes: int,
     scan: LayerScan,
     start_digest: Callable[..., Any],
-    digests: list[bytes],
+    digests: bytearray,
 ) -> None:
     """Digest the chunks of one file."""
     chunk_size = scan.chunk_size
@@ -207,7 +245,7 @@ def _scan_data(
         state = start_digest(pieces[0])
         for piece in pieces[1:]:
             state.update(piece)
-        digests.append(state.digest())
+        digests += state.digest()
         scan.chunk_sizes.append(length)
         scan.chunk_offsets.append(offset + start)
     if len(scan.chunk_sizes) >= MAX_CHUNKS:
@@ -217,10 +255,10 @@ def _scan_data(
         )
 
 
-def _scan_sparse(chunks: Iterator[Chunk], scan: LayerScan, digests: list[bytes]) -> None:
+def _scan_sparse(chunks: Iterator[Chunk], scan: LayerScan, digests: bytearray) -> None:
     """Note the chunks of one sparse file."""
     for chunk in chunks:
-        digests.append(chunk.digest)
+        digests += chunk.digest
         scan.chunk_sizes.append(chunk.size)
         scan.chunk_offsets.append(chunk.offset)
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from lamina.archive.stream import open_layer
+from lamina.build.budget import Budget
 from lamina.build.diff_ids import checked_tar
 from lamina.build.layer_tree import apply_layer
 from lamina.build.merge import MergedTree
@@ -63,7 +64,9 @@ def open_source_image(
         config = load_config(manifest, documents)
         check_layers(manifest, config, str(where))
         with ExitStack() as stack:
-            tree = MergedTree()
+            budget = Budget()
+            stack.callback(budget.close)
+            tree = MergedTree(budget.share())
             spools = []
             for number, layer in enumerate(manifest.layers):
                 spool = stack.enter_context(
@@ -85,7 +88,7 @@ def _apply(
     repository, layer, diff_id = layer_tar
     with repository.open_blob(layer) as raw:
         stream = checked_tar(open_layer(raw, layer.media_type, max_layer_bytes), layer, diff_id)
-        scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3)
+        scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3, tree.budget)
         while raw.read(1 << 20):
             pass
     if rounds_times(layer):

@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from lamina.archive.stream import open_layer
+from lamina.build.budget import Budget
 from lamina.build.diff_ids import checked_tar
 from lamina.build.options import ConvertOptions
 from lamina.build.pack import Segment, pack_segment
@@ -76,6 +77,8 @@ class Job:
     diff_ids: Sequence[str] = ()
     """One a layer; none if nobody knows them."""
     read_bytes: SharedCounters = field(init=False)
+    budget: Budget = field(init=False)
+    """A share for each layer, and the last one for their merge."""
     seals: Sequence[BlobSeal] = field(init=False)
     """One a layer; none if the image is not sealed."""
 
@@ -83,9 +86,11 @@ class Job:
         seal = self.options.seal
         self.seals = () if seal is None else seal.blob_seals(len(self.layers))
         self.read_bytes = SharedCounters(len(self.layers))
+        self.budget = Budget(len(self.layers) + 1)
 
     def close(self) -> None:
         """Free the temporary files and counters."""
+        self.budget.close()
         for files in self.files:
             files.close()
         self.read_bytes.close()
@@ -168,7 +173,8 @@ def scan(layer: int) -> tuple[LayerScan, float]:
         tar = open_layer(source, descriptor.media_type, options.max_layer_bytes)
         stream = checked_tar(tar, descriptor, _job.diff_ids[layer] if _job.diff_ids else None)
         spool = _job.files[layer].spool
-        found = scan_layer(stream, spool, options.chunk_size, options.digester)
+        budget = _job.budget.share(layer)
+        found = scan_layer(stream, spool, options.chunk_size, options.digester, budget)
         # The last read verifies the digest, and may lie behind the end of the archive.
         while counted.read(1 << 20):
             pass

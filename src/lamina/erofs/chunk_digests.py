@@ -8,15 +8,30 @@ is built at the first miss.
 from __future__ import annotations
 
 import threading
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from operator import le
 from typing import TYPE_CHECKING, Protocol
 
-from lamina.erofs.layout import CHUNK_ENTRY, BlobEntry, ChunkEntry
+from lamina.erofs.layout import (
+    CHUNK_ENTRY,
+    MAX_BLOBS,
+    MAX_CHUNKS_PER_BLOB,
+    BlobEntry,
+    ChunkEntry,
+)
 from lamina.errors import FormatError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+CHUNK_BITS = (MAX_CHUNKS_PER_BLOB - 1).bit_length()
+POSITION_BITS = 32
+POSITION_MASK = (1 << POSITION_BITS) - 1
+MAX_OFFSET = (1 << 64) - 1
 
 
 class DigestSource(Protocol):
@@ -41,8 +56,8 @@ class ChunkEntries:
         for blob in blobs:
             self._first.append(self._first[-1] + blob.chunk_count)
         self._lock = threading.Lock()
-        self._index: dict[int, int] | None = None
-        self._extents: dict[int, tuple[list[int], list[int]]] = {}
+        self._index: array[int] | None = None
+        self._extents: dict[int, tuple[array[int], array[int]]] = {}
 
     def close(self) -> None:
         """Release the buffer."""
@@ -71,31 +86,47 @@ class ChunkEntries:
         if self._index is None:
             self._build_index()
             assert self._index is not None
-        found = self._index.get(blob_index << 32 | chunk_index)
-        return None if found is None else self.entry(found)
+        if chunk_index >= MAX_CHUNKS_PER_BLOB:
+            return None
+        key = blob_index << CHUNK_BITS | chunk_index
+        place = bisect_left(self._index, key << POSITION_BITS)
+        if place == len(self._index) or self._index[place] >> POSITION_BITS != key:
+            return None
+        return self.entry(self._index[place] & POSITION_MASK)
 
     def overlaps(self, blob_index: int, offset: int, size_bytes: int) -> bool:
         """Say whether a chunk of the table lies in this range of the blob's uncompressed space."""
         extents = self._extents.get(blob_index)
         if extents is None:
-            found = sorted(
-                (entry.uncompressed_offset, entry.uncompressed_offset + entry.uncompressed_size)
-                for entry in self
-                if entry.blob_index == blob_index
-            )
-            extents = [start for start, _ in found], [end for _, end in found]
-            self._extents[blob_index] = extents
+            extents = self._extents[blob_index] = self._sorted_extents(blob_index)
         starts, ends = extents
         # Chunks do not overlap each other, so the ends are sorted too.
         return bisect_right(ends, offset) < bisect_left(starts, offset + size_bytes)
 
+    def _sorted_extents(self, blob_index: int) -> tuple[array[int], array[int]]:
+        starts, ends = array("Q"), array("Q")
+        for entry in CHUNK_ENTRY.iter_unpack(self._view):
+            if entry[1] == blob_index:
+                starts.append(entry[6])
+                ends.append(min(entry[6] + entry[4], MAX_OFFSET))
+        if all(map(le, starts, islice(starts, 1, None))):
+            return starts, ends
+        return array("Q", sorted(starts)), array("Q", sorted(ends))
+
     def _build_index(self) -> None:
+        """Note each chunk and its place in one number, ascending: 8 bytes an entry, not 200."""
         with self._lock:
-            if self._index is None:
-                fields = CHUNK_ENTRY.iter_unpack(self._view)
-                self._index = {
-                    entry[1] << 32 | entry[8]: number for number, entry in enumerate(fields)
-                }
+            if self._index is not None:
+                return
+            index = array("Q")
+            for position, entry in enumerate(CHUNK_ENTRY.iter_unpack(self._view)):
+                # Others are none of any blob.
+                if entry[1] < MAX_BLOBS and entry[8] < MAX_CHUNKS_PER_BLOB:
+                    key = entry[1] << CHUNK_BITS | entry[8]
+                    index.append(key << POSITION_BITS | position)
+            if not all(map(le, index, islice(index, 1, None))):
+                index = array("Q", sorted(index))
+            self._index = index
 
 
 class ChunkDigests:

@@ -52,6 +52,9 @@ DIGESTER_FLAGS = {
 }
 _COMPRESSOR_MASK = sum(COMPRESSOR_FLAGS)
 _DIGESTER_MASK = sum(DIGESTER_FLAGS)
+MAX_PREFETCH_BYTES = 1 << 20
+"""A quarter of a million files or folders that are to be fetched ahead, each by its name."""
+
 _WITH_CONTEXTS = BlobFeature.BATCH | BlobFeature.ZRAN | BlobFeature.ENCRYPTED
 _WITHOUT_TABLE = BlobFeature.TARFS | BlobFeature.IS_CHUNKDICT_GENERATED
 
@@ -250,6 +253,8 @@ def _read_prefetch(view: memoryview, extended: ExtendedSuperblock) -> tuple[int,
         return ()
     if offset % 8 or size % 4 or offset + size > len(view):
         raise _bad("prefetch table", f"{size} bytes at {offset}", "8-aligned inside the file")
+    if size > MAX_PREFETCH_BYTES:
+        raise _bad("prefetch_table_size", size, f"at most {MAX_PREFETCH_BYTES}")
     nids = []
     for position in range(offset, offset + size, 4):
         nid = int.from_bytes(view[position : position + 4], "little")
