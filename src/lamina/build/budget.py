@@ -18,6 +18,9 @@ MAX_ENTRIES: Final = 3 << 19
 MAX_TEXT_BYTES: Final = 192 << 20
 """Most bytes of names, link targets and extended attributes of an image, counted as below."""
 
+DIRECTORY_BYTES: Final = 256
+"""What a directory takes more than a file."""
+
 SET_BYTES: Final = 128
 ATTRIBUTE_BYTES: Final = 64
 """What a set of extended attributes, and each of them, takes in memory beside its bytes."""
@@ -60,9 +63,10 @@ class Share:
         self._entries += entries
         self._text_bytes += text_bytes
         if self._entries >= PUBLISHED_ENTRIES or self._text_bytes >= PUBLISHED_BYTES:
-            self._publish()
+            self.flush()
 
-    def _publish(self) -> None:
+    def flush(self) -> None:
+        """Let all see what was added.  Raises as :meth:`add`."""
         sums, place = self._sums, self._place
         sums[place] += self._entries
         sums[place + 1] += self._text_bytes

@@ -82,6 +82,7 @@ def _count(table: LayerToc, budget: Share) -> None:
         if entry.xattrs:
             text_bytes += attributes_bytes(entry.xattrs)
         budget.add(1 + len(chunks), text_bytes)
+    budget.flush()
 
 
 def _fetch(repository: Repository, layer: Descriptor) -> LayerToc:

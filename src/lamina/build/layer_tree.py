@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import stat
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,17 +29,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class AppliedLayer:
-    """What one layer became.  ``files`` are (node, first chunk, number of chunks) of its regular
-    files.
+    """What one layer became.  ``files`` are its regular files with chunks, ``first_chunks`` the
+    first of each.
     """
 
     own: OwnTree
-    files: list[tuple[Node, int, int]] = field(default_factory=list)
+    files: list[Node] = field(default_factory=list)
+    first_chunks: array[int] = field(default_factory=lambda: array("I"))
 
     def set_indexes(self, indexes: bytes) -> None:
         """Give all files other chunk indexes: 8 bytes for each chunk of the scan."""
-        for node, first, count in self.files:
-            node.chunks = indexes[first * INDEX_BYTES : (first + count) * INDEX_BYTES]
+        for node, first in zip(self.files, self.first_chunks, strict=True):
+            start = first * INDEX_BYTES
+            node.chunks = indexes[start : start + len(node.chunks)]
 
 
 def apply_layer(
@@ -65,7 +68,8 @@ def apply_layer(
             node = _node(entry, indexes[first * INDEX_BYTES : (first + count) * INDEX_BYTES])
             own.insert(entry.path, node)
             if count:
-                applied.files.append((node, first, count))
+                applied.files.append(node)
+                applied.first_chunks.append(first)
     tree.lay(own.root)
     own.adopt(adopt)
     return applied

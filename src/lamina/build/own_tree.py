@@ -25,8 +25,8 @@ from lamina.errors import FormatError
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 IMPLIED_DIRECTORY_MODE = stat.S_IFDIR | 0o755
-IMPLIED_DIRECTORY_BYTES = 256
-"""About the name of one, and of what it has in it."""
+IMPLIED_DIRECTORY_BYTES = 1024
+"""What one takes in the trees of layer and image: one name may imply two thousand."""
 MAX_LINK_HOPS = 255
 MAX_STEPS = 8192
 """Most components looked at for one path, those of link targets included."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
-from lamina.build.budget import Budget, Share, attributes_bytes
+from lamina.build.budget import DIRECTORY_BYTES, Budget, Share, attributes_bytes
 from lamina.build.sparse_chunks import Chunk, SparseChunks
 from lamina.codec.digest import Digester, hasher
 from lamina.errors import FormatError
@@ -175,6 +175,8 @@ class _Texts:
     def add(self, entry: tar.Entry, scan: LayerScan) -> None:
         """Add those of an entry; equal sets of attributes are kept once."""
         text_bytes = len(entry.path) + len(entry.link)
+        if entry.kind == tar.DIRECTORY:
+            text_bytes += DIRECTORY_BYTES
         if entry.xattrs:
             key = tuple(entry.xattrs.items())
             kept = self._attributes.get(key)
@@ -188,6 +190,7 @@ class _Texts:
 
     def finish(self, scan: LayerScan) -> None:
         """Give the names and targets to a scan."""
+        self._budget.flush()
         scan.paths, scan.links = bytes(self._paths[:-1]), bytes(self._links[:-1])
 
 

@@ -1,0 +1,183 @@
+"""What an image may describe is bounded in sum, in one layer or in many, and so is memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from tests.support.layers import oci_layout
+
+from lamina.archive.tar import DIRECTORY, HARD_LINK, REGULAR, SYMLINK, Entry
+from lamina.archive.tar_writer import END_MARK, encode_entry
+from lamina.build import budget
+from lamina.build.budget import MAX_ENTRIES, MAX_TEXT_BYTES, Budget
+from lamina.build.convert import convert
+from lamina.build.index import index_image
+from lamina.build.options import ConvertOptions
+from lamina.build.source_image import open_source_image
+from lamina.errors import UnsupportedError
+from lamina.registry.reference import parse_reference
+
+MEASURE = """
+import resource, sys
+from lamina.cli import main
+code = main(sys.argv[1:])
+kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
+print("PEAK", max(resource.getrusage(kind).ru_maxrss for kind in kinds) >> 10)
+sys.exit(code)
+"""
+MOST_MIB = 600
+
+
+def header(
+    path: str, kind: int = REGULAR, link: bytes = b"", xattrs: dict[bytes, bytes] | None = None
+) -> bytes:
+    return encode_entry(
+        Entry(path.encode(), kind, 0o755, 0, 0, 1, 0, 0, link, 0, 0, xattrs or {}, 0)
+    )
+
+
+def large_attributes(layer: int, count: int) -> Iterator[bytes]:
+    """Files of 240 KiB of attributes each, no two alike."""
+    for number in range(count):
+        start = b"%d %d " % (layer, number)
+        yield header(
+            f"{layer}-{number}",
+            xattrs={b"user.%d" % i: start.ljust(60_000, b"v") for i in range(4)},
+        )
+
+
+def many_attributes(layer: int, count: int) -> Iterator[bytes]:
+    """Files of a thousand attributes of nothing."""
+    for number in range(count):
+        start = b"user.%d.%d." % (layer, number)
+        yield header(f"{layer}-{number}", xattrs={start + b"%d" % i: b"" for i in range(1000)})
+
+
+def deep_paths(layer: int, count: int) -> Iterator[bytes]:
+    """Files below nineteen hundred folders of their own, which nothing describes."""
+    for number in range(count):
+        yield header(f"{layer}-{number}/" + "a/" * 1900 + "f")
+
+
+def long_targets(layer: int, count: int) -> Iterator[bytes]:
+    for number in range(count):
+        yield header(f"{layer}-{number}", SYMLINK, b"%d" % number + b"t" * 4000)
+
+
+def files(layer: int, count: int) -> Iterator[bytes]:
+    for number in range(count):
+        yield header(f"{layer}/{number}")
+
+
+def folders(layer: int, count: int) -> Iterator[bytes]:
+    for number in range(count):
+        yield header(f"{layer}-{number}", DIRECTORY)
+
+
+def hard_links(layer: int, count: int) -> Iterator[bytes]:
+    yield header(f"{layer}-file")
+    for number in range(count):
+        yield header(f"{layer}-{number}", HARD_LINK, b"%d-file" % layer)
+
+
+Shape = Callable[[int, int], Iterator[bytes]]
+
+
+def image(folder: Path, shape: Shape, counts: list[int]) -> str:
+    layers = [b"".join(shape(layer, count)) + END_MARK for layer, count in enumerate(counts)]
+    return oci_layout(folder / "source", layers, "zstd")
+
+
+def converted(reference: str, folder: Path) -> None:
+    target = parse_reference(f"oci:{folder / 'native'}:a")
+    convert(parse_reference(reference), target, ConvertOptions(jobs=2))
+
+
+def indexed(reference: str, _folder: Path) -> None:
+    index_image(parse_reference(reference))
+
+
+def compared(reference: str, _folder: Path) -> None:
+    open_source_image(parse_reference(reference)).close()
+
+
+@pytest.mark.parametrize("verb", [converted, indexed, compared])
+@pytest.mark.parametrize(
+    ("shape", "count", "entries", "text_bytes"),
+    [
+        (files, 1500, 4000, MAX_TEXT_BYTES),
+        (hard_links, 1500, 4000, MAX_TEXT_BYTES),
+        (folders, 1500, MAX_ENTRIES, 1 << 20),
+        (long_targets, 300, MAX_ENTRIES, 3 << 20),
+        (many_attributes, 12, MAX_ENTRIES, 3 << 20),
+        (large_attributes, 12, MAX_ENTRIES, 14 << 20),
+        (deep_paths, 2, 10_000, MAX_TEXT_BYTES),
+        (deep_paths, 2, MAX_ENTRIES, 9 << 20),
+    ],
+)
+def test_sums_over_all_layers_are_bounded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: Callable[[str, Path], None],
+    shape: Shape,
+    count: int,
+    entries: int,
+    text_bytes: int,
+) -> None:
+    """Two layers of *count* are right, three are too much."""
+    monkeypatch.setattr(budget, "MAX_ENTRIES", entries)
+    monkeypatch.setattr(budget, "MAX_TEXT_BYTES", text_bytes)
+    verb(image(tmp_path / "right", shape, [count] * 2), tmp_path / "right")
+    with pytest.raises(UnsupportedError, match=r"layers of the image have more than .* together"):
+        verb(image(tmp_path / "much", shape, [count] * 3), tmp_path / "much")
+
+
+def test_equal_attributes_are_counted_and_kept_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a label of SELinux on every file."""
+    monkeypatch.setattr(budget, "MAX_TEXT_BYTES", 64 << 10)
+    label = {b"security.selinux": b"system_u:object_r:container_file_t:s0"}
+    layer = b"".join(header(f"{number}", xattrs=label) for number in range(2000)) + END_MARK
+    reference = oci_layout(tmp_path / "source", [layer], "zstd")
+    converted(reference, tmp_path)
+    with closing(open_source_image(parse_reference(reference))) as opened:
+        nodes = opened._nodes[1:]
+        assert len(nodes) == 2000
+        assert {id(node.xattrs) for node in nodes} == {id(nodes[0].xattrs)}
+
+
+def test_shares_of_other_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MAX_ENTRIES", 1000)
+    with closing(Budget(2)) as sums:
+        pid = os.fork()
+        if not pid:
+            sums.share(1).add(900, 0)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        own = sums.share(0)
+        own.add(100, 0)
+        own.flush()
+        own.add(1, 0)
+        with pytest.raises(UnsupportedError, match="1000 entries"):
+            own.flush()
+
+
+@pytest.mark.parametrize("verb", ["convert", "index"])
+@pytest.mark.parametrize("counts", [[900], [230] * 4], ids=["one layer", "four layers"])
+def test_memory_that_attributes_take(tmp_path: Path, verb: str, counts: list[int]) -> None:
+    """Some hundred KiB as compressed, which took over a gigabyte."""
+    reference = image(tmp_path, large_attributes, counts)
+    words = [verb, reference] + ([f"oci:{tmp_path / 'native'}:a"] if verb == "convert" else [])
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *words], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == UnsupportedError.exit_code, done.stderr
+    assert "192 MiB of names, link targets and extended attributes" in done.stderr
+    assert int(done.stdout.split()[-1]) < MOST_MIB
