@@ -19,7 +19,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from support.containerd import Containerd
 from support.lamina import Lamina, parse_variant
 from support.network import Link
 from support.nydus import Nydusd
@@ -27,6 +26,7 @@ from support.processes import FirstOutput, drop_caches
 from support.registry import PORT, Registry
 
 from support import images, report
+from support.containerd import Containerd
 
 
 class Case(Protocol):
