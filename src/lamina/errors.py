@@ -9,7 +9,28 @@ The codes are stable: scripts may rely on them.
 from __future__ import annotations
 
 import errno
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_HINTS: Final = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "the quota is used up: free some space, or have it raised",
+    errno.EROFS: "the file system is mounted read-only: remount it, or choose another place",
+    errno.EACCES: "it is not for this user: become one who may use it, or choose another place",
+    errno.EPERM: "this user may not do that: become one who may, or choose another place",
+    errno.EMFILE: "too many files are open in this process: raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine: raise fs.file-max",
+    errno.ENOMEM: "memory or address space ran out: raise the limit (ulimit -v), or stop something",
+    errno.EIO: "the disk fails: see what the kernel says of it (dmesg)",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.ENOTDIR: "something on the way there is no folder: choose another place",
+    errno.ELOOP: "a link there leads in a circle: choose another place",
+    errno.ENOLCK: "the file system gives no locks: choose another place",
+}
+
+
+def os_hint(error: OSError) -> str | None:
+    """Return what to do about an error of the operating system, None if that is not clear."""
+    return _HINTS.get(error.errno or 0)
 
 
 class Error(Exception):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lamina.cli.known_answers import tiny_layout
 from tests.integration.test_cli_chain import Shell
+from tests.support.tools import require_root, require_tool
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -71,3 +77,21 @@ def test_pages_are_for_people_too(lamina: Shell) -> None:
     assert lamina("pull", "oci:native:tiny").stdout.startswith(b"sha256:")
     assert b"100 %" in lamina("coverage", "--files", "oci:native:tiny").stdout
     assert b"removed 1 blobs" in lamina("gc").stderr
+
+
+@pytest.mark.kernel
+def test_collecting_in_a_store_that_is_read_only(tmp_path: Path) -> None:
+    require_root()
+    require_tool("unshare")
+    store, lamina = tmp_path / "store", f"{sys.executable} -m lamina gc --store {tmp_path}/store"
+    store.mkdir()
+    script = f"mount -t tmpfs none {store} && chmod 700 {store} && {lamina} && "
+    script += f"mount -o remount,ro {store} && exec {lamina}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    assert done.returncode == 10, done.stderr
+    assert b"Read-only file system" in done.stderr
+    assert b"hint: the file system is mounted read-only" in done.stderr

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from lamina.build.layer_tar import UnpackReport, copy_content, write_layer
 from lamina.build.options import work_folder
-from lamina.errors import StoreError, UsageError
+from lamina.errors import StoreError, UsageError, os_hint
 from lamina.image.base import Image, MetDirectories, Stat, shown
 from lamina.image.first_names import FirstNames
 from lamina.image.native import NativeImage
@@ -56,7 +56,7 @@ def unpack_to_folder(image: Image, folder: str | os.PathLike[str]) -> UnpackRepo
             raise UsageError(f"{base} is not empty.", hint="Name a new or empty folder.")
         root_fd = os.open(base, DIRECTORY_FLAGS & ~os.O_NOFOLLOW)
     except OSError as error:
-        raise StoreError(f"{base} cannot be made: {error.strerror}") from error
+        raise StoreError(f"{base} cannot be made: {error.strerror}", hint=os_hint(error)) from error
     try:
         return _FolderWriter(image, root_fd).run()
     finally:
@@ -205,7 +205,9 @@ def _named(path: bytes) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{shown(path)} cannot be written: {error.strerror}") from error
+        raise StoreError(
+            f"{shown(path)} cannot be written: {error.strerror}", hint=os_hint(error)
+        ) from error
 
 
 def unpack_to_image(

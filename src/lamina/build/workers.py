@@ -21,7 +21,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
-from lamina.errors import Error, StoreError
+from lamina.errors import Error, StoreError, os_hint
 from lamina.linux.process import set_parent_death_signal
 
 P = ParamSpec("P")
@@ -219,7 +219,10 @@ def _run(task: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bytes, bo
     try:
         return pickle.dumps((task(*args, **kwargs), None)), True
     except OSError as failure:
-        error = StoreError(f"A temporary file cannot be written or read: {failure.strerror}.")
+        error = StoreError(
+            f"A temporary file cannot be written or read: {failure.strerror}.",
+            hint=os_hint(failure),
+        )
     except Exception as failure:  # noqa: BLE001 - the converter gets it
         error = failure
         if not isinstance(failure, Error):

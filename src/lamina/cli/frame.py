@@ -17,7 +17,7 @@ from lamina.cli.output import flush_output, print_json, print_text
 from lamina.cli.page import Page, Row, Section, page_sections, paragraphs, render_text
 from lamina.cli.parser import Parser, count_leading_options, terminal_width
 from lamina.cli.verbs import VERBS, Verb, find_verb, load_verb
-from lamina.errors import Error, FetchError, NotFoundError, UsageError
+from lamina.errors import Error, FetchError, NotFoundError, UsageError, os_hint
 
 ABOUT: Final = paragraphs(
     """
@@ -272,7 +272,7 @@ def _from_os(error: OSError) -> Error:
         except FileNotFoundError:
             return Error("the folder that this runs in is gone", hint="cd to another")
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, (str, bytes)) else ""
-    return Error(f"{where}{error.strerror or error}")
+    return Error(f"{where}{error.strerror or error}", hint=os_hint(error))
 
 
 def _from_defect(error: Exception, invocation: Invocation) -> Error:

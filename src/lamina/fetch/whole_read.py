@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, Final, NamedTuple
 
-from lamina.errors import Error, FetchError, IntegrityError, StoreError
+from lamina.errors import Error, FetchError, IntegrityError, StoreError, os_hint
 from lamina.fetch.retry import DeadlineError
 
 LOG: Final = logging.getLogger("lamina")
@@ -132,7 +132,10 @@ class WholeRead:
         except Error as error:
             failure = error
         except OSError as error:
-            failure = StoreError(f"cannot keep what {self._options.name} sends: {error.strerror}")
+            failure = StoreError(
+                f"cannot keep what {self._options.name} sends: {error.strerror}",
+                hint=os_hint(error),
+            )
         finally:
             with self._changed:
                 self._failure, self._ended = failure, True

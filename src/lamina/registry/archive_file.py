@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from lamina.archive.tar_writer import END_MARK, encode_entry, file_entry, padding
-from lamina.errors import StoreError, UnsupportedError
+from lamina.errors import StoreError, UnsupportedError, os_hint
 from lamina.registry.local import remove_quietly
 from lamina.registry.verify import COPY_BYTES
 
@@ -60,7 +60,7 @@ def new_archive(path: str) -> Iterator[ArchiveFile]:
         os.rename(temporary, path)
     except OSError as error:
         remove_quietly(temporary)
-        raise StoreError(f"cannot write {path}: {error.strerror}") from error
+        raise StoreError(f"cannot write {path}: {error.strerror}", hint=os_hint(error)) from error
     except BaseException:
         remove_quietly(temporary)
         raise

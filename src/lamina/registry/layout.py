@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 
 import msgspec
 
-from lamina.errors import FormatError, IntegrityError, NotFoundError, StoreError
+from lamina.errors import FormatError, IntegrityError, NotFoundError, StoreError, os_hint
 from lamina.registry.local import (
     Extent,
     LocalRepository,
@@ -367,4 +367,4 @@ def _sync_folder(path: str) -> None:
 
 
 def _store_error(path: str, error: OSError) -> StoreError:
-    return StoreError(f"cannot write to {path}: {error.strerror}")
+    return StoreError(f"cannot write to {path}: {error.strerror}", hint=os_hint(error))

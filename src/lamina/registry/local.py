@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, Self
 
 import msgspec
 
-from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError, UsageError
+from lamina.errors import (
+    FetchError,
+    FormatError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+    os_hint,
+)
 from lamina.registry import layout_entries
 from lamina.registry.manifest import (
     MAX_MANIFEST_BYTES,
@@ -240,7 +247,9 @@ def open_extent(extent: Extent) -> BinaryIO:
     try:
         return _ExtentStream(extent)  # type: ignore[return-value]
     except OSError as error:
-        raise FetchError(f"cannot open {extent.path}: {error.strerror}") from error
+        raise FetchError(
+            f"cannot open {extent.path}: {error.strerror}", hint=os_hint(error)
+        ) from error
 
 
 def read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
@@ -273,7 +282,8 @@ def read_small_file(path: str, limit_bytes: int) -> bytes:
 
 def _unreadable(path: str, error: OSError) -> FetchError:
     return FetchError(
-        f"cannot read {path}: {error.strerror}", hint="check this file, or copy the image anew"
+        f"cannot read {path}: {error.strerror}",
+        hint=os_hint(error) or "check this file, or copy the image anew",
     )
 
 

@@ -10,7 +10,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
-from lamina.errors import StoreError
+from lamina.errors import StoreError, os_hint
 from lamina.registry.archive_file import ArchiveFile, new_archive
 from lamina.registry.layout import LayoutRepository
 from lamina.registry.manifest import Descriptor
@@ -73,4 +73,6 @@ def _folder_beside(path: str) -> str:
         os.makedirs(parent, exist_ok=True)
         return tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
     except OSError as error:
-        raise StoreError(f"cannot write to {parent}: {error.strerror}") from error
+        raise StoreError(
+            f"cannot write to {parent}: {error.strerror}", hint=os_hint(error)
+        ) from error

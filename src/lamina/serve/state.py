@@ -20,7 +20,7 @@ from typing import Final, Self
 
 import msgspec
 
-from lamina.errors import FormatError, KernelError, StoreError
+from lamina.errors import FormatError, KernelError, StoreError, os_hint
 from lamina.linux.fuse_device import abort_connection
 from lamina.linux.process import start_time_ticks
 
@@ -85,7 +85,9 @@ def state_directory() -> Path:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()
     except OSError as error:
-        raise StoreError(f"cannot use the state folder {path}: {error.strerror}") from error
+        raise StoreError(
+            f"cannot use the state folder {path}: {error.strerror}", hint=os_hint(error)
+        ) from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StoreError(
             f"the state folder {path} is not a folder that only you can write to",
@@ -185,7 +187,9 @@ class MountRecords:
             temporary.write_bytes(record.encode() + b"\n")
             temporary.replace(path)
         except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}") from error
+            raise StoreError(
+                f"cannot write {path}: {error.strerror}", hint=os_hint(error)
+            ) from error
 
     def read(self, mountpoint: str) -> MountRecord | None:
         """Return the record of an absolute path, None if there is none that can be read."""

@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, Self, TypeAlias
 
-from lamina.errors import StoreError
-from lamina.store.files import store_error, write_all
+from lamina.errors import StoreError, os_hint
+from lamina.store.files import store_error, store_errors, write_all
 from lamina.store.holds import HoldRecord
 from lamina.store.locks import Lock, lock_shared, unlock
 from lamina.store.readiness import ReadinessMap, use_time
@@ -139,7 +139,8 @@ class CacheBlob:
 
         Nothing is evicted between the two.  Makes room as :meth:`put` does; raises StoreError.
         """
-        with self.space.room(size_bytes), self.writing():
+        what = store_errors(f"write to {self.path}")
+        with what, self.space.room(size_bytes), self.writing():
             if not place():
                 return False
             self._readiness.mark(chunk, 1)
@@ -166,7 +167,9 @@ class CacheBlob:
                     break
                 filled += count
         except OSError as error:
-            raise StoreReadError(f"cannot read {self.path}: {error.strerror}") from error
+            raise StoreReadError(
+                f"cannot read {self.path}: {error.strerror}", hint=os_hint(error)
+            ) from error
         return filled
 
     def read_ready(self, offset: int, buffer: memoryview, chunks: range) -> int:

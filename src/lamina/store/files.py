@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -9,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from struct import calcsize
-from typing import Final
+from typing import ClassVar, Final
 
-from lamina.errors import StoreError
+from lamina.errors import StoreError, os_hint
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -20,12 +21,31 @@ FILE_MODE = 0o600
 FS_IOC_GETVERSION: Final = 2 << 30 | calcsize("l") << 16 | ord("v") << 8 | 1
 
 
+class StoreAccessError(StoreError):
+    """The store cannot be used for another reason than that it is full."""
+
+    errno: ClassVar[int] = errno.EIO
+
+
 def store_error(what: str, error: OSError) -> StoreError:
     """Say what could not be done in the store, with the reason of the operating system."""
-    return StoreError(
-        f"cannot {what}: {error.strerror or error}",
-        hint="Free some space or choose another place with LAMINA_STORE.",
-    )
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    hint = os_hint(error)
+    if is_full:
+        hint = f"{hint}: `lamina gc`, or another place with --store or LAMINA_STORE"
+    elif hint is not None and hint.endswith("another place"):
+        hint = f"{hint} with --store or LAMINA_STORE"
+    kind = StoreError if is_full else StoreAccessError
+    return kind(f"cannot {what}: {error.strerror or error}", hint=hint)
+
+
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn an OSError inside the block into the StoreError of :func:`store_error`."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(what, error) from error
 
 
 def make_private_directory(path: Path) -> None:
@@ -140,10 +160,15 @@ def replacing(path: Path) -> Iterator[int]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Have the file at *path*, which is made if need be, locked against everybody else (flock)."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    """Have the file at *path*, which is made if need be, locked against everybody else (flock).
+
+    Raises StoreError.
+    """
+    with store_errors(f"lock {path}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with store_errors(f"lock {path}"):
+            fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
         os.close(fd)

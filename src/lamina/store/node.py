@@ -56,6 +56,7 @@ from lamina.store.files import (
     new_file,
     replacing,
     store_error,
+    store_errors,
     write_atomically,
 )
 from lamina.store.holds import held_blobs
@@ -162,13 +163,15 @@ class NodeStore:
         """Remove the cache files that nobody has open, no kernel mount reads and that are not
         resident; returns (number, bytes on disk), and the names of those that stay.
         """
-        with self.locked():
+        with self.locked(), store_errors(f"collect the blobs of {self.root}"):
             return remove_unused(self._blobs, self.resident_blobs() | held_blobs(self.root))
 
     def records(self, kind: str) -> Iterator[tuple[str, bytes]]:
         """Yield (digest, content) of all records of a kind that are not damaged."""
         folder = self.root / "records" / kind
-        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        with store_errors(f"list {folder}"):
+            names = sorted(os.listdir(folder)) if folder.is_dir() else []
+        for name in names:
             digest = name.replace("-", ":", 1)
             if is_digest(digest):
                 content = self.record(kind, digest)
@@ -180,16 +183,17 @@ class NodeStore:
         was never finished; returns (number of files, bytes on disk).  Young ones stay: somebody may
         be opening their image.
         """
-        files = [
-            (f"{folder.name}:{path.name}", path)
-            for folder in (self._metadata / "sha256", self._metadata / "sha512")
-            for path in folder.iterdir()
-        ]
-        for folder in (self.root / "records" / kind for kind in kinds):
-            if folder.is_dir():
-                files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
-        unfinished = (path for pattern in UNFINISHED for path in self.root.glob(pattern))
-        return remove_old(chain((path for name, path in files if name not in keep), unfinished))
+        with store_errors(f"collect the metadata of {self.root}"):
+            files = [
+                (f"{folder.name}:{path.name}", path)
+                for folder in (self._metadata / "sha256", self._metadata / "sha512")
+                for path in folder.iterdir()
+            ]
+            for folder in (self.root / "records" / kind for kind in kinds):
+                if folder.is_dir():
+                    files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
+            unfinished = (path for pattern in UNFINISHED for path in self.root.glob(pattern))
+            return remove_old(chain((path for name, path in files if name not in keep), unfinished))
 
     def local_chunks(self) -> LocalChunks:
         """Open the index of the chunks that are on this node; close it when done."""
@@ -243,7 +247,8 @@ class NodeStore:
         except OSError as error:
             raise store_error(f"read {path}", error) from error
         if _digest(data, digest) != digest:
-            path.unlink(missing_ok=True)
+            with store_errors(f"remove {path}, which is damaged"):
+                path.unlink(missing_ok=True)
             return None
         return data
 
@@ -260,7 +265,9 @@ class NodeStore:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise store_error(f"map {path}", error) from error
+        except ValueError as error:
             raise StoreError(f"cannot map {path}: {error}") from error
 
     def put_metadata(self, data: bytes | bytearray | memoryview, digest: str | None = None) -> str:
