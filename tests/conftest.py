@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import images, leaks, tools
+from tests.support import images, leaks, logs, tools
 from tests.support.watchdog import Watchdog
 
 os.environ[leaks.RUN_VARIABLE] = RUN = f"{os.getpid()}-{time.time_ns()}"
@@ -78,6 +78,13 @@ def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.getbasetemp() / "stores" / str(next(_numbers))
     monkeypatch.setenv("LAMINA_STORE", str(folder))
     monkeypatch.setenv("DOCKER_CONFIG", str(folder / "no-docker-config"))
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """The library's logger as it was, after tests that run the command line in this process."""
+    with logs.restored_log():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import Error, FetchError, FormatError, IntegrityError, StoreError
+from lamina.fetch.single_flight import Flight
 from lamina.fetch.source import Source
 from lamina.fetch.traffic import Traffic
 from lamina.image.lazy_blob import LazyBlob
@@ -355,11 +356,22 @@ def test_many_readers_fetch_each_piece_once(image: BuiltImage, tmp_path: Path) -
 
 
 def test_a_failure_reaches_everyone_who_waits_with_one_log_line(
-    image: BuiltImage, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    image: BuiltImage,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = threading.Event()
     release = threading.Event()
+    waiting = threading.Semaphore(0)
     calls: list[int] = []
+    wait = Flight.wait
+
+    def told(flight: Flight[int], timeout_s: float | None = None) -> Exception | None:
+        waiting.release()
+        return wait(flight, timeout_s)
+
+    monkeypatch.setattr(Flight, "wait", told)
 
     class Failing:
         def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
@@ -382,14 +394,13 @@ def test_a_failure_reaches_everyone_who_waits_with_one_log_line(
         assert asked.wait(20)
         for thread in threads[1:]:
             thread.start()
-        time.sleep(0.05)
+            assert waiting.acquire(timeout=20)
         release.set()
         for thread in threads:
             thread.join(20)
         assert len(errors) == 5
         assert {str(error) for error in errors} == {"registry is gone"}
-        # Threads that came late asked again; nobody who waited did.
-        assert len(caplog.records) == len(calls) <= 2
+        assert len(caplog.records) == len(calls) == 1
 
 
 def test_others_try_themselves_when_a_fetch_is_given_up(image: BuiltImage, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ cut.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import time
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.disk import disk_usage
 from tests.support.native_images import (
     BuiltImage,
     MemorySource,
@@ -39,14 +39,6 @@ SPAN = 1 << 20
 def random_files(seed: int, count: int, size: int) -> dict[bytes, bytes]:
     chance = random.Random(seed)
     return {b"f/%03d" % n: chance.randbytes(chance.randrange(size)) for n in range(count)}
-
-
-def disk_usage(root: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            total += os.stat(os.path.join(folder, name)).st_blocks * 512
-    return total
 
 
 @contextmanager

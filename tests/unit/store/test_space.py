@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.support.disk import disk_usage
 
 from lamina.errors import StoreError, UsageError
 from lamina.store.cache_blob import CacheBlob
@@ -49,11 +50,6 @@ def read(blob: CacheBlob, chunk: int) -> bytes | None:
 
 def ready(blob: CacheBlob) -> list[int]:
     return [chunk for chunk in range(COUNT) if blob.is_ready(chunk)]
-
-
-def disk_usage(root: Path) -> int:
-    paths = [path for path in root.rglob("*") if path.is_file()]
-    return sum(path.stat().st_blocks * 512 for path in paths)
 
 
 @pytest.fixture
