@@ -155,13 +155,6 @@ def test_marks_are_not_copied_up(image: str, store: Path, device: str) -> None:
     ]
 
 
-def test_marks_cannot_be_read(image: str, store: Path, device: str) -> None:
-    """Not by a container with all capabilities either: containerd does not even unpack them."""
-    text = "getfattr -d -m - /meta /opaque /origin 2>/dev/null; getfattr -n user.x /meta 2>&1; true"
-    said = shell(image, store, device, text, "--cap-add", "ALL")
-    assert "overlay" not in said
-
-
 def test_a_mount_shows_the_image_as_it_is(
     image: str, store: Path, device: str, tmp_path: Path
 ) -> None:
