@@ -34,9 +34,11 @@ def plain(fd: int, offset: int, length: int, size: int) -> bytes:
 
 def mapped(fd: int, offset: int, length: int, size: int) -> bytes:
     """A mapping with large pages, whose faults read ahead up to 2 MiB."""
-    if not size:
-        return b""
+    # One that is shorter than it should be is no reason to fail here.
+    size = min(size, os.fstat(fd).st_size)
     length = min(length, size - offset)
+    if length <= 0:
+        return b""
     with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
         with contextlib.suppress(OSError):
             memory.madvise(MADV_HUGEPAGE)

@@ -6,6 +6,7 @@ import ctypes
 import resource
 import signal
 
+from lamina.errors import KernelError
 from lamina.linux.syscalls import LIBC, checked
 
 # linux/prctl.h
@@ -14,6 +15,12 @@ PR_SET_NAME = 15
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
+
+FEWEST_FILES = 64
+"""Of one mount of a small image: about 40 at once, in the process that serves."""
+USUAL_FILES = 1024
+LEAST_ADDRESS_SPACE_BYTES = 1 << 30
+"""The stacks of 40 threads of 8 MiB each, the heaps that the C library gives them, caches."""
 
 OOM_SCORE_ADJ_MIN = -1000
 """The process that the OOM killer never picks (linux/oom.h)."""
@@ -57,11 +64,30 @@ def set_oom_score(adjustment: int) -> bool:
 
 
 def raise_file_limit() -> int:
-    """Raise the soft limit of open files to the hard one and return it."""
+    """Raise the soft limit of open files to the hard one and return it.
+
+    Raises KernelError if a mount cannot be served within it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard < FEWEST_FILES:
+        raise KernelError(
+            f"this process may have {hard} files open, and a mount needs {FEWEST_FILES}",
+            hint=f"raise the limit of open files (ulimit -n {USUAL_FILES})",
+        )
     return hard
+
+
+def require_address_space() -> None:
+    """Raise KernelError if this process may not map what a server with its threads needs."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE_BYTES:
+        raise KernelError(
+            f"this process may map {limit >> 20} MiB, and a mount needs"
+            f" {LEAST_ADDRESS_SPACE_BYTES >> 20} MiB of address space, little of which is memory",
+            hint="raise the limit of address space (ulimit -v unlimited)",
+        )
 
 
 def start_time_ticks(pid: int) -> int | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lamina.image.native import NativeImage
-from lamina.linux.process import start_time_ticks
+from lamina.linux.process import raise_file_limit, require_address_space, start_time_ticks
 from lamina.serve.mount import Mount, mount_image
 from lamina.serve.mounts import clear_mountpoint
 from lamina.serve.state import MountRecord, MountRecords, claimed_mountpoint
@@ -45,6 +45,8 @@ def serve_foreground(
     ``ready`` is called when the tree can be read.  Must run in the main thread.  Raises UsageError
     if an image is mounted there already, and what opening and mounting raise.
     """
+    raise_file_limit()
+    require_address_space()
     mountpoint = os.path.realpath(request.mountpoint)
     with contextlib.ExitStack() as claim:
         claim.enter_context(claimed_mountpoint(mountpoint))

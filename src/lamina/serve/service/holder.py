@@ -13,14 +13,11 @@ from typing import Final
 from lamina.linux.process import OOM_SCORE_ADJ_MIN, set_name, set_oom_score
 from lamina.serve.service.channel import Channel, ChannelError, Message
 from lamina.serve.service.manager import notify, remove_mount, store_mount
+from lamina.serve.service.respawn import Respawn, reap
 from lamina.serve.service.state import ServiceState, fork_as
 from lamina.serve.service.supervisor import supervise
 
 LOG: Final = logging.getLogger("lamina")
-
-SHORT_LIFE_S: Final = 0.05
-"""A process that dies sooner is not replaced at once: it may die of its work."""
-PAUSE_S: Final = 0.1
 
 
 def hold(state: ServiceState, channel: Channel | None = None) -> None:
@@ -32,9 +29,10 @@ def hold(state: ServiceState, channel: Channel | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: _pass_on(state))
     state.holder_pid = os.getpid()
     notify(f"READY=1\nMAINPID={os.getpid()}")
+    respawn = Respawn()
     try:
         while True:
-            began = time.monotonic()
+            respawn.begin()
             if channel is None:
                 channel = _start_supervisor(state)
             if _listen(state, channel):
@@ -42,9 +40,7 @@ def hold(state: ServiceState, channel: Channel | None = None) -> None:
             channel.close()
             channel = None
             LOG.warning("the supervisor is gone, another one takes over")
-            _reap()
-            if time.monotonic() - began < SHORT_LIFE_S:
-                time.sleep(PAUSE_S)
+            time.sleep(respawn.pause_s(reap(state.supervisor_pid)))
     except ChannelError as error:
         # The supervisor forks another one, which has all that this one would have been sent.
         LOG.error("the holder ends, to be replaced: %s", error)  # noqa: TRY400 - one clear line
@@ -95,9 +91,3 @@ def _pass_on(state: ServiceState) -> None:
     if state.supervisor_pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(state.supervisor_pid, signal.SIGTERM)
-
-
-def _reap() -> None:
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass

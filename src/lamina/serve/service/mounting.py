@@ -17,7 +17,7 @@ import msgspec
 
 from lamina.errors import Error, UnsupportedError, UsageError
 from lamina.linux import fuse_device, mount
-from lamina.linux.process import raise_file_limit
+from lamina.linux.process import raise_file_limit, require_address_space
 from lamina.linux.syscalls import SyscallError
 from lamina.serve.detach import detach
 from lamina.serve.device import fd_path
@@ -78,6 +78,9 @@ def mount_by_service(spec: MountSpec) -> MountRecord:
     Needs one thread.  Raises UsageError, NotFoundError, KernelError, UnsupportedError, and what
     opening the image raises.
     """
+    # The service has the limits of who starts it.
+    raise_file_limit()
+    require_address_space()
     mountpoint = os.path.realpath(spec.mountpoint)
     with claimed_mountpoint(mountpoint):
         # First, because a broken mount is no folder.
@@ -97,7 +100,6 @@ def _mount_on_cleared(spec: MountSpec) -> MountRecord:
             f"device {spec.device} needs root",
             hint="without root, --device fuse mounts the whole tree",
         )
-    raise_file_limit()
     if spec.device != "auto":
         return _mount(spec, attributes)
     if os.geteuid() == 0:

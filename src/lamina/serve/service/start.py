@@ -143,12 +143,12 @@ def prepare_process() -> None:
     """Have a log, and no other ties to who started this."""
     os.chdir("/")
     os.umask(0o077)
-    raise_file_limit()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(process)d %(levelname)s %(message)s"))
     LOG.handlers = [handler]
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
+    raise_file_limit()
 
 
 def open_log() -> int:

@@ -23,6 +23,7 @@ from lamina.serve.service.channel import Channel, ChannelError
 from lamina.serve.service.clients import Client, abandon
 from lamina.serve.service.ending import MountEnds
 from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.respawn import PAUSE_S, Respawn, reap
 from lamina.serve.service.state import ServiceState, fork_as
 from lamina.serve.service.worker import work
 from lamina.serve.state import MountRecord, MountRecords
@@ -31,8 +32,6 @@ LOG: Final = logging.getLogger("lamina")
 
 FIRST_CLIENT_S: Final = 10.0
 """How long a service without a mount waits for one."""
-SHORT_LIFE_S: Final = 0.05
-PAUSE_S: Final = 0.1
 OOM_SCORE: Final = -500
 DRAIN_S: Final = 0.3
 """How long a worker that is to be replaced may take to answer what it has begun."""
@@ -53,7 +52,7 @@ class Supervisor:
         self.state = state
         self._holder = holder
         self._worker: Channel | None = None
-        self._worker_began = 0.0
+        self._respawn = Respawn()
         self._poll = select.epoll()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._clients: dict[int, Client] = {}
@@ -180,7 +179,7 @@ class Supervisor:
     # The worker.
 
     def _start_worker(self) -> None:
-        self._worker_began = time.monotonic()
+        self._respawn.begin()
         ours, theirs = Channel.pair()
         try:
             pid = fork_as(partial(work, self.state, theirs))
@@ -201,21 +200,19 @@ class Supervisor:
             client.begin_again()
 
     def _replace_worker(self) -> None:
-        self._forget_worker()
+        pause_s = self._respawn.pause_s(self._forget_worker())
         LOG.warning("the worker is gone, another one takes over")
-        if time.monotonic() - self._worker_began < SHORT_LIFE_S:
-            time.sleep(PAUSE_S)
+        time.sleep(pause_s)
         self._start_worker()
 
-    def _forget_worker(self) -> None:
+    def _forget_worker(self) -> int | None:
+        """Let go of a worker that has ended; return its status."""
         assert self._worker is not None
         self.forget(self.state.worker_pidfd)
         self.forget(self._worker.fileno())
         self._worker.close()
         self.state.end_worker()
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        return reap(self.state.worker_pid)
 
     def _hear_worker(self) -> None:
         assert self._worker is not None
@@ -258,7 +255,9 @@ class Supervisor:
             end, _ = self.state.listener.accept()
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                raise
+                # EMFILE above all: it waits, and what is served is served on.
+                LOG.error("a client cannot be heard: %s", error)  # noqa: TRY400 - one clear line
+                time.sleep(PAUSE_S)
             return
         self._number += 1
         number = f"{os.getpid()}-{self._number}"
