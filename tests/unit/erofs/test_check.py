@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from tests.support.rafs import Content, blob_entry, directory, make_image
 
+from lamina.erofs import check_tree
 from lamina.erofs.check import check_bootstrap
 from lamina.erofs.layout import CHUNK_ENTRY, Inode
 from lamina.erofs.reader import Bootstrap
@@ -232,3 +233,39 @@ def test_a_root_that_is_no_directory() -> None:
     image = make_image({}).bootstrap
     with pytest.raises(FormatError, match="root is not a directory"):
         check_bootstrap(changed(image, 8192 - 4096, struct.pack("<HHH", 1, 0, 0o010644)))
+
+
+def test_a_directory_that_no_path_reaches() -> None:
+    check_bootstrap(make_image({b"/".join([b"d"] * 2000): b"bottom"}).bootstrap)
+    with pytest.raises(FormatError, match="deeper than any path"):
+        check_bootstrap(make_image({b"/".join([b"d"] * 2100): b"bottom"}).bootstrap)
+
+
+def test_names_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_tree, "MAX_OPEN_LINKS", 10)
+    nodes = [Node(0o100644) for _ in range(11)]
+    links: dict[bytes, Content] = {
+        b"%s/%d" % (d, n): nodes[n] for d in (b"a", b"b") for n in range(11)
+    }
+    with pytest.raises(FormatError, match="names far apart"):
+        check_bootstrap(make_image(links).bootstrap)
+    del links[b"a/0"], links[b"b/0"]
+    check_bootstrap(make_image(links).bootstrap)
+
+
+def test_a_prefetch_table_of_a_quarter_million(image: bytes) -> None:
+    table = struct.pack("<Q", 4096) + struct.pack("<I", (1 << 20) + 4)
+    large = changed(image, 1152 + 40, table) + bytes(2 << 20)
+    with pytest.raises(FormatError, match="prefetch_table_size is 1048580"):
+        Bootstrap(large)
+
+
+def test_tables_in_any_order(image: bytes) -> None:
+    """The check does not depend on the order of the table, nor on its being complete."""
+    start = table_offset(image)
+    count = Bootstrap(image).chunk_entries.count
+    entries = [image[start + 80 * n : start + 80 * n + 80] for n in range(count)]
+    check_bootstrap(changed(image, start, b"".join(reversed(entries))))
+    twice = [entries[1], *entries[1:]]
+    with pytest.raises(FormatError, match="entry 1: the chunk is listed twice"):
+        check_bootstrap(changed(image, start, b"".join(twice)))
