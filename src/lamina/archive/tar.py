@@ -15,13 +15,13 @@ Sources: POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format"; tar(5).  Header, 
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
 from lamina.archive import pax, sparse
 from lamina.archive.blocks import BlockReader
+from lamina.archive.tar_header import octal, verify_first
 from lamina.errors import FormatError, UnsupportedError
 
 BLOCK = 512
@@ -119,7 +119,7 @@ def walk(reader: BlockReader, *, with_sparse: bool = False) -> Iterator[Entry]:
                 raise FormatError("The archive ends after an extended header, before its entry.")
             return
         fields = HEADER.unpack(header)
-        _verify_first(header, fields[6], offset)
+        verify_first(header, fields[6], offset)
         flag = fields[7]
         if flag in b"xXgLKVN":
             _read_extension(reader, flag, fields, extensions, offset)
@@ -147,9 +147,7 @@ def _with_segments(
         raise FormatError("An entry of the archive is sparse and no file.")
     begin = entry.data_offset
     if flag == sparse.OLD_FLAG:
-        file = sparse.read_old_map(
-            header, reader, lambda field: _octal(field, "map", begin - BLOCK)
-        )
+        file = sparse.read_old_map(header, reader, lambda field: octal(field, "map", begin - BLOCK))
         begin = reader.offset
     else:
         file = sparse.read_pax_map(records, reader, stored)
@@ -174,54 +172,10 @@ def _check_end(reader: BlockReader, header: bytes, offset: int) -> None:
         raise FormatError(f"A lone zero block at offset {offset} is followed by more data.")
 
 
-def _verify_first(header: bytes, field: bytes, offset: int) -> None:
-    """As :func:`_verify_checksum`, but what does not even begin as a tar is none."""
-    try:
-        _verify_checksum(header, field, offset)
-    except FormatError:
-        if offset or header[257:262] == b"ustar":
-            raise
-        raise FormatError(
-            "This is no tar archive, whatever its media type says: its first block is no tar "
-            "header.",
-            hint="It may be an artifact that is no image, or an image that was built wrongly.",
-        ) from None
-
-
-def _verify_checksum(header: bytes, field: bytes, offset: int) -> None:
-    """Compare modulo 65521 first: adler32 has the sum of the bytes, plus one, in its low half."""
-    found = _octal(field, "checksum", offset)
-    expected = found + sum(field) - 8 * 0x20 + 1
-    if expected % 65521 == zlib.adler32(header) & 0xFFFF:
-        return
-    # Some old writers summed signed bytes.
-    signed = sum(byte - 256 if byte > 127 else byte for byte in header[:148] + header[156:])
-    if signed + 8 * 0x20 != found:
-        raise FormatError(
-            f"The tar header at offset {offset} is damaged: its checksum does not match.",
-            hint="The layer is damaged or is not a tar archive.",
-        )
-
-
-def _octal(field: bytes, what: str, offset: int) -> int:
-    """Return a number field: octal text, empty (0), or base-256 if the first bit is set (GNU)."""
-    if field[0] & 0x80:
-        bits = 8 * len(field) - 1
-        value = int.from_bytes(field, "big") & ((1 << bits) - 1)
-        return value - (1 << bits) if value >> (bits - 1) else value
-    text = field.partition(b"\0")[0].strip()
-    try:
-        return int(text, 8) if text else 0
-    except ValueError:
-        raise FormatError(
-            f"The {what} field of the tar header at offset {offset} is {field!r}, not a number."
-        ) from None
-
-
 def _read_extension(
     reader: BlockReader, flag: bytes, fields: tuple[bytes, ...], into: _Extensions, offset: int
 ) -> None:
-    size = _octal(fields[4], "size", offset)
+    size = octal(fields[4], "size", offset)
     if flag == b"N":
         raise UnsupportedError(f"The tar entry at offset {offset} is in an old GNU long name form.")
     if not 0 <= size <= MAX_EXTENSION_BYTES:
@@ -250,9 +204,9 @@ def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> E
     records = extensions.records
     raw_path = _raw_path(fields, extensions)
     kind = _kind(fields[7], raw_path, offset)
-    uid, gid = _octal(fields[2], "uid", offset), _octal(fields[3], "gid", offset)
-    size = _octal(fields[4], "size", offset)
-    mtime, mtime_ns = _octal(fields[5], "mtime", offset), 0
+    uid, gid = octal(fields[2], "uid", offset), octal(fields[3], "gid", offset)
+    size = octal(fields[4], "size", offset)
+    mtime, mtime_ns = octal(fields[5], "mtime", offset), 0
     link = extensions.link if extensions.link is not None else fields[8].partition(b"\0")[0]
     xattrs = NO_RECORDS
     if records:
@@ -265,11 +219,11 @@ def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> E
         xattrs = pax.parse_xattrs(records)
     major = minor = 0
     if kind in (CHARACTER, BLOCK_DEVICE):
-        major, minor = _octal(fields[11], "major", offset), _octal(fields[12], "minor", offset)
+        major, minor = octal(fields[11], "major", offset), octal(fields[12], "minor", offset)
     entry = Entry(
         _normalise(raw_path),
         kind,
-        _octal(fields[1], "mode", offset) & 0o7777,
+        octal(fields[1], "mode", offset) & 0o7777,
         uid,
         gid,
         mtime,

@@ -1,9 +1,12 @@
-"""The policy for trustee that the page prints, by the Rego engine that trustee uses."""
+"""The policy for trustee that the page prints, by Rego's own engine (Open Policy Agent)."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -11,8 +14,7 @@ import pytest
 
 from lamina.trust.kbs.protocol import Claims
 from tests.support.installed import ROOT
-
-regorus = pytest.importorskip("regorus", reason="no Rego engine (pip install celine-regorus)")
+from tests.support.tools import require_peer
 
 PAGE = ROOT / "docs" / "how-to" / "key-broker.md"
 IMAGE, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -47,14 +49,28 @@ def allows(
     path: list[str] = PATH,
 ) -> bool:
     """As trustee asks: a policy that fails gives nothing."""
-    engine = regorus.Engine()
-    engine.add_policy("policy.rego", policy)
-    engine.add_data_json(json.dumps({"plugin": "resource", "resource-path": path, "query": query}))
-    engine.set_input_json(json.dumps(token))
-    try:
-        return engine.eval_rule("data.policy.allow") is True
-    except RuntimeError:
-        return False
+    data = {"plugin": "resource", "resource-path": path, "query": query}
+    with tempfile.TemporaryDirectory() as folder:
+        files = {
+            "policy.rego": policy,
+            "data.json": json.dumps(data),
+            "input.json": json.dumps(token),
+        }
+        for name, content in files.items():
+            Path(folder, name).write_text(content)
+        done = subprocess.run(
+            [
+                *(require_peer("opa"), "eval", "--format", "json"),
+                *("--data", "policy.rego", "--data", "data.json", "--input", "input.json"),
+                "data.policy.allow",
+            ],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+    answer = json.loads(done.stdout)
+    assert "result" in answer or "errors" in answer, done.stderr
+    return [row["expressions"][0]["value"] for row in answer.get("result", [])] == [True]
 
 
 def sent(claims: Claims) -> dict[str, str]:
