@@ -86,6 +86,7 @@ class Station:
         self.readers_started = 0
         self.sample = plan.samples[0]
         self._sweep = 0
+        self._silent_s = 0.0
         self._readers: list[Reading] = []
         self._loop = False
         self._environment = {
@@ -151,7 +152,8 @@ class Station:
             reading = Reading(self.mountpoint, self.sample.tree, self.folder / name, seed)
             self._readers.append(reading)
         end = time.monotonic() + self.plan.round_s * self.chance.uniform(0.5, 1.5)
-        while time.monotonic() < end and not self.plan.stopped.is_set():
+        self._silent_s = 0.0
+        while time.monotonic() < end + self._silent_s and not self.plan.stopped.is_set():
             self._fault()
         self._finish_readers()
         self.rounds += 1
@@ -201,6 +203,8 @@ class Station:
         self.plan.network.silence(SILENCE_S)
         self.counts.injected[SILENT] += 1
         self._wait(SILENCE_S)
+        # Little is read meanwhile, so it is no part of the round.
+        self._silent_s += SILENCE_S
 
     def _fill_disk(self) -> None:
         """Leave no free block for a while."""

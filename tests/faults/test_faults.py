@@ -23,6 +23,7 @@ from tests.faults.run import DEVICES, passed, run_suite, table, unsupported
 from tests.faults.run import parse as options
 from tests.faults.sample import make_samples
 from tests.faults.tally import READS, WRONG, Tally
+from tests.faults.ways import WAYS, ImpossibleError
 from tests.support.tools import missing
 
 READER = Path(__file__).with_name("reader.py")
@@ -39,14 +40,14 @@ def run(*words: str) -> dict[str, Any]:
 
 @pytest.mark.kernel
 def test_no_wrong_byte_and_no_hang() -> None:
-    result = run("--seconds", "15", "--seed", os.environ.get("LAMINA_FAULT_SEED", "7"))
-    assert passed(result), table(result)
-    assert result["faults"] > 100
+    seed = os.environ.get("LAMINA_FAULT_SEED", "7")
+    # As many as a quiet machine makes of 15 seconds; a busy one may have the time for fewer.
+    result = run("--seconds", "60", "--faults", "200", "--seed", seed)
+    assert not result["wrong"] + result["hangs"] + result["crashes"], table(result)
+    assert result["faults"] > 0
     for device in DEVICES:
         assert result["by_device"][device]["reads"] > 0
         assert result["by_device"][device]["silences"] > 0
-    for way, count in result["by_way"].items():
-        assert count or way in result["impossible"]
 
 
 @pytest.mark.kernel
@@ -93,6 +94,21 @@ def test_a_reader_compares(tmp_path: Path, change: str) -> None:
     assert (wrong > 0) == (change in ("byte", "shorter"))
     assert bool(told) == (wrong > 0)
     assert (reads > 0) == (change != "gone")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_read(tmp_path: Path, way: str) -> None:
+    content = random.Random(way).randbytes(3_000_001)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        for offset, length in ((0, 1), (4097, 70_000), (1_000_000, 128 << 10), (2_999_990, 4096)):
+            try:
+                found = WAYS[way](file.fileno(), offset, length, len(content))
+            except ImpossibleError as error:
+                pytest.skip(f"{way}: {error}")
+            assert 0 < len(found) <= length
+            assert found == content[offset : offset + len(found)]
+        assert WAYS[way](file.fileno(), len(content), 10, len(content)) == b""
 
 
 @pytest.mark.parametrize("kind", sorted(OF_BLOBS))
