@@ -18,6 +18,9 @@ MAX_ENTRIES: Final = 3 << 19
 MAX_TEXT_BYTES: Final = 192 << 20
 """Most bytes of names, link targets and extended attributes of an image, counted as below."""
 
+LONG_TEXT_BYTES: Final = 256
+"""What a name and a target have together at most, as a rule."""
+
 DIRECTORY_BYTES: Final = 256
 """What a directory takes more than a file."""
 
@@ -84,6 +87,12 @@ def _too_much(what: str) -> UnsupportedError:
         f"The layers of the image have more than {what} together.",
         hint="No ordinary image has so much; split it if it is yours.",
     )
+
+
+def text_bytes(path: bytes, link: bytes) -> int:
+    """Return what a name and a link target count; long ones are in several places at a time."""
+    size = len(path) + len(link)
+    return size + 2 * max(0, size - LONG_TEXT_BYTES)
 
 
 def attributes_bytes(xattrs: dict[bytes, bytes]) -> int:

@@ -18,7 +18,7 @@ from lamina.archive.access_points import FOLLOWING_BYTES, AccessPoint, PointMap
 from lamina.archive.layer_toc import LayerToc, TocChunk, TocFile, TocMember
 from lamina.archive.stream import check_media_type
 from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
-from lamina.build.budget import Budget, Share, attributes_bytes
+from lamina.build.budget import Budget, Share, attributes_bytes, text_bytes
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.options import DEFAULT_CHUNK_SIZE, MIN_CHUNK_SIZE
 from lamina.build.scan import MAX_CHUNKS, LayerScan, entry_row
@@ -78,10 +78,10 @@ def layers_by_table(repository: Repository, layers: Sequence[Descriptor]) -> Toc
 def _count(table: LayerToc, budget: Share) -> None:
     """Count what a table says; raises UnsupportedError if that and what was counted is too much."""
     for entry, chunks in table.files:
-        text_bytes = len(entry.path) + len(entry.link)
+        size = text_bytes(entry.path, entry.link)
         if entry.xattrs:
-            text_bytes += attributes_bytes(entry.xattrs)
-        budget.add(1 + len(chunks), text_bytes)
+            size += attributes_bytes(entry.xattrs)
+        budget.add(1 + len(chunks), size)
     budget.flush()
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
-from lamina.build.budget import DIRECTORY_BYTES, Budget, Share, attributes_bytes
+from lamina.build.budget import DIRECTORY_BYTES, Budget, Share, attributes_bytes, text_bytes
 from lamina.build.sparse_chunks import Chunk, SparseChunks
 from lamina.codec.digest import Digester, hasher
 from lamina.errors import FormatError
@@ -174,17 +174,17 @@ class _Texts:
 
     def add(self, entry: tar.Entry, scan: LayerScan) -> None:
         """Add those of an entry; equal sets of attributes are kept once."""
-        text_bytes = len(entry.path) + len(entry.link)
+        size = text_bytes(entry.path, entry.link)
         if entry.kind == tar.DIRECTORY:
-            text_bytes += DIRECTORY_BYTES
+            size += DIRECTORY_BYTES
         if entry.xattrs:
             key = tuple(entry.xattrs.items())
             kept = self._attributes.get(key)
             if kept is None:
                 kept = self._attributes[key] = entry.xattrs
-                text_bytes += attributes_bytes(kept)
+                size += attributes_bytes(kept)
             scan.xattrs[scan.entry_count] = kept
-        self._budget.add(1, text_bytes)
+        self._budget.add(1, size)
         self._paths += entry.path + b"\0"
         self._links += entry.link + b"\0"
 

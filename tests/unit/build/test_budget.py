@@ -114,7 +114,7 @@ def compared(reference: str, _folder: Path) -> None:
         (files, 1500, 4000, MAX_TEXT_BYTES),
         (hard_links, 1500, 4000, MAX_TEXT_BYTES),
         (folders, 1500, MAX_ENTRIES, 1 << 20),
-        (long_targets, 300, MAX_ENTRIES, 3 << 20),
+        (long_targets, 300, MAX_ENTRIES, 9 << 20),
         (many_attributes, 12, MAX_ENTRIES, 3 << 20),
         (large_attributes, 12, MAX_ENTRIES, 14 << 20),
         (deep_paths, 2, 10_000, MAX_TEXT_BYTES),
