@@ -27,6 +27,8 @@ else:
     from tests.faults.ways import WAYS, ImpossibleError
 
 LARGEST_READ = 128 << 10
+WHOLE = 0.15
+"""Share of files that are read from begin to end: most of the bytes that are compared."""
 AFTER_ERROR_S = 0.02
 TOLD = 5
 
@@ -119,7 +121,7 @@ class Reader:
 
     def parts(self, size: int) -> Sequence[tuple[int, int]]:
         """What to read: all of a file, or a few places of it."""
-        if size <= LARGEST_READ // 8 or self.chance.random() < 0.02:
+        if size <= LARGEST_READ // 8 or self.chance.random() < WHOLE:
             return [(start, LARGEST_READ) for start in range(0, size + 1, LARGEST_READ)]
         sizes = (1, 100, 4096, 4096, 5000, 16384, LARGEST_READ)
         return [
