@@ -315,6 +315,12 @@ def test_memory_is_bounded_for_a_layer_of_gigabytes(tmp_path: Path) -> None:
     manifest = json.loads(blob(layout, descriptor["digest"]).read_bytes())
     layer = {"mediaType": layers.LAYER_TYPES["none"], "digest": f"sha256:{digest}", "size": size}
     manifest["layers"] = [layer]
+    config = json.loads(blob(layout, manifest["config"]["digest"]).read_bytes())
+    config["rootfs"]["diff_ids"] = [layer["digest"]]
+    configured = layers.add_blob(
+        layout, manifest["config"]["mediaType"], json.dumps(config).encode()
+    )
+    manifest["config"] = configured
     data = json.dumps(manifest).encode()
     layers.write_index(layout, "latest", layers.add_blob(layout, manifest["mediaType"], data))
     source_folder = str(Path(__file__).resolve().parents[2] / "src")

@@ -289,7 +289,9 @@ def test_zstd_chunked_of_skopeo(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     report = index(reference)
     assert (report.by_table, report.table_problem) == (True, "")
-    assert differences(reference, tmp_path / "store") == []
+    # skopeo 1.9 leaves out zeros behind the end of the archive and keeps the diff_id.
+    with pytest.raises(IntegrityError, match="has the diff_id"):
+        differences(reference, tmp_path / "store")
     with (
         open_image(reference, store=tmp_path / "other") as image,
         open_source_image(plain) as wanted,

@@ -104,13 +104,15 @@ def build_image(
     compressor: Compressor = Compressor.ZSTD,
     digester: Digester = Digester.BLAKE3,
     blob_count: int = 1,
+    root: Node | None = None,
 ) -> BuiltImage:
-    """Build an image of *files* (path without a leading slash -> content) and other *nodes*.
+    """Build an image of *files* (path without a leading slash -> content) and other *nodes* below
+    *root*.
 
     Files shorter than half of *pack_size* are packed together, the rest is cut into chunks.  Chunks
     and packs go to the blobs in turn, so that a file is in several.
     """
-    root = Node(stat.S_IFDIR | 0o755, children={})
+    root = root or Node(stat.S_IFDIR | 0o755, children={})
     chunks: list[_Chunk] = []
     for path, content in files.items():
         node = Node(stat.S_IFREG | 0o644, size=len(content), mtime=1_700_000_000)

@@ -243,7 +243,10 @@ def test_system_errors_are_sentences(
 
     fake_verb(run)
     assert main(["version"]) == 1
-    assert capsys.readouterr().err == "lamina: /etc/x: Permission denied\n"
+    assert capsys.readouterr().err == (
+        "lamina: /etc/x: Permission denied\n"
+        "hint: it is not for this user: become one who may use it, or choose another place\n"
+    )
 
 
 @pytest.mark.parametrize(
