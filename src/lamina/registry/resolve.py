@@ -40,6 +40,9 @@ from lamina.registry.repository import Repository
 _MAX_DEPTH: Final = 4
 _MAX_READ: Final = 2000
 """Manifests and indexes that are read below one reference."""
+_MAX_READ_BYTES: Final = 64 << 20
+_MAX_ENTRIES: Final = 1 << 16
+"""Entries that are looked at below one reference; one that is met again counts again."""
 
 
 class Documents(Protocol):
@@ -190,24 +193,41 @@ def _image(document: Manifest | Index, entry: Descriptor) -> Manifest:
     return document
 
 
+def _endless() -> FormatError:
+    return FormatError("the image is an index of indexes of indexes without end")
+
+
 class _Walk:
-    """A walk through indexes in indexes, of which each is read once, and not too many."""
+    """A walk through indexes in indexes, of which each is read once, and not too many.
+
+    One may be listed any number of times, in others that are, so what is looked at is counted too.
+    """
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
         self._kept: dict[str, Manifest | Index] = {}
+        self._kept_bytes = 0
+        self._entries = 0
 
     def document(self, entry: Descriptor, depth: int) -> Manifest | Index:
         found = self._kept.get(entry.digest)
         if found is None:
-            if depth > _MAX_DEPTH or len(self._kept) >= _MAX_READ:
-                raise FormatError("the image is an index of indexes of indexes without end")
+            is_full = len(self._kept) >= _MAX_READ or self._kept_bytes > _MAX_READ_BYTES
+            if depth > _MAX_DEPTH or is_full:
+                raise _endless()
             found = parse_manifest(self._documents.manifest(entry), f"manifest {entry.digest}")
             self._kept[entry.digest] = found
+            self._kept_bytes += len(found.raw)
         return found
+
+    def _count(self, index: Index) -> None:
+        self._entries += len(index.manifests)
+        if self._entries > _MAX_ENTRIES:
+            raise _endless()
 
     def leaves(self, index: Index, depth: int = 1) -> Iterator[Descriptor]:
         """All entries below that are no indexes."""
+        self._count(index)
         for entry in index.manifests:
             document = self.document(entry, depth) if entry.is_index else None
             if isinstance(document, Index):
@@ -221,6 +241,7 @@ class _Walk:
         """The best image for a platform.  Of entries that fit as well as each other the first that
         is an image; the first at all if none is.
         """
+        self._count(index)
         ranked = rank_entries(index, platform, prefer)
         fallback: tuple[int, Found] | None = None
         for rank, entry in ranked:

@@ -12,6 +12,7 @@ import pytest
 
 from lamina.errors import FormatError, NotFoundError
 from lamina.registry import manifest as m
+from lamina.registry import resolve
 from lamina.registry.layout import LayoutRepository
 from lamina.registry.manifest import Descriptor, Index, Platform
 from lamina.registry.platform import parse_platform
@@ -161,6 +162,37 @@ def test_an_index_that_is_there_often_is_read_once(folder: Path) -> None:
     top = Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(inner,) * 5000)
     with writing(folder) as repository:
         assert len(list_entries(top, RepositoryDocuments(repository))) == 5000
+
+
+@pytest.mark.parametrize("leaves", [0, 50])
+def test_indexes_that_list_each_other_often_are_refused(folder: Path, leaves: int) -> None:
+    """Three small documents: 50 times 50 times 50 entries, and more with each level."""
+    other = image(folder, 1, Platform(os="plan9", architecture="amd64"))
+    top = index(folder, *(other,) * leaves)
+    for _ in range(3):
+        top = index(folder, *(top,) * 50)
+    for find in (best, ordinary):
+        with pytest.raises(FormatError, match="without end"):
+            find(folder)
+
+
+def test_what_is_read_below_a_reference_is_bounded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "_MAX_READ_BYTES", 10_000, raising=False)
+    inner = []
+    for number in range(5):
+        notes = {"padding": "x" * 3000, "number": str(number)}
+        part = Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(), annotations=notes)
+        with writing(folder) as repository:
+            inner.append(repository.push_manifest(None, m.OCI_INDEX, m.encode(part)))
+    index(folder, *inner[:4])
+    with pytest.raises(NotFoundError):
+        best(folder)
+    index(folder, *inner)
+    for find in (best, ordinary):
+        with pytest.raises(FormatError, match="without end"):
+            find(folder)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 1000])
