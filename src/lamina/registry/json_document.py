@@ -9,6 +9,7 @@ Go's ``encoding/json``, "Unmarshal".
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeVar, get_args
 
@@ -68,6 +69,22 @@ def spelled(value: dict[str, Any], kind: type[msgspec.Struct], what: str) -> dic
         name = key if field is None else field.name
         if name in found:
             raise FormatError(f"the {what} is malformed: {_TwiceError(name)}")
+        found[name] = item
+    return found
+
+
+def folded(value: dict[str, Any], names: Collection[str], what: str) -> dict[str, Any]:
+    """The members whose folded keys are among some names, by these.
+
+    Raises FormatError for one that is there twice: it may be another for who heeds the letters.
+    """
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        name = key.casefold()
+        if name not in names:
+            continue
+        if name in found:
+            raise FormatError(f"the {what} is malformed: {_TwiceError(key)}")
         found[name] = item
     return found
 

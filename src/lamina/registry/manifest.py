@@ -69,6 +69,8 @@ MAX_MANIFESTS: Final = 1 << 14
 """Entries of an index; layout folders list all their images in one."""
 MAX_LAYERS: Final = 1 << 10
 """Overlay file systems stack 500; nobody runs an image of more."""
+_DECISIVE: Final = ("schemaversion", "mediatype", "manifests", "layers", "config", "fslayers")
+"""Folded names of the fields that tell what a document is."""
 _MAX_HISTORY: Final = 1 << 12
 _MAX_ANNOTATIONS: Final = 1 << 12
 
@@ -310,7 +312,7 @@ def detect_media_type(data: bytes, what: str = "manifest") -> str:
 
 def _media_type(value: dict[str, Any], what: str, *, default: str = "") -> str:
     """As :func:`detect_media_type`; ``default`` is that of a document with nothing in it."""
-    shape = {key.casefold(): item for key, item in value.items()}
+    shape = json_document.folded(value, _DECISIVE, what)
     version, claimed = shape.get("schemaversion"), shape.get("mediatype") or ""
     if version == 1 or shape.get("fslayers") is not None:
         raise UnsupportedError(

@@ -116,7 +116,8 @@ def find_ordinary(
         found = None if entry.digest in chosen else _ordinary(entry, documents, wanted)
         if found is not None:
             chosen[entry.digest] = found
-    if not chosen or len(chosen) < len(wanted):
+    there = [one.descriptor.platform for one in chosen.values()]
+    if not chosen or not all(_is_among(there, want) for want in wanted):
         raise NotFoundError(
             f"{where} has no image of some wanted platform.",
             hint=f"It has: {platform_names(entries) or 'no platforms'}.",
@@ -164,6 +165,11 @@ def check_layers(manifest: Manifest, config: ImageConfig, what: str = "the image
             f"{what} has {layers} layers, but its configuration has {diff_ids} diff_ids",
             hint="The image was put together wrongly; containerd and podman refuse it too.",
         )
+
+
+def _is_among(there: Sequence[Platform | None], want: Platform) -> bool:
+    """Whether one of some platforms is a wanted one; a native image need not say its own."""
+    return any(not says_platform(one) or is_wanted(one, (want,)) for one in there)
 
 
 def _ordinary(entry: Descriptor, documents: Documents, wanted: Sequence[Platform]) -> Found | None:

@@ -91,6 +91,20 @@ def test_a_key_that_is_there_twice_is_refused(data: bytes) -> None:
         m.parse_image_manifest(data)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"schemaVersion":2,"manifests":[],"layers":[],"Layers":null}',
+        b'{"schemaVersion":2,"manifests":[],"config":{},"Config":null}',
+        b'{"schemaVersion":2,"manifests":[],"fsLayers":[],"FSLayers":null}',
+    ],
+)
+def test_no_document_is_two_by_the_letters_of_its_keys(data: bytes) -> None:
+    """A reader that heeds them sees an image too (CVE-2021-41190)."""
+    with pytest.raises(FormatError, match="is there twice"):
+        m.parse_manifest(data)
+
+
 def test_many_keys_that_are_there_twice_take_no_time() -> None:
     keys = ",".join(f'"{n}":1' for n in range(100_000))
     with pytest.raises(FormatError, match="'0' is there twice"):

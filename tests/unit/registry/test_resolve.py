@@ -164,6 +164,16 @@ def test_an_index_that_is_there_often_is_read_once(folder: Path) -> None:
         assert len(list_entries(top, RepositoryDocuments(repository))) == 5000
 
 
+def test_two_images_of_one_platform_do_not_stand_for_another(folder: Path) -> None:
+    found = [image(folder, seed, AMD64) for seed in (1, 2)]
+    index(folder, *found)
+    assert [digest for digest, _ in ordinary(folder, "linux/amd64")] == [
+        one.digest for one in found
+    ]
+    with pytest.raises(NotFoundError, match="some wanted platform"):
+        ordinary(folder, "linux/amd64", "linux/arm64")
+
+
 @pytest.mark.parametrize("leaves", [0, 50])
 def test_indexes_that_list_each_other_often_are_refused(folder: Path, leaves: int) -> None:
     """Three small documents: 50 times 50 times 50 entries, and more with each level."""
