@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import BinaryIO, Final, NamedTuple
 
-from lamina.errors import Error, FetchError, IntegrityError, StoreError, os_hint
+from lamina.errors import Error, FetchError, IntegrityError, os_hint
 from lamina.fetch.retry import DeadlineError
 
 LOG: Final = logging.getLogger("lamina")
@@ -78,14 +78,18 @@ class WholeRead:
         Raises DeadlineError after *timeout_s*, and what the pass failed with.
         """
         size = self._options.size_bytes
-        until = min(offset + size_bytes, size) if self._spool is not None else size
+        until = min(offset + size_bytes, size)
+
+        def has_come() -> bool:
+            return self._spool is not None and self._position >= until
+
         with self._changed:
-            self._changed.wait_for(lambda: self._ended or self._position >= until, timeout_s)
+            self._changed.wait_for(lambda: self._ended or has_come(), timeout_s)
             if self._failure is not None:
                 raise self._failure
-            if self._spool is not None and self._position >= until:
+            if self._spool is not None and has_come():
                 # Under the lock, since the number of a closed file may soon be another's.
-                return os.pread(self._spool.fileno(), size_bytes, offset)
+                return self._kept(self._spool, offset, size_bytes)
             if self._ended:
                 return None
             raise DeadlineError(
@@ -114,10 +118,26 @@ class WholeRead:
         """End the pass where it is; may be called again."""
         self._stopped.set()
         self._thread.join()
+        self._drop_spool()
+
+    def _drop_spool(self) -> None:
         with self._changed:
             spool, self._spool = self._spool, None
             if spool is not None:
                 spool.close()
+
+    def _kept(self, spool: BinaryIO, offset: int, size_bytes: int) -> bytes:
+        try:
+            return os.pread(spool.fileno(), size_bytes, offset)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> FetchError:
+        """A failure of this source, whatever of this machine: another may have the bytes."""
+        reason = error.strerror or error
+        return FetchError(
+            f"what {self._options.name} sends cannot be kept: {reason}", hint=os_hint(error)
+        )
 
     def _run(self) -> None:
         failure: Error | None = FetchError("the image was closed")
@@ -132,10 +152,7 @@ class WholeRead:
         except Error as error:
             failure = error
         except OSError as error:
-            failure = StoreError(
-                f"cannot keep what {self._options.name} sends: {error.strerror}",
-                hint=os_hint(error),
-            )
+            failure = self._failed(error)
         finally:
             with self._changed:
                 self._failure, self._ended = failure, True
@@ -164,13 +181,21 @@ class WholeRead:
     def _came(self, data: bytes) -> None:
         if not data:
             raise FetchError(f"{self._options.name} ends blob {self._options.blob_id} early")
-        spool, view, position = self._spool, memoryview(data), self._position
-        while spool is not None and view:
-            count = os.pwrite(spool.fileno(), view, position)
-            view, position = view[count:], position + count
+        self._keep(data)
         with self._changed:
             self._position += len(data)
             self._changed.notify_all()
+
+    def _keep(self, data: bytes) -> None:
+        spool, view, position = self._spool, memoryview(data), self._position
+        try:
+            while spool is not None and view:
+                count = os.pwrite(spool.fileno(), view, position)
+                view, position = view[count:], position + count
+        except OSError as error:
+            # The pass is worth its while without: the cache has the blob after it.
+            LOG.warning("%s; it is read on all the same", self._failed(error))
+            self._drop_spool()
 
     def _tell(self, failure: Error | None) -> None:
         options = self._options

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import BinaryIO, Final
 
-from lamina.errors import FetchError
+from lamina.errors import Error
 from lamina.fetch.retry import DeadlineError
 from lamina.fetch.source import Source, WholeSource, source_name
 from lamina.fetch.traffic import TokenBucket, Traffic
@@ -121,20 +121,22 @@ class WholeReads:
             except RangesIgnoredError:
                 LOG.debug("%s still ignores ranges of blob %s", source_name(source), what[0])
             else:
-                self._drop(key)
+                self._drop(key, read)
                 return data, True
         try:
             found = read.read(what[1], what[2], timeout_s)
         except DeadlineError:
             raise
-        except FetchError:
-            self._note_failure(key)
+        except Error:
+            self._note_failure(key, read)
             raise
         if found is None:
-            return self._ask_without_spool(key, ask_range), True
+            return self._ask_without_spool(key, read, ask_range), True
         return found, False
 
-    def _ask_without_spool(self, key: Key, ask_range: Callable[[], bytes]) -> bytes:
+    def _ask_without_spool(
+        self, key: Key, read: WholeRead, ask_range: Callable[[], bytes]
+    ) -> bytes:
         try:
             data = ask_range()
         except RangesIgnoredError as error:
@@ -143,7 +145,7 @@ class WholeReads:
             if count < MOST_IGNORED:
                 raise TransientError(str(error)) from error
             raise
-        self._drop(key)
+        self._drop(key, read)
         return data
 
     def underway(self, blob_id: str) -> bool:
@@ -162,10 +164,10 @@ class WholeReads:
     def forget(self, blob_id: str) -> None:
         """Give back what is kept of a blob that is needed no more, unless a pass is going on."""
         with self._lock:
-            keys = [key for key in self._reads if key[1] == blob_id]
-        for key in keys:
-            if not self._reads[key].underway:
-                self._drop(key)
+            reads = [(key, read) for key, read in self._reads.items() if key[1] == blob_id]
+        for key, read in reads:
+            if not read.underway:
+                self._drop(key, read)
 
     def close(self) -> None:
         """End all passes where they are, and begin none; may be called again."""
@@ -179,21 +181,22 @@ class WholeReads:
         with self._lock:
             return [read for (_, name), read in self._reads.items() if name == blob_id]
 
-    def _note_failure(self, key: Key) -> None:
+    def _note_failure(self, key: Key, read: WholeRead) -> None:
         """Let the next reader after a while begin anew."""
         with self._lock:
-            if key not in self._reads:
+            if self._reads.get(key) is not read:
                 return
             count = self._failed.get(key, (0, 0.0))[0]
             pause_s = min(FIRST_PAUSE_S * 2.0 ** min(count, 16), LONGEST_PAUSE_S)
             self._failed[key] = count + 1, time.monotonic() + pause_s
-        self._drop(key)
+        self._drop(key, read)
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: Key, read: WholeRead) -> None:
+        """Give back what a pass kept, which may be another's by now or closed."""
         with self._lock:
-            read = self._reads.pop(key, None)
-        if read is not None:
-            read.close()
+            if self._reads.get(key) is read:
+                del self._reads[key]
+        read.close()
 
     def _pace(self, size_bytes: int, stopped: threading.Event) -> None:
         bucket = self._bucket

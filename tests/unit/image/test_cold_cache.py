@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import random
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +18,12 @@ from tests.support.cold_cache import ColdCache, cold_cache
 from tests.support.native_images import BuiltImage, MemorySource, build_image, push_image
 
 from lamina.codec.compress import Compressor
-from lamina.errors import Error, FetchError
+from lamina.errors import Error, FetchError, NotFoundError, StoreError
+from lamina.fetch import whole_reads
 from lamina.fetch.fetcher import Fetcher
 from lamina.fetch.retry import DeadlineError, RetryPolicy
 from lamina.fetch.traffic import TokenBucket, Traffic
-from lamina.fetch.whole_read import PART_BYTES
+from lamina.fetch.whole_read import PART_BYTES, WholeRead
 from lamina.fetch.whole_reads import WholeReads
 from lamina.image import residency
 from lamina.image.blob_set import BlobSet
@@ -334,3 +336,70 @@ def test_a_pass_that_fails_is_not_begun_again_at_once() -> None:
             fetcher.read_range("id", 0, 10)
     assert source.opened == 1
     passes.close()
+
+
+@pytest.mark.parametrize("first", [NotFoundError("not there yet"), StoreError("no descriptor")])
+def test_a_pass_may_be_begun_again_whatever_ended_it(
+    first: Error, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(Whole):
+        opened = 0
+
+        def open_whole(self, blob_id: str, size_bytes: int) -> BinaryIO:
+            self.opened += 1
+            if self.opened == 1:
+                raise first
+            return io.BytesIO(bytes(range(100)))
+
+    monkeypatch.setattr(whole_reads, "FIRST_PAUSE_S", 0.0)
+    passes, source = passes_over(100), Late()
+    fetcher = Fetcher([source], policy=RetryPolicy(attempts=1, deadline_s=30))
+    fetcher.whole_reads = passes
+    with pytest.raises(type(first)):
+        fetcher.read_range("id", 0, 10)
+    assert fetcher.read_range("id", 5, 3) == bytes((5, 6, 7))
+    passes.close()
+
+
+def test_a_disk_that_fills_up_meanwhile_costs_no_pass(caplog: pytest.LogCaptureFixture) -> None:
+    """What came by is lost, but the cache has the blob, and answers ranges of it."""
+
+    class Warm(Whole):
+        def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
+            if not self.closed:
+                raise RangesIgnoredError("whole")
+            return bytes(size_bytes)
+
+    source, passes = Warm(bytes(1 << 20)), passes_over(1 << 20)
+    passes.open_spool = lambda _: open("/dev/full", "r+b", buffering=0)
+    fetcher = Fetcher([source], policy=RetryPolicy(attempts=1, deadline_s=30))
+    fetcher.whole_reads = passes
+    assert fetcher.read_range("id", 0, 10) == bytes(10)
+    assert source.closed
+    assert any("No space left on device" in record.message for record in caplog.records)
+    passes.close()
+
+
+def test_forgetting_while_all_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, passes = Whole(bytes(100)), passes_over(100)
+    assert passes.begin(source, "id")
+    passes.wait()
+    ended = WholeRead.underway.fget
+    assert ended is not None
+
+    def closing(read: WholeRead) -> bool:
+        passes.close()
+        return ended(read)
+
+    monkeypatch.setattr(WholeRead, "underway", property(closing))
+    second = Whole(bytes(100))
+    passes._reads[id(second), "id"] = next(iter(passes._reads.values()))
+    passes.forget("id")
+
+
+def passes_over(size_bytes: int) -> WholeReads:
+    """Passes over one blob, of which all is kept."""
+    passes = WholeReads(Traffic(), settle_s=0)
+    passes.blob_sizes = {"id": size_bytes}
+    passes.open_spool = lambda _: tempfile.TemporaryFile()
+    return passes
