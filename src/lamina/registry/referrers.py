@@ -189,7 +189,8 @@ def _list_document(repository: Repository, subject: str) -> dict[str, Any]:
     """The list under the tag, with all that is in it; a new one if it is not there, or if something
     else than a list is, as the image itself.
 
-    Raises FetchError where a list may be that cannot be read now: nobody's entries are to be lost.
+    Raises FetchError or IntegrityError where a list may be that cannot be read now: nobody's
+    entries are to be lost.
     """
     where = f"list of what refers to {subject}"
     new = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
@@ -200,7 +201,7 @@ def _list_document(repository: Repository, subject: str) -> dict[str, Any]:
         return parse_document(data, where, Index)
     except (AuthError, TransientError):
         raise
-    except (NotFoundError, FetchError, FormatError, IntegrityError, UnsupportedError):
+    except (NotFoundError, FetchError, FormatError, UnsupportedError):
         return new
 
 

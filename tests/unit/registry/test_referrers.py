@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.errors import FetchError, NotFoundError, UsageError
+from lamina.errors import FetchError, IntegrityError, NotFoundError, UsageError
 from lamina.registry import manifest as m
 from lamina.registry.client import RegistryRepository
 from lamina.registry.layout import LayoutRepository
@@ -153,6 +153,20 @@ def test_a_list_that_cannot_be_read_now_is_not_written_over(
     with pytest.raises(FetchError):
         push_referrer(repository, note(repository, image, "mine"))
     assert len(list_referrers(repository, image.digest)) == 1
+
+
+def test_a_list_that_was_damaged_on_its_way_is_not_written_over(
+    registry: FakeRegistry, repository: RegistryRepository
+) -> None:
+    image = push_image(repository)
+    push_referrer(repository, note(repository, image, "theirs"))
+    media_type, data = registry.manifests[fallback_tag(image.digest)]
+    headers = {"Content-Type": media_type, "Docker-Content-Digest": m.describe("", data).digest}
+    damaged = data.replace(b"theirs", b"thairs")
+    registry.rule("GET", "/manifests/sha256-", fake.status(200, headers, damaged))
+    with pytest.raises(IntegrityError):
+        push_referrer(repository, note(repository, image, "mine"))
+    assert registry.manifests[fallback_tag(image.digest)] == (media_type, data)
 
 
 def test_entries_of_a_list_that_nobody_understands_stay(
