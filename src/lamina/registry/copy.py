@@ -40,6 +40,8 @@ from lamina.registry.resolve import RepositoryDocuments, find_image, list_entrie
 
 _MAX_DEPTH: Final = 4
 _MAX_MANIFESTS: Final = 2000
+_MAX_MANIFEST_BYTES: Final = 256 << 20
+"""Of all manifests of a copy, which are kept until the blobs are there."""
 _JOBS: Final = 4
 
 CopyProgress = Callable[[Descriptor, int], None]
@@ -227,6 +229,7 @@ class _Gathering:
         self.manifests: list[tuple[Descriptor, bytes]] = []
         self.blobs: dict[str, Descriptor] = {}
         self._seen: set[str] = set()
+        self._kept_bytes = 0
 
     def add_attached(self) -> tuple[tuple[Attached, bytes], ...]:
         """What is attached to the manifests so far, with its bytes; its blobs are gathered."""
@@ -236,6 +239,7 @@ class _Gathering:
             document = parse_manifest(data, f"manifest {descriptor.digest}")
             if isinstance(document, Manifest):
                 self._add_blobs(document)
+            self._count(data)
             found.append((one, data))
         return tuple(found)
 
@@ -243,6 +247,7 @@ class _Gathering:
         self._seen.add(descriptor.digest)
         if depth > _MAX_DEPTH or len(self._seen) > _MAX_MANIFESTS:
             raise FormatError(f"{self._source.reference} has indexes in indexes without end")
+        self._count(data)
         document = parse_manifest(data, f"manifest {descriptor.digest}")
         if isinstance(document, Index):
             if document.unreadable:
@@ -257,6 +262,14 @@ class _Gathering:
         else:
             self._add_blobs(document)
         self.manifests.append((descriptor, data))
+
+    def _count(self, data: bytes) -> None:
+        self._kept_bytes += len(data)
+        if self._kept_bytes > _MAX_MANIFEST_BYTES:
+            raise FormatError(
+                f"the manifests of {self._source.reference} have more than {_MAX_MANIFEST_BYTES} "
+                "bytes"
+            )
 
     def _add_blobs(self, manifest: Manifest) -> None:
         for blob in (manifest.config, *manifest.layers):

@@ -20,15 +20,20 @@ from lamina.errors import FormatError
 T = TypeVar("T", bound=msgspec.Struct)
 
 _SHOWN: Final = 80
+_MAX_PARTS: Final = 1 << 20
+"""Values of a document, about: each takes a hundred bytes of memory, however short it is."""
 
 
 def load(data: bytes, what: str, limit_bytes: int) -> Any:
     """Decode JSON of at most ``limit_bytes``; ``what`` names it in errors.
 
-    Raises FormatError for what is no JSON, and for an object that has a key twice.
+    Raises FormatError for what is no JSON or has too many values, and for an object that has a key
+    twice.
     """
     if len(data) > limit_bytes:
         raise FormatError(f"the {what} has {len(data)} bytes, more than {limit_bytes}")
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MAX_PARTS:
+        raise FormatError(f"the {what} has more than {_MAX_PARTS} values")
     try:
         # The one is strict about text and numbers, the other tells keys that come again.
         msgspec.json.decode(data)

@@ -15,6 +15,7 @@ from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
 from lamina.registry import manifest as m
 from lamina.registry.copy import copy, plan_copy, run_copy
 from lamina.registry.reference import parse_reference
+from lamina.registry.referrers import push_referrer
 from lamina.registry.repository import Repository, open_repository
 from tests.support import fake_registry as fake
 from tests.support.fake_registry import FakeRegistry
@@ -186,3 +187,26 @@ def test_indexes_without_end(tmp_path: Path) -> None:
             inner = (repository.push_manifest("x", m.OCI_INDEX, m.encode(index)),)
         with pytest.raises(FormatError, match="without end"):
             plan_copy(repository)
+
+
+def test_manifests_are_kept_within_bounds(layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(f"oci:{layout}:one", write=True) as source:
+        image = source.resolve()
+        empty = m.describe(m.OCI_EMPTY, b"{}")
+        source.push_blob(empty, io.BytesIO(b"{}"))
+        for number in range(3):
+            notes = {"padding": "x" * 3000, "number": str(number)}
+            note = m.Manifest(
+                schema_version=2,
+                media_type=m.OCI_MANIFEST,
+                artifact_type="application/vnd.example.note",
+                config=empty,
+                subject=image,
+                annotations=notes,
+            )
+            push_referrer(source, note)
+        assert len(plan_copy(source, referrers=True).attached) == 3
+        monkeypatch.setattr("lamina.registry.copy._MAX_MANIFEST_BYTES", 9000, raising=False)
+        assert plan_copy(source).attached == ()
+        with pytest.raises(FormatError, match="more than 9000 bytes"):
+            plan_copy(source, referrers=True)

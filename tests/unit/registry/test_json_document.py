@@ -141,6 +141,14 @@ def test_documents_of_too_much(data: bytes) -> None:
         m.parse_manifest(data)
 
 
+@pytest.mark.parametrize("value", ["{}", "[]", "0", "[[[[]]]]"])
+def test_values_that_nobody_reads_are_bounded_too(value: str) -> None:
+    """Short ones take many times their bytes, and seconds."""
+    data = f'{{"more":[{",".join([value] * (1 << 20))}]}}'.encode()
+    with pytest.raises(FormatError, match="more than 1048576 values"):
+        m.parse_config(data)
+
+
 @pytest.mark.parametrize(
     "part",
     [
