@@ -27,6 +27,8 @@ up, it keeps nothing of another (seen with distribution 3.1.2: 50 ms are enough 
 PART_BYTES: Final = 256 << 10
 FIRST_REST_S: Final = 0.25
 LONGEST_REST_S: Final = 30.0
+PATIENCE_S: Final = 1.0
+"""How long closing waits for a pass: a source that has gone silent is noticed a minute later."""
 
 
 class PassOptions(NamedTuple):
@@ -115,10 +117,24 @@ class WholeRead:
         self._thread.join()
 
     def close(self) -> None:
-        """End the pass where it is; may be called again."""
+        """End the pass where it is; may be called again.
+
+        A pass that waits for its source is left behind: it keeps nothing, and ends when it hears of
+        it, at the latest when the source is found too slow.
+        """
         self._stopped.set()
-        self._thread.join()
-        self._drop_spool()
+        self._thread.join(PATIENCE_S)
+        if self._thread.is_alive():
+            # Its spool may be written to right now, so it closes that by itself.
+            self._end(_closed())
+        else:
+            self._drop_spool()
+
+    def _end(self, failure: Error | None) -> None:
+        with self._changed:
+            self._failure, self._ended = failure, True
+            self._ask_at = time.monotonic() + FIRST_REST_S
+            self._changed.notify_all()
 
     def _drop_spool(self) -> None:
         with self._changed:
@@ -140,7 +156,7 @@ class WholeRead:
         )
 
     def _run(self) -> None:
-        failure: Error | None = FetchError("the image was closed")
+        failure: Error | None = _closed()
         try:
             while not self._slots.acquire(timeout=0.2):
                 if self._stopped.is_set():
@@ -154,17 +170,16 @@ class WholeRead:
         except OSError as error:
             failure = self._failed(error)
         finally:
-            with self._changed:
-                self._failure, self._ended = failure, True
-                self._ask_at = time.monotonic() + FIRST_REST_S
-                self._changed.notify_all()
+            self._end(_closed() if self._stopped.is_set() else failure)
             self._tell(failure)
+            if self._stopped.is_set():
+                self._drop_spool()
 
     def _follow(self) -> Error | None:
         """Read the blob to its end; returns an error if told to stop before."""
         options = self._options
         if self._stopped.wait(options.settle_s):
-            return FetchError("the image was closed")
+            return _closed()
         try:
             with options.open_stream() as stream:
                 while self._position < options.size_bytes:
@@ -172,7 +187,7 @@ class WholeRead:
                     self._came(data)
                     options.pace(len(data), self._stopped)
                     if self._stopped.is_set():
-                        return FetchError("the image was closed")
+                        return _closed()
         except IntegrityError as error:
             # Another source may have the right bytes, so this is a failure of this one.
             return FetchError(str(error), hint=error.hint)
@@ -203,3 +218,7 @@ class WholeRead:
             LOG.info("%s: blob %s has been read to its end", options.name, options.blob_id)
         elif not self._stopped.is_set():
             LOG.warning("%s: reading all of %s failed: %s", options.name, options.blob_id, failure)
+
+
+def _closed() -> FetchError:
+    return FetchError("the image was closed")

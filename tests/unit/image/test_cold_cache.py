@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import pytest
 from tests.support.cold_cache import ColdCache, cold_cache
@@ -395,6 +395,39 @@ def test_forgetting_while_all_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
     second = Whole(bytes(100))
     passes._reads[id(second), "id"] = next(iter(passes._reads.values()))
     passes.forget("id")
+
+
+def test_closing_does_not_wait_for_a_source_that_is_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lamina.fetch.whole_read.PATIENCE_S", 0.05, raising=False)
+    asked, answer, ended = threading.Event(), threading.Event(), threading.Event()
+
+    class Silent(Whole):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.set()
+            answer.wait(20)
+            return super().read(size)
+
+    class Spool(io.FileIO):
+        def close(self) -> None:
+            super().close()
+            ended.set()
+
+    passes = passes_over(1 << 20)
+    spool = Spool(tmp_path / "spool", "w+b")
+    passes.open_spool = lambda _: cast("BinaryIO", spool)
+    assert passes.begin(Silent(bytes(1 << 20)), "id")
+    assert asked.wait(20)
+    (read,) = passes._reads.values()
+    passes.close()
+    assert not ended.is_set(), "it waited, or took the file away from under the pass"
+    with pytest.raises(FetchError, match="closed"):
+        read.read(0, 1, 20)
+    assert not passes.underway("id")
+    answer.set()
+    assert ended.wait(20)
+    read.wait()
 
 
 def passes_over(size_bytes: int) -> WholeReads:
