@@ -17,7 +17,7 @@ from lamina.serve.device import fd_path
 from lamina.serve.fanotify_answer import answer
 
 _OWN_EVENT_S: Final = 3.0
-_PROVOKED_S: Final = 0.05
+_PROVOKED_MS: Final = 50
 _BEYOND_ANY_BLOB: Final = 1 << 46
 """Where the provoked read is; the event has it, though there is nothing to read."""
 
@@ -48,8 +48,11 @@ def _provoke(group: int, fd: int, early: list[fanotify.Event]) -> fanotify.Event
     wanted = os.fstat(fd)
     reader = threading.Thread(target=_read_far_away, args=(fd,), daemon=True)
     reader.start()
-    while reader.is_alive() or select.select([group], [], [], 0)[0]:
-        if not select.select([group], [], [], _PROVOKED_S)[0]:
+    # Not select(2), which takes no descriptor beyond 1023.
+    poll = select.poll()
+    poll.register(group, select.POLLIN)
+    while reader.is_alive() or poll.poll(0):
+        if not poll.poll(_PROVOKED_MS):
             continue
         event = _read_event(group)
         status = os.fstat(event.fd)

@@ -27,7 +27,6 @@ PACKET_DESCRIPTORS: Final = 250
 MAX_MESSAGE_BYTES: Final = 64 << 20
 """A status of 300 000 mounts; what is longer is a defect of who sends it."""
 
-_PLAIN: Final = b"{"
 _MORE: Final = b"+"
 _LAST: Final = b"."
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -74,9 +75,10 @@ class Become(BaseException):
 
 def wait_for_end(pidfd: int, timeout_s: float | None = None) -> bool:
     """Wait until a process is gone; return whether it is."""
-    import select
-
-    return bool(select.select([pidfd], [], [], timeout_s)[0])
+    # Not select(2), which takes no descriptor beyond 1023: a service of many mounts has such.
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def fork_as(role: Callable[[], None]) -> int:
