@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ class Told:
 
     def tell_worker(self, op: str, fds: object = None, **fields: object) -> None:
         self.worker.append((op, fields))
+
+    def pids(self) -> dict[str, int]:
+        return {}
 
     def part_with(self, client: Client) -> None:
         self.parted = True
@@ -90,3 +94,24 @@ def test_a_service_that_could_not_tell_the_end_of_a_fanotify_mount_refuses_it(
     assert told.parted
     assert os.read(group, 1) == b"", "what came along is closed"
     os.close(group)
+
+
+def test_an_answer_that_cannot_be_sent_is_the_end_of_its_client_only() -> None:
+    """The supervisor, whose one thread this is, has others to hear."""
+    ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    client, told, channel = opening((Channel(ours), Channel(end)))
+    client.hear(Message({"op": "status", "mounts": {"/m" * 60_000: {}}}, []))
+    assert told.parted
+    assert channel.receive() is None
+    channel.close()
+
+
+def test_an_error_that_cannot_be_sent_is_the_end_of_its_client_only() -> None:
+    ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    client, told, channel = opening((Channel(ours), Channel(end)))
+    channel.say("x" * 100_000)
+    client.read()
+    assert told.parted
+    channel.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +20,8 @@ from lamina.serve.service.spec import MountSpec
 
 if TYPE_CHECKING:
     from lamina.serve.service.supervisor import Supervisor
+
+LOG: Final = logging.getLogger("lamina")
 
 MOST_ATTEMPTS: Final = 5
 """How many workers may die of opening an image before the client hears of it."""
@@ -122,7 +125,13 @@ class Client:
             self._asked_to_hold = False
         elif body["op"] not in ("failed", "serving"):
             return
-        if not self.channel.say(**body):
+        try:
+            heard = self.channel.say(**body)
+        except ChannelError as error:
+            # One client's, and no reason for the supervisor to end.
+            LOG.error("a client is left without an answer: %s", error)  # noqa: TRY400 - clear
+            heard = False
+        if not heard:
             self._leave()
 
     def _serve(self, message: Message) -> None:
@@ -164,7 +173,8 @@ class Client:
         self._fail(error)
 
     def _fail(self, error: Error) -> None:
-        self.channel.say("failed", error=encode_error(error).decode())
+        with contextlib.suppress(ChannelError):
+            self.channel.say("failed", error=encode_error(error).decode())
         self._leave()
 
     def _leave(self) -> None:
