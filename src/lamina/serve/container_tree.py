@@ -123,12 +123,13 @@ class ContainerTree:
         *above, name = place.parts
         parent, _ = self._descend(place, tuple(above))
         try:
-            if self._opened(place, parent, name) is None:
+            fd = self._opened(place, parent, name)
+            if fd is None:
                 self._require_ours(place, place.parts)
                 with _made_as(0o022, place):
                     flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                     os.close(os.open(name, flags, 0o644, dir_fd=parent))
-            fd = self._opened(place, parent, name)
+                fd = self._opened(place, parent, name)
         finally:
             os.close(parent)
         return _of_kind(place, fd, stat.S_IFREG)

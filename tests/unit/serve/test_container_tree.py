@@ -262,3 +262,12 @@ def test_no_descriptor_is_left(case: Case) -> None:
     with pytest.raises(FormatError):
         case.folder("/file/x")
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_no_descriptor_is_left_of_a_file_that_is_there(case: Case) -> None:
+    """It would keep the container's root mounted, and its image in use, to the end of the run."""
+    (case.root / "etc").mkdir()
+    (case.root / "etc/hosts").touch()
+    before = os.listdir("/proc/self/fd")
+    os.close(case.tree.file(case.tree.resolve("/etc/hosts")))
+    assert os.listdir("/proc/self/fd") == before
