@@ -1,4 +1,5 @@
-"""What may be kept in memory of the entries of one image, over all of its layers.
+"""What may be kept in memory of the entries of one image, and gone through to place them, over all
+of its layers.
 
 A few megabytes of compressed headers can describe gigabytes of names and attributes, one layer as
 well as a thousand of them.  So what is kept is counted while the headers are read, by all processes
@@ -28,6 +29,11 @@ SET_BYTES: Final = 128
 ATTRIBUTE_BYTES: Final = 64
 """What a set of extended attributes, and each of them, takes in memory beside its bytes."""
 
+MAX_LINK_PARTS: Final = 1 << 21
+"""Most parts of link targets that are gone through to find where entries belong, which takes some
+seconds.  A folder of an ordinary layer is looked for once, and its way leads through a few.
+"""
+
 PUBLISHED_ENTRIES: Final = 256
 PUBLISHED_BYTES: Final = 1 << 16
 """How much may be added until others see it."""
@@ -56,7 +62,16 @@ class Share:
     def __init__(self, sums: memoryview[int], place: int) -> None:
         self._sums = sums
         self._place = place
-        self._entries = self._text_bytes = 0
+        self._entries = self._text_bytes = self._link_parts = 0
+
+    def follow(self, parts: int) -> None:
+        """Count the *parts* of a link target that are about to be gone through.
+
+        Raises UnsupportedError if that were too many.
+        """
+        self._link_parts += parts
+        if self._link_parts > MAX_LINK_PARTS:
+            raise _too_much(f"{MAX_LINK_PARTS} parts of link targets on the ways to their entries")
 
     def add(self, entries: int, text_bytes: int) -> None:
         """Count *entries* and the bytes of their names, targets and attributes.

@@ -57,7 +57,7 @@ class MergedTree:
     def find(self, path: bytes) -> Node | None:
         """Return what is at a path, or None; links in its directories are followed."""
         head, _, name = path.rpartition(b"/")
-        place = resolve(self.root, head)
+        place = resolve(self.root, head, self.budget)
         return (place.node.children or {}).get(name) if place and path else None
 
 

@@ -144,7 +144,7 @@ class OwnTree:
     def find(self, path: bytes) -> tuple[Node | None, bytes]:
         """Return what the layer has at a path, and that path without the links of the layer."""
         head, _, name = path.rpartition(b"/")
-        place = resolve(self.root, head)
+        place = resolve(self.root, head, self._budget)
         if place is None or not path:
             return None, path
         assert place.node.children is not None
@@ -177,7 +177,7 @@ class OwnTree:
     def _directory(self, path: bytes) -> Directory:
         found = self._places.get(path)
         if found is None:
-            place = resolve(self.root, path, make=self._implied_directory)
+            place = resolve(self.root, path, self._budget, make=self._implied_directory)
             assert place is not None
             assert isinstance(place.node, Directory)
             found = self._places[path] = place.node
@@ -189,10 +189,13 @@ class OwnTree:
         return _directory()
 
 
-def resolve(root: Node, path: bytes, *, make: Callable[[], Node] | None = None) -> Place | None:
+def resolve(
+    root: Node, path: bytes, budget: Share, *, make: Callable[[], Node] | None = None
+) -> Place | None:
     """Resolve a directory path inside a tree, its symbolic links included; None if it is not there.
 
-    ``make`` makes what is missing on the way.  Raises FormatError for a path that is too deep or
+    What links lead through is counted in ``budget``.  ``make`` makes what is missing on the way.
+    Raises UnsupportedError if the budget is spent, FormatError for a path that is too deep or
     goes through too many links, and with ``make`` for one that goes through a file.
     """
     # Name, directory, and length of its path, to which links add what no entry has.
@@ -215,7 +218,9 @@ def resolve(root: Node, path: bytes, *, make: Callable[[], Node] | None = None) 
             hops += 1
             if child.target.startswith(b"/"):
                 del stack[1:]
-            todo += child.target.split(b"/")[::-1]
+            parts = child.target.split(b"/")[::-1]
+            budget.follow(len(parts))
+            todo += parts
             continue
         path_bytes = stack[-1][2] + len(part) + 1
         if path_bytes > MAX_PATH_BYTES:

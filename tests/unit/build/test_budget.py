@@ -153,6 +153,26 @@ def test_equal_attributes_are_counted_and_kept_once(
         assert {id(node.xattrs) for node in nodes} == {id(nodes[0].xattrs)}
 
 
+@pytest.mark.parametrize("verb", [converted, indexed, compared])
+def test_the_ways_that_links_lead_are_bounded_in_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: Callable[[str, Path], None]
+) -> None:
+    """Else ten kilobytes are hours: every entry goes thousands of names to and fro."""
+
+    def layer(count: int) -> bytes:
+        way = header("d", DIRECTORY) + header("l", SYMLINK, b"d/../" * 400 + b"d")
+        names = [header(f"l/{number}/f") for number in range(count)]
+        links = [header(f"h{number}", HARD_LINK, b"l/0/f") for number in range(count)]
+        return b"".join((way, *names, *links, END_MARK))
+
+    monkeypatch.setattr(budget, "MAX_LINK_PARTS", 801 * 20)
+    (tmp_path / "right").mkdir()
+    (tmp_path / "much").mkdir()
+    verb(oci_layout(tmp_path / "right" / "source", [layer(10)], "zstd"), tmp_path / "right")
+    with pytest.raises(UnsupportedError, match=r"more than 16020 parts of link targets"):
+        verb(oci_layout(tmp_path / "much" / "source", [layer(11)], "zstd"), tmp_path / "much")
+
+
 def test_shares_of_other_processes_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "MAX_ENTRIES", 1000)
     with closing(Budget(2)) as sums:
