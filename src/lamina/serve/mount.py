@@ -24,6 +24,7 @@ from lamina.serve.device import BlobDevice, fd_path
 from lamina.serve.erofs_mount import ErofsMount, mount_erofs
 from lamina.serve.mount_options import mount_attributes
 from lamina.serve.whole_reads import NoKernelMountError, require_whole_reads
+from lamina.store.files import store_errors, write_all
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -245,8 +246,12 @@ def _bootstrap(image: NativeImage, wish: _Wish) -> Iterator[str]:
     if wish.as_lower:
         changed = without_attributes(image.bootstrap, OVERLAY_ATTRIBUTES)
         if changed is not None:
-            with open_unnamed_file(str(image.bootstrap_path.parent)) as file:
-                file.write(changed)
+            with contextlib.ExitStack() as stack:
+                with store_errors("write the metadata of a container's image"):
+                    folder = str(image.bootstrap_path.parent)
+                    file = stack.enter_context(open_unnamed_file(folder))
+                    # Whole, or not at all: the kernel takes what is missing for zeros.
+                    write_all(file.fileno(), changed, 0)
                 yield fd_path(file.fileno())
             return
     yield str(image.bootstrap_path)
