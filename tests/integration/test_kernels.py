@@ -13,7 +13,13 @@ import pytest
 from tests.support.guest import require_guest, run_in_guest
 from tests.support.guest_kernel import Kernel, require_kernel_package
 
-pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.guest]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.slow,
+    pytest.mark.guest,
+    # A guest is emulated, and on a busy machine by a part of a processor.
+    pytest.mark.timeout(1200),
+]
 
 CHECKS = Path(__file__).parents[1] / "support" / "in_guest.py"
 MENDED = (6, 12, 85)

@@ -25,7 +25,7 @@ from tests.support.tools import find_program, missing
 ROOT: Final = Path(__file__).resolve().parents[2]
 QEMU: Final = "qemu-system-x86_64"
 PROGRAMS: Final = (QEMU, "mkfs.ext4", "fusermount3")
-DEADLINE_S: Final = 120
+DEADLINE_S: Final = 500
 BOOTS: Final = 3
 """How often is tried to boot: on a busy machine a kernel may find its emulated clock wrong."""
 DISK_BYTES: Final = 256 << 20
