@@ -232,15 +232,22 @@ class _Gathering:
         self._kept_bytes = 0
 
     def add_attached(self) -> tuple[tuple[Attached, bytes], ...]:
-        """What is attached to the manifests so far, with its bytes; its blobs are gathered."""
+        """What is attached to the manifests so far, with its bytes; its parts and blobs are
+        gathered, and the root stays the last.
+        """
         found = []
-        for one in list_attached(self._source, [part.digest for part, _ in self.manifests]):
+        attached = list_attached(self._source, [part.digest for part, _ in self.manifests])
+        root = self.manifests.pop()
+        for one in attached:
             descriptor, data = self._source.manifest(one.descriptor)
             document = parse_manifest(data, f"manifest {descriptor.digest}")
-            if isinstance(document, Manifest):
+            if isinstance(document, Index):
+                self._add_parts(document, 1)
+            else:
                 self._add_blobs(document)
             self._count(data)
             found.append((one, data))
+        self.manifests.append(root)
         return tuple(found)
 
     def add(self, descriptor: Descriptor, data: bytes, depth: int) -> None:
@@ -255,13 +262,15 @@ class _Gathering:
                     f"{self._source.reference} cannot be copied whole: {document.unreadable[0]}",
                     hint="copy one platform of it",
                 )
-            for entry in document.manifests:
-                if entry.digest not in self._seen:
-                    child, child_data = self._source.manifest(entry)
-                    self.add(child, child_data, depth + 1)
+            self._add_parts(document, depth + 1)
         else:
             self._add_blobs(document)
         self.manifests.append((descriptor, data))
+
+    def _add_parts(self, index: Index, depth: int) -> None:
+        for entry in index.manifests:
+            if entry.digest not in self._seen:
+                self.add(*self._source.manifest(entry), depth)
 
     def _count(self, data: bytes) -> None:
         self._kept_bytes += len(data)

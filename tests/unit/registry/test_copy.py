@@ -210,3 +210,31 @@ def test_manifests_are_kept_within_bounds(layout: Path, monkeypatch: pytest.Monk
         assert plan_copy(source).attached == ()
         with pytest.raises(FormatError, match="more than 9000 bytes"):
             plan_copy(source, referrers=True)
+
+
+def test_the_parts_of_an_attached_index_come_along(layout: Path, tmp_path: Path) -> None:
+    with (
+        opened(f"oci:{layout}:one", write=True) as source,
+        opened(f"oci:{tmp_path}/there:one", write=True) as destination,
+    ):
+        empty = m.describe(m.OCI_EMPTY, b"{}")
+        source.push_blob(empty, io.BytesIO(b"{}"))
+        part = m.Manifest(
+            schema_version=2,
+            media_type=m.OCI_MANIFEST,
+            artifact_type="application/vnd.example.part",
+            config=empty,
+        )
+        listed = m.Index(
+            schema_version=2,
+            media_type=m.OCI_INDEX,
+            artifact_type="application/vnd.example.list",
+            manifests=(source.push_manifest(None, m.OCI_MANIFEST, m.encode(part)),),
+            subject=source.resolve(),
+        )
+        push_referrer(source, m.parse_manifest(m.encode(listed)))
+        plan = plan_copy(source, referrers=True)
+        root = run_copy(plan, source, destination)
+        assert destination.resolve("one").digest == root.digest == source.resolve().digest
+        assert destination.manifest(listed.manifests[0]) == source.manifest(listed.manifests[0])
+        assert destination.has_blob(empty.digest, empty.size)
