@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from lamina.archive import tar
 from lamina.build.merge import MergedTree
-from lamina.build.own_tree import OwnTree, is_marker
+from lamina.build.own_tree import OwnTree, is_marker, shown_path
 from lamina.build.scan import NO_XATTRS, LayerScan, ScannedEntry
 from lamina.erofs.tree import Node
 from lamina.erofs.xattr import is_storable
@@ -86,7 +86,7 @@ def _apply_link(tree: MergedTree, own: OwnTree, entry: ScannedEntry) -> None:
     found = node or lower
     if found is None or found.children is not None:
         what = "nothing that is there" if found is None else "a directory"
-        link, target = _shown(entry.path), _shown(entry.link)
+        link, target = shown_path(entry.path), shown_path(entry.link)
         raise FormatError(f"The hard link {link} names {target}, {what}.")
     if lower is not None or own.is_borrowed(found):
         own.borrow(entry.path, found)
@@ -153,7 +153,3 @@ def renumber(chunks: bytes, devices: dict[int, int]) -> bytes:
     words = bytearray(chunks)
     words[2::INDEX_BYTES] = bytes([devices[device] for device in devices_of(chunks)])
     return bytes(words)
-
-
-def _shown(path: bytes) -> str:
-    return repr(path[:200].decode("utf-8", "replace"))

@@ -133,7 +133,7 @@ class OwnTree:
             hidden = name[len(WHITEOUT_PREFIX) :]
             if hidden in (b"", b".", b".."):
                 raise FormatError(
-                    f"The whiteout {_shown(path)} names nothing that could be hidden."
+                    f"The whiteout {shown_path(path)} names nothing that could be hidden."
                 )
             directory.hidden.add(hidden)
             if self._is_lowest and not is_marker(hidden) and children.pop(hidden, None) is not None:
@@ -206,7 +206,9 @@ def resolve(
         part = todo.pop()
         steps += 1
         if steps > MAX_STEPS or hops > MAX_LINK_HOPS:
-            raise FormatError(f"The path {_shown(path)} in a layer goes through too many links.")
+            raise FormatError(
+                f"The path {shown_path(path)} in a layer goes through too many links."
+            )
         if part == b"..":
             del stack[max(1, len(stack) - 1) :]
         if part in (b"", b".", b".."):
@@ -224,7 +226,7 @@ def resolve(
             continue
         path_bytes = stack[-1][2] + len(part) + 1
         if path_bytes > MAX_PATH_BYTES:
-            raise FormatError(f"The path {_shown(path)} in a layer is deeper than any can be.")
+            raise FormatError(f"The path {shown_path(path)} in a layer is deeper than any can be.")
         stack.append((part, child, path_bytes))
     return Place(stack[-1][1], b"/".join([name for name, _, _ in stack[1:]]))
 
@@ -240,7 +242,7 @@ def _step(here: Node, part: bytes, path: bytes, make: Callable[[], Node] | None)
     if child is None or child.target or child.children is not None:
         return child
     if make is not None:
-        raise FormatError(f"The path {_shown(path)} in a layer goes through a file.")
+        raise FormatError(f"The path {shown_path(path)} in a layer goes through a file.")
     return None
 
 
@@ -248,5 +250,6 @@ def _directory() -> Directory:
     return Directory(IMPLIED_DIRECTORY_MODE, xattrs=NO_XATTRS, children={})
 
 
-def _shown(path: bytes) -> str:
+def shown_path(path: bytes) -> str:
+    """Return a path of a layer for a message."""
     return repr(path[:200].decode("utf-8", "replace"))

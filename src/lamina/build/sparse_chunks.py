@@ -14,6 +14,7 @@ from lamina.archive.blocks import BlockReader
 from lamina.archive.sparse import Segment
 from lamina.archive.tar import Entry
 from lamina.errors import FormatError
+from lamina.store.files import write_all
 
 BASE: Final = 1 << 42
 """Where in the spool the first of them is; a tar stream ends before it (``MAX_LAYER_BYTES``)."""
@@ -89,7 +90,7 @@ class SparseChunks:
             length = min(_end(pending[-1]) - start, size) - at
             data = b"".join(reader.pieces(length))
             plain[at : at + length] = data
-            _write(self._fd, data, place + at)
+            write_all(self._fd, data, place + at)
             _drop_before(pending, start + at + length)
             if at + length == size:
                 break
@@ -113,9 +114,3 @@ def _drop_before(pending: list[Segment], end: int) -> None:
     offset, size = pending.pop()
     if offset + size > end:
         pending.append(Segment(end, offset + size - end))
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    written = 0
-    while written < len(data):
-        written += os.pwrite(fd, memoryview(data)[written:], offset + written)
