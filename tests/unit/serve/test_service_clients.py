@@ -115,3 +115,16 @@ def test_an_error_that_cannot_be_sent_is_the_end_of_its_client_only() -> None:
     client.read()
     assert told.parted
     channel.close()
+
+
+@pytest.mark.parametrize("op", ["serve", "mounted"])
+def test_requests_out_of_order_end_their_client_only(
+    op: str, ends: tuple[Channel, Channel]
+) -> None:
+    client, told, ours = opening(ends)
+    ours.say(op, device="fuse", names=[], connection=0, record={}, watch=[])
+    client.read()
+    failed = ours.receive()
+    assert failed is not None
+    assert failed.body["op"] == "failed"
+    assert told.parted

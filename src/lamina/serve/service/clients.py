@@ -136,7 +136,8 @@ class Client:
 
     def _serve(self, message: Message) -> None:
         body, fds = message
-        assert self._spec is not None and self._opened is not None
+        if self._spec is None or self._opened is None:
+            raise KernelError("a client of the mount service serves an image before it is opened")
         spec = msgspec.structs.replace(self._spec, pinned=self._opened["pinned"])
         names, connection = body["names"], body["connection"]
         watch = SuperblockWatch("erofs")
@@ -155,7 +156,8 @@ class Client:
     def _mounted(self, message: Message) -> None:
         body = message.body
         mount = self._mount
-        assert mount is not None
+        if mount is None:
+            raise KernelError("a client of the mount service has mounted what nobody serves")
         # Needed while nobody knew which superblock it would be; with many mounts it is long.
         mount.watch, mount.before = body["watch"], []
         mount.record = self._supervisor.describe(body["record"])
