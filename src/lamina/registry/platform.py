@@ -103,25 +103,13 @@ def says_platform(platform: Platform | None) -> bool:
     return platform is not None and bool(platform.os and platform.architecture)
 
 
-def select_platform(
-    index: Index, want: str | Platform | None = None, *, prefer: Preference = "nydus"
-) -> Descriptor:
-    """The index entry that runs best on a platform (None: this machine).
-
-    The exact variant wins over lower ones; among equals the preferred kind wins, then the first.
-    Raises NotFoundError that lists the platforms there are.
-    """
-    ranked = rank_entries(index, want, prefer)
-    if not ranked:
-        raise no_manifest_error(index.manifests, want)
-    return ranked[0][1]
-
-
 def rank_entries(
     index: Index, want: str | Platform | None, prefer: Preference
 ) -> list[tuple[int, Descriptor]]:
-    """The entries of an index that may run on a platform, the best first, with a number that is the
-    same for those that fit as well as each other.
+    """The entries of an index that may run on a platform (None: this machine), the best first, with
+    a number that is the same for those that fit as well as each other.
+
+    The exact variant wins over lower ones; among equals the preferred kind wins, then the first.
     """
     acceptable = list(_acceptable(normalise(_platform(want))))
     ranks = {key: rank for rank, key in enumerate(acceptable)}
@@ -135,7 +123,7 @@ def rank_entries(
 
 
 def runs_on(own: Platform, want: str | Platform | None) -> bool:
-    """Whether an image for the platform *own* is one that :func:`select_platform` would take."""
+    """Whether an image for the platform *own* is one that :func:`rank_entries` would take."""
     own = normalise(own)
     names = own.os, own.architecture, own.variant
     return names in _acceptable(normalise(_platform(want)))
@@ -165,11 +153,6 @@ def no_manifest_error(entries: Iterable[Descriptor], want: str | Platform | None
 def platform_names(entries: Iterable[Descriptor]) -> str:
     """The platforms of some entries, for people."""
     return ", ".join(sorted(_platforms(entries)))
-
-
-def platforms_of(index: Index) -> set[str]:
-    """The platforms of an index as text; attestations (``unknown/unknown``) are left out."""
-    return _platforms(index.manifests)
 
 
 def _platforms(entries: Iterable[Descriptor]) -> set[str]:

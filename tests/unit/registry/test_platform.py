@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lamina.errors import NotFoundError, UsageError
+from lamina.errors import UsageError
 from lamina.registry.manifest import (
     NYDUS_MANIFEST_ARTIFACT,
     NYDUS_OS_FEATURE,
@@ -15,12 +15,18 @@ from lamina.registry.manifest import (
     Platform,
 )
 from lamina.registry.platform import (
+    Preference,
     host_platform,
     is_nydus,
+    no_manifest_error,
     parse_platform,
-    platforms_of,
-    select_platform,
+    rank_entries,
 )
+
+
+def best(there: Index, want: str | None = None, prefer: Preference = "nydus") -> int:
+    """The number of the entry that is taken."""
+    return rank_entries(there, want, prefer)[0][1].size
 
 
 def entry(number: int, platform: str | None, *, nydus: str = "") -> Descriptor:
@@ -67,7 +73,7 @@ def index(*entries: Descriptor) -> Index:
 )
 def test_select(there: list[str | None], want: str, chosen: int) -> None:
     entries = [entry(number, platform) for number, platform in enumerate(there)]
-    assert select_platform(index(*entries), want).size == chosen
+    assert best(index(*entries), want) == chosen
 
 
 @pytest.mark.parametrize("nydus", ["artifact", "feature"])
@@ -76,27 +82,26 @@ def test_nydus_entries_by_preference(nydus: str) -> None:
         entry(0, "linux/amd64"), entry(1, "linux/amd64", nydus=nydus), entry(2, "linux/arm64")
     )
     assert is_nydus(mixed.manifests[1])
-    assert select_platform(mixed, "linux/amd64").size == 1
-    assert select_platform(mixed, "linux/amd64", prefer="oci").size == 0
-    assert select_platform(mixed, "linux/arm64").size == 2
+    assert best(mixed, "linux/amd64") == 1
+    assert best(mixed, "linux/amd64", prefer="oci") == 0
+    assert best(mixed, "linux/arm64") == 2
 
 
 def test_the_host_is_the_default() -> None:
-    assert select_platform(index(entry(5, str(host_platform())))).size == 5
+    assert best(index(entry(5, str(host_platform())))) == 5
 
 
 def test_nothing_fits() -> None:
     there = index(entry(0, "linux/s390x"), entry(1, "unknown/unknown"))
-    with pytest.raises(NotFoundError, match="no manifest for linux/amd64") as caught:
-        select_platform(there, "linux/amd64")
-    assert caught.value.hint == "it has these platforms: linux/s390x"
-    assert platforms_of(there) == {"linux/s390x"}
+    assert rank_entries(there, "linux/amd64", "nydus") == []
+    error = no_manifest_error(there.manifests, "linux/amd64")
+    assert "no manifest for linux/amd64" in str(error)
+    assert error.hint == "it has these platforms: linux/s390x"
 
 
 def test_other_artifacts_are_not_images() -> None:
     foreign = Descriptor(media_type="application/json", digest="sha256:" + "0" * 64, size=1)
-    with pytest.raises(NotFoundError):
-        select_platform(index(foreign), "linux/amd64")
+    assert rank_entries(index(foreign), "linux/amd64", "nydus") == []
 
 
 @pytest.mark.parametrize("text", ["", "linux", "linux/", "/amd64", "a/b/c/d", "linux/ämd64"])
