@@ -175,7 +175,7 @@ class Station:
     def _fault(self) -> None:
         """Do one thing to the running mount."""
         draw = self.chance.random() if self.plan.local else 1.0
-        if self.plan.local and (draw < 0.02 or not self.counts.injected[SILENT]):
+        if self.plan.local and (draw < 0.002 or not self.counts.injected[SILENT]):
             self._silence()
         elif draw < 0.15 and self._loop:
             self._fill_disk()
