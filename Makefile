@@ -10,6 +10,7 @@ TARGETS ?=
 JOBS ?= 2
 ROUNDS ?= 3
 FAULTS ?= 10000
+BYTES ?= 5000000000
 MUTANTS ?= 100
 SEED ?= 1
 # Each tier ends after this long; docs/reference/conformance.md says what they hold and how they last went.
@@ -83,7 +84,7 @@ fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 for each, TARGETS="tar toc
 .PHONY: faults
 faults: $(VENV)/dev ## break network, servers, disks and caches under real readers; FAULTS=10000 SEED=1
 	@$(PACKAGES) test
-	@$(RUN) $(LIMIT) 30m $(BIN)/python -m tests.faults --faults $(FAULTS) --seed $(SEED) --seconds 600
+	@$(RUN) $(LIMIT) 30m $(BIN)/python -m tests.faults --faults $(FAULTS) --bytes $(BYTES) --seed $(SEED) --seconds 900
 
 .PHONY: mutants
 mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store fetch"

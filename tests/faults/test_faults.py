@@ -42,7 +42,8 @@ def run(*words: str) -> dict[str, Any]:
 def test_no_wrong_byte_and_no_hang() -> None:
     seed = os.environ.get("LAMINA_FAULT_SEED", "7")
     # As many as a quiet machine makes of 15 seconds; a busy one may have the time for fewer.
-    result = run("--seconds", "60", "--faults", "200", "--seed", seed)
+    # A read that is lost waits for ever, and one beside much other work may take its time.
+    result = run("--seconds", "60", "--faults", "200", "--seed", seed, "--hang", "60")
     assert not result["wrong"] + result["hangs"] + result["crashes"], table(result)
     assert result["faults"] > 0
     for device in DEVICES:
