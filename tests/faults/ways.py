@@ -36,7 +36,8 @@ def mapped(fd: int, offset: int, length: int, size: int) -> bytes:
     """A mapping with large pages, whose faults read ahead up to 2 MiB."""
     # One that is shorter than it should be is no reason to fail here.
     size = min(size, os.fstat(fd).st_size)
-    length = min(length, size - offset)
+    # A page a call, since each fault waits for a deadline of its own.
+    length = min(length, size - offset, PAGE - offset % PAGE)
     if length <= 0:
         return b""
     with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ) as memory:
