@@ -56,21 +56,27 @@ def equal_times(wanted: dict[str, Seen], found: dict[str, Seen]) -> dict[str, Se
 
 
 def compare_with(containerd: Containerd, name: str, work: Path) -> None:
+    """A container sees what one of containerd does."""
+    require_erofs()
+    require_kernel(6, 12, "an EROFS mount of files")
     reference = oci_layout(work / "layout", [layer_bytes(layer) for layer in IMAGES[name]])
     wanted = containerd.tree(work / "layout")
     found = in_a_container(reference, work)
     assert equal_times(wanted, found) == wanted
 
 
+def check_refusal(containerd: Containerd, name: str, work: Path) -> None:
+    """containerd refuses what is among the refused."""
+    oci_layout(work / "layout", [layer_bytes(layer) for layer in REFUSED[name]])
+    with pytest.raises(RefusedError):
+        containerd.tree(work / "layout")
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_a_container_sees_the_same(containerd: Containerd, name: str, tmp_path: Path) -> None:
-    require_erofs()
-    require_kernel(6, 12, "an EROFS mount of files")
     compare_with(containerd, name, tmp_path)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_containerd_refuses(containerd: Containerd, name: str, tmp_path: Path) -> None:
-    oci_layout(tmp_path / "layout", [layer_bytes(layer) for layer in REFUSED[name]])
-    with pytest.raises(RefusedError):
-        containerd.tree(tmp_path / "layout")
+    check_refusal(containerd, name, tmp_path)

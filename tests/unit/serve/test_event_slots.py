@@ -111,3 +111,4 @@ def test_closing_with_a_view_in_use(memory: int) -> None:
     view = slots.target(0)
     slots.close()
     view[:] = NOTED
+    assert bytes(view) == NOTED
