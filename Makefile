@@ -21,8 +21,9 @@ help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .PHONY: demo
-demo: $(VENV)/run ## build, convert, push and lazily run a real image on this machine (about a minute)
+demo: $(VENV)/run ## build, convert, push and lazily run a real image on this machine (a few minutes)
 	@$(PACKAGES) demo
+	@$(BIN)/python -m pip install -q -e '.[start]'
 	@$(RUN) $(BIN)/python demo/demo.py
 
 .PHONY: demo-sealed
@@ -35,7 +36,7 @@ demo-sealed: $(VENV)/run ## seal and sign an image, run it with keys of a key br
 test: $(VENV)/dev ## units, Debian's tools, kernel mounts, a guest a kernel, linters, seconds of each fuzz target
 	@$(PACKAGES) test
 	@$(RUN) $(BIN)/python -m tests.support.prepare
-	@$(RUN) $(LIMIT) 80m $(BIN)/pytest -n $(JOBS) -m "not peers" tests
+	@$(RUN) $(LIMIT) 80m $(BIN)/pytest -n $(JOBS) -m "not peers and not package" tests
 
 .PHONY: test-fresh
 test-fresh: ## the same as on a new machine: a clone, an empty cache, home and virtual environment
@@ -52,6 +53,11 @@ test-guest: $(VENV)/dev ## in virtual machines with kernels of Debian
 	@$(PACKAGES) test
 	@$(RUN) $(BIN)/python -m tests.support.prepare
 	@$(RUN) $(LIMIT) 40m $(BIN)/pytest -m guest tests
+
+.PHONY: test-deb
+test-deb: $(VENV)/dev ## build a Debian package, then install, use, upgrade and remove it in a tree of Debian
+	@$(PACKAGES) test
+	@$(RUN) $(LIMIT) 20m $(BIN)/pytest -m package tests
 
 .PHONY: lint
 lint: $(VENV)/dev ## ruff, mypy --strict and the import rules
@@ -72,13 +78,21 @@ peers: ## fetch and build the tools that tests and benchmarks compare with (opti
 	@scripts/peers
 
 .PHONY: docs
-docs: $(VENV)/dev ## write the command reference, check links, run the tutorial
+docs: $(VENV)/dev ## write the references, check links, run the tutorial
 	@$(PACKAGES) demo
 	@$(BIN)/python -m lamina.cli.reference docs/reference/cli.md
+	@$(BIN)/python -m lamina.cli.python_reference docs/reference/python.md
+	@$(BIN)/python -m lamina.cli.docker_options docs/reference/docker-options.md
 	@$(BIN)/pytest -q tests/integration/test_docs.py
 
+.PHONY: protos
+protos: $(VENV)/dev ## write the messages of containerd's services anew from their .proto files
+	@$(BIN)/python -m pip install -q grpcio-tools==1.71.2 --target build/protoc
+	@cd src/lamina/containerd/wire && PYTHONPATH=$(CURDIR)/build/protoc $(CURDIR)/$(BIN)/python -m grpc_tools.protoc \
+	    -I . --python_out=. --pyi_out=. *.proto
+
 .PHONY: fuzz
-fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 for each, TARGETS="tar toc" for some
+fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 of CPU time for each, TARGETS="tar toc" for some
 	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) $(TARGETS)
 
 .PHONY: faults
@@ -87,9 +101,16 @@ faults: $(VENV)/dev ## break network, servers, disks and caches under real reade
 	@$(RUN) $(LIMIT) 30m $(BIN)/python -m tests.faults --faults $(FAULTS) --bytes $(BYTES) --seed $(SEED) --seconds 900
 
 .PHONY: mutants
-mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store fetch"
+mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store source"
 	@$(BIN)/python -m pip install -q -e '.[mutants]'
 	@$(RUN) $(LIMIT) 3h $(BIN)/python -m tests.mutants --count $(MUTANTS) --seed $(SEED) $(TARGETS)
+
+.PHONY: install uninstall
+install: ## install below PREFIX=/usr/local; distribution/install has the variables for packagers
+	@distribution/install
+
+uninstall: ## remove what `make install` has installed below PREFIX
+	@distribution/install --remove
 
 .PHONY: clean
 clean: ## remove the virtual environment and what tools leave in the tree

@@ -86,7 +86,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--variants",
         default="default",
-        help="of lamina: CHUNK[:PACK[:DEVICE]],... or index, the image as it is (default)",
+        help="of lamina: CHUNK[:PACK[:DEVICE]],... or index, the image as it is; with +start "
+        "behind it the start was recorded (default)",
     )
     parser.add_argument(
         "--peers",

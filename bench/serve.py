@@ -61,7 +61,8 @@ BARS = (
     Bar("first_walk_us", NYDUSD, 2.0),
     Bar("dropped_mb_s", NYDUSD, 2.5),
     Bar("dropped_mb_s", EXT4, 1.0),
-    Bar("warm_mb_s", NYDUSD, 3.5),
+    # Both read from the page cache, nydusd's too.
+    Bar("warm_mb_s", EXT4, 0.95),
 )
 MISS_BAR_MS = 2.0
 
@@ -169,7 +170,7 @@ def _print_results(results: Results) -> None:
             factor = speed_ratio(results, bar)
             verdict = "holds" if factor >= bar.factor else "MISSED"
             what = MEASURES[bar.measure]
-            bars.append([what, bar.peer, f"{factor:.2f} x", f"≥ {bar.factor:.1f} x", verdict])
+            bars.append([what, bar.peer, f"{factor:.2f} x", f"≥ {bar.factor:g} x", verdict])
     if bars:
         print()
         report.print_table([f"{OURS}, how much faster", "than", "found", "bar", ""], bars)
@@ -213,11 +214,12 @@ class Place(NamedTuple):
 
 def _places(reference: str, store: Path, count: int) -> Sequence[Place]:
     """Choose pages at random, no two of one piece, each as likely as its file is long."""
-    import lamina as library
+    from lamina.opening.open_image import open_image
+    from lamina.opening.request import request_of
 
     chosen: dict[tuple[str, int], Place] = {}
     rng = random.Random(1)
-    with library.open(reference, store=store) as image:
+    with open_image(request_of(reference, store=store)) as image:
         files: list[Any] = [stat for _, stat in image.walk() if stat.is_file and stat.size]
         weights = [stat.size for stat in files]
         for stat in rng.choices(files, weights, k=20 * count):

@@ -9,7 +9,6 @@ counted in a run of their own, since counting takes longer than what is counted.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import sys
 import tarfile
@@ -20,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lamina.image.blob_set import zones_of
-from lamina.image.open import open_image
-from lamina.registry.manifest import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, Manifest, describe, encode
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from support.single_layer import push_layer
+
+from lamina.content.blob_set import zones_of
+from lamina.opening.open_image import open_image
+from lamina.opening.request import OpenRequest
 from support import report
 from support.serving import lamina
 
@@ -71,12 +70,12 @@ def _parse() -> argparse.Namespace:
 
 def _measure(files: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lamina-tables-") as folder:
-        _push(f"oci:{folder}/plain:latest", _layer(files))
+        push_layer(f"oci:{folder}/plain:latest", _layer(files))
         lamina("convert", f"oci:{folder}/plain:latest", f"oci:{folder}/layout:latest")
         reference = f"oci:{folder}/layout:latest"
 
         def read(store: str) -> None:
-            with open_image(reference, store=f"{folder}/{store}") as image:
+            with open_image(OpenRequest(reference=reference, store=f"{folder}/{store}")) as image:
                 image.open("d000/f000050").read()
 
         times = []
@@ -85,7 +84,7 @@ def _measure(files: int, rounds: int) -> dict[str, Any]:
             read(f"timed-{number}")
             times.append((time.perf_counter() - begin) * 1000)
         calls = {"read": _calls(lambda: read("counted"))}
-        with open_image(reference, store=f"{folder}/counted") as image:
+        with open_image(OpenRequest(reference=reference, store=f"{folder}/counted")) as image:
             table = image.blobs[0].table
             calls["piece"] = _calls(lambda: table.piece_holding(files // 2))
             calls["zones"] = _calls(lambda: zones_of(table))
@@ -102,21 +101,6 @@ def _layer(files: int) -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
-
-
-def _push(reference: str, layer: bytes) -> None:
-    diff_id = f"sha256:{hashlib.sha256(layer).hexdigest()}"
-    rootfs = {"type": "layers", "diff_ids": [diff_id]}
-    config = encode({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs})
-    parts = describe(OCI_CONFIG, config), describe(OCI_LAYER, layer)
-    manifest = Manifest(
-        schema_version=2, media_type=OCI_MANIFEST, config=parts[0], layers=parts[1:]
-    )
-    where = parse_reference(reference)
-    with open_repository(where, write=True) as repository:
-        for descriptor, data in zip(parts, (config, layer), strict=True):
-            repository.push_blob(descriptor, io.BytesIO(data))
-        repository.push_manifest(where.tag, OCI_MANIFEST, encode(manifest))
 
 
 def _calls(work: Callable[[], object]) -> int:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +63,7 @@ def main() -> int:
         os.environ["LAMINA_STORE"] = str(folder / "store")
         (folder / "run").mkdir(mode=0o700)
         (folder / "mnt").mkdir()
-        reference = _serve(stack, folder, options)
+        reference = served_late(stack, folder, options)
         print(report.describe_machine())
         missed = _stalls(folder, reference, options.rounds, results)
         missed |= _memory(folder, reference, results)
@@ -81,7 +81,8 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _serve(stack: ExitStack, folder: Path, options: argparse.Namespace) -> str:
+def served_late(stack: ExitStack, folder: Path, options: argparse.Namespace) -> str:
+    """Serve the image by a registry that answers late, until the stack is closed."""
     stack.enter_context(loopback_registry(folder, REGISTRY_PORT))
     delay = str(Path(__file__).with_name("support") / "delay.py")
     ports = [str(PROXY_PORT), str(REGISTRY_PORT), str(options.rtt_ms)]
@@ -115,22 +116,23 @@ def _read(folder: Path, reference: str, device: str, event: str) -> Reading:
     mountpoint = folder / "mnt"
     lamina("mount", "--quiet", "--device", device, reference, str(mountpoint))
     try:
-        with _meanwhile(event) as count:
-            return _tar(mountpoint, count)
+        return read_tar(["tar", "c", "--sort=name", "-C", str(mountpoint), "."], event)
     finally:
         lamina("umount", "--quiet", str(mountpoint))
 
 
-def _tar(folder: Path, count: Callable[[], int]) -> Reading:
-    command = ["tar", "c", "--sort=name", "-C", str(folder), "."]
-    digest, stall_s = hashlib.sha256(), 0.0
+def read_tar(command: Sequence[str], event: str) -> Reading:
+    """Read what a command writes; from its first byte on it is timed, and *event* happens."""
+    stall_s = 0.0
     with subprocess.Popen(command, stdout=subprocess.PIPE) as tar:
         assert tar.stdout is not None
-        begin = last = time.monotonic()
-        while part := os.read(tar.stdout.fileno(), 1 << 16):
-            now = time.monotonic()
-            stall_s, last = max(stall_s, now - last), now
-            digest.update(part)
+        digest = hashlib.sha256(os.read(tar.stdout.fileno(), 1 << 16))
+        with _meanwhile(event) as count:
+            begin = last = time.monotonic()
+            while part := os.read(tar.stdout.fileno(), 1 << 16):
+                now = time.monotonic()
+                stall_s, last = max(stall_s, now - last), now
+                digest.update(part)
     if tar.returncode:
         raise RuntimeError(f"tar ended with {tar.returncode}")
     return Reading(digest.hexdigest(), stall_s, time.monotonic() - begin, count())
@@ -165,7 +167,7 @@ def _happen(event: str) -> None:
         return
     for role in event.split("+"):
         with suppress(ProcessLookupError):
-            os.kill(status["pids"][role], signal.SIGKILL)
+            os.kill(status.pids[role], signal.SIGKILL)
 
 
 def _memory(folder: Path, reference: str, results: dict[str, Any]) -> int:
@@ -180,7 +182,7 @@ def _memory(folder: Path, reference: str, results: dict[str, Any]) -> int:
             _read_some(point)
         status = service_status()
         assert status is not None
-        memory = {role: _rss_mib(pid) for role, pid in status["pids"].items()}
+        memory = {role: _rss_mib(pid) for role, pid in status.pids.items()}
     finally:
         lamina("umount", "--quiet", *map(str, points))
     total = memory["supervisor"] + memory["worker"]

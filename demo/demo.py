@@ -1,12 +1,14 @@
-"""The whole way of an image on this machine: build, convert, push, run before it has arrived.
+"""The whole way of an image on this machine: build, convert, push, run before it has arrived,
+record the start, and run it again on a machine that has nothing of it.
 
 ``make demo`` runs it.  Everything happens in a temporary folder and on 127.0.0.1, and is gone
-afterwards.
+afterwards but for a picture of both starts.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import socket
@@ -17,9 +19,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from image import build_image
-from link import SlowLink
+from link import Request, SlowLink
+from picture import Start, draw
 
 PACKAGES = ("nodejs", "python3", "git")
 REGISTRY_CONFIGURATION = """\
@@ -40,28 +44,46 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="lamina-demo-") as name:
         folder = Path(name)
-        image = _build(folder)
+        image = Path(options.image) if options.image else _build(folder)
         with start_registry(folder) as port, SlowLink(port, options.mbit * 1e6 / 8) as link:
             repository = f"127.0.0.1:{port}/demo"
             _convert(image, repository)
             slow = f"127.0.0.1:{link.port}/demo"
             print(f"\nFrom here on the registry is behind a link of {options.mbit:g} Mbit/s.")
-            lazy = _run_lazily(slow, folder, link, options.command)
-            again = _run_lazily(slow, folder, link, options.command)
+            lazy = _run_lazily(slow, folder / "store", link, options.command)
+            again = _run_lazily(slow, folder / "store", link, options.command)
+            artifact = _record(repository, folder, options.command)
+            profiled = _run_lazily(slow, folder / "another", link, options.command)
             full = _pull_whole(slow, folder, link)
+            kinds = _kinds(repository, folder, artifact)
     print()
-    _line("run from an empty store", *lazy)
-    _line("the same again", *again)
-    _line("copy of the whole image", *full)
-    print(
-        f"\nFirst run: {lazy[0] / full[0]:.2f} of the time, {lazy[1] / full[1]:.2f} of the bytes."
-    )
+    _line("run from an empty store", lazy)
+    _line("the same again", again)
+    _line("recorded, from an empty store", profiled)
+    _line("copy of the whole image", full)
+    print()
+    for name, run in (("First run", lazy), ("Recorded", profiled)):
+        time_share, share = run.seconds / full.seconds, run.received_bytes / full.received_bytes
+        print(f"{name}: {time_share:.3f} of the time, {share:.3f} of the bytes of a copy.")
+    _draw(options.picture, (lazy, profiled), kinds)
     return 0
+
+
+class Timed(NamedTuple):
+    """How long a command took, and what came over the link."""
+
+    seconds: float
+    received_bytes: int
+    requests: list[Request]
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build, convert, push and lazily run an image.")
     parser.add_argument("--mbit", type=float, default=50, help="rate of the link in Mbit/s (50)")
+    parser.add_argument("--image", help="an OCI layout folder to take instead of building one")
+    parser.add_argument(
+        "--picture", default="demo-start.svg", help="where a picture of both starts goes"
+    )
     parser.add_argument("command", nargs="*", help="what to run (node -v)")
     options = parser.parse_args()
     options.command = options.command or ["node", "-v"]
@@ -95,22 +117,53 @@ def _convert(image: Path, repository: str) -> None:
     _lamina("copy", f"oci:{image}:latest", f"docker://{repository}:original")
 
 
-def _run_lazily(
-    repository: str, folder: Path, link: SlowLink, command: list[str]
-) -> tuple[float, int]:
-    run = ("run", "--rm", "--store", str(folder / "store"))
+def _run_lazily(repository: str, store: Path, link: SlowLink, command: list[str]) -> Timed:
+    run = ("run", "--rm", "--store", str(store))
     return _timed(link, *run, f"docker://{repository}:latest", *command)
 
 
-def _pull_whole(repository: str, folder: Path, link: SlowLink) -> tuple[float, int]:
+def _record(repository: str, folder: Path, command: list[str]) -> str:
+    """Record what the command reads, and attach it to the image; the digest of the artifact."""
+    reference = f"docker://{repository}:latest"
+    _lamina("profile", "--runs", "1", "--store", str(folder / "recorder"), reference, *command)
+    shown = subprocess.check_output(["lamina", "profile", "--json", "show", reference])
+    digest: str = json.loads(shown)["layer_digest"]
+    return digest
+
+
+def _kinds(repository: str, folder: Path, artifact: str) -> dict[str, str]:
+    """What the blobs of the image are, by digest."""
+    found = subprocess.check_output(
+        ["lamina", "inspect", "--raw", "--store", str(folder / "store"), f"docker://{repository}"]
+    )
+    manifest = json.loads(found)
+    return {
+        manifest["config"]["digest"]: "manifest and configuration",
+        manifest["layers"][-1]["digest"]: "file tree",
+        artifact: "start artifact",
+    }
+
+
+def _draw(path: str, runs: tuple[Timed, Timed], kinds: dict[str, str]) -> None:
+    titles = ("From an empty store", "From an empty store, recorded before")
+    starts = [
+        Start(title, run.seconds, run.requests, kinds)
+        for title, run in zip(titles, runs, strict=True)
+    ]
+    Path(path).write_text(draw(starts), encoding="utf-8")
+    print(f"What was loaded when: {path}")
+
+
+def _pull_whole(repository: str, folder: Path, link: SlowLink) -> Timed:
     target = f"oci:{folder / 'pulled'}:latest"
     return _timed(link, "copy", f"docker://{repository}:original", target)
 
 
-def _timed(link: SlowLink, *arguments: str) -> tuple[float, int]:
+def _timed(link: SlowLink, *arguments: str) -> Timed:
+    link.begin()
     start_s, before = time.monotonic(), link.carried_bytes
     _lamina(*arguments)
-    return time.monotonic() - start_s, link.carried_bytes - before
+    return Timed(time.monotonic() - start_s, link.carried_bytes - before, link.requests)
 
 
 def _lamina(*arguments: str) -> None:
@@ -120,8 +173,11 @@ def _lamina(*arguments: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def _line(what: str, seconds: float, received_bytes: int) -> None:
-    print(f"  {what:<25} {seconds:6.1f} s {received_bytes / 1e6:8.1f} MB")
+def _line(what: str, timed: Timed) -> None:
+    print(
+        f"  {what:<30} {timed.seconds:6.1f} s {timed.received_bytes / 1e6:8.1f} MB "
+        f"{len(timed.requests):4} requests"
+    )
 
 
 @contextmanager

@@ -18,11 +18,12 @@ from tests.support.watchdog import Watchdog
 
 os.environ[leaks.RUN_VARIABLE] = RUN = f"{os.getpid()}-{time.time_ns()}"
 _numbers = itertools.count()
+_SIGNALS = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 PEERS = Path(__file__).parent / "peers"
 
 pytest_plugins = [
     f"tests.support.{name}"
-    for name in ("registry_server", "installed")
+    for name in ("registry_server", "installed", "shell")
     if importlib.util.find_spec(f"tests.support.{name}") is not None
 ]
 
@@ -85,6 +86,14 @@ def _own_log() -> Iterator[None]:
     """The library's logger as it was, after tests that run the command line in this process."""
     with logs.restored_log():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_signals() -> Iterator[None]:
+    """No signal is held back by what a test before this one, or its fixtures, have left."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, _SIGNALS)
+    yield
+    signal.pthread_sigmask(signal.SIG_SETMASK, _SIGNALS)
 
 
 @pytest.fixture(autouse=True)

@@ -14,17 +14,29 @@ from support.registry import PORT, Registry
 
 
 class Variant(NamedTuple):
-    """Options of ``lamina convert`` and ``lamina run`` under a name; none means the defaults."""
+    """Options of ``lamina convert`` and ``lamina run`` under a name; none means the defaults.
+
+    With ``profiled`` the start is recorded before, and comes in one request.
+    """
 
     name: str
     convert: tuple[str, ...] = ()
     run: tuple[str, ...] = ()
+    profiled: bool = False
+
+    @property
+    def is_index(self) -> bool:
+        """Whether the unmodified image is run by an index."""
+        return self.name.removesuffix(START) == INDEX
 
 
 def parse_variant(text: str) -> Variant:
     """``CHUNK[:PACK[:DEVICE]]`` → options, as in ``256k``, ``1m:128k``, ``256k:none:fuse``;
-    ``default`` and ``index`` are none.
+    ``default`` and ``index`` are none.  With ``+start`` behind it the start is recorded.
     """
+    if text.endswith(START):
+        plain = parse_variant(text.removesuffix(START))
+        return plain._replace(name=text, profiled=True)
     if text in ("default", INDEX):
         return Variant(text)
     chunk, pack, device, *_ = [*text.split(":"), "", ""]
@@ -35,6 +47,8 @@ def parse_variant(text: str) -> Variant:
 
 INDEX = "index"
 """The variant that runs the unmodified image by an index."""
+
+START = "+start"
 
 
 class Lamina:
@@ -57,18 +71,24 @@ class Lamina:
     def prepare(self, registry: Registry, layout: Path) -> None:
         """Convert the image straight into the registry, or push it as it is and index it."""
         target = f"docker://127.0.0.1:{PORT}/{self._reference}"
-        if self._variant.name == INDEX:
-            source = f"oci:{layout}:latest"
+        source = f"oci:{layout}:latest"
+        if self._variant.is_index:
             registry.run("skopeo", "copy", "-q", "--dest-tls-verify=false", source, target)
             registry.run(*_program("index"), target)
-            return
-        registry.run(*_program("convert"), *self._variant.convert, f"oci:{layout}:latest", target)
+        else:
+            registry.run(*_program("convert"), *self._variant.convert, source, target)
+        if self._variant.profiled:
+            store = ("--store", str(self._folder))
+            registry.run(*_program("profile"), *store, target, *self._command.split())
 
     def start(self, registry: str) -> FirstOutput:
         """One cold start with an empty store."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
         options = ("--plain-http", "--store", str(self._folder), "--rm", *self._variant.run)
+        if not self._variant.profiled:
+            # Another variant may be the same image.
+            options += ("--profile", "none")
         image = f"docker://{registry}/{self._reference}"
         command = (*_program("run"), *options, image, *self._command.split())
         try:

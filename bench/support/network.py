@@ -13,7 +13,9 @@ from typing import NamedTuple, Self
 
 SERVER_ADDRESS = "192.0.2.1"
 CLIENT_ADDRESS = "192.0.2.2"
-"""Addresses set aside for documentation (RFC 5737): they are nobody's."""
+"""Addresses set aside for documentation (RFC 5737): they are nobody's.  Those of a further link are
+higher by 4.
+"""
 BURST_BYTES = 32 << 10
 
 
@@ -26,28 +28,38 @@ class Traffic(NamedTuple):
 
 class Link:
     """A server host and a client host with a link of ``rate`` (as ``tc`` writes it, "24mbit")
-    between them.
+    between them.  The client host may be that of another link, ``beside``.
     """
 
-    def __init__(self, rate: str) -> None:
+    _client: str
+    number: int
+
+    def __init__(self, rate: str, beside: Link | None = None) -> None:
         self.rate = rate
-        self._server = f"lamina-s{os.getpid()}"
-        self._client = f"lamina-c{os.getpid()}"
+        number = 0 if beside is None else beside.number + 1
+        self.number = number
+        self.server_address = _higher(SERVER_ADDRESS, 4 * number)
+        self._device = f"link{number}"
+        self._server = f"lamina-s{number}-{os.getpid()}"
+        self._client = f"lamina-c{os.getpid()}" if beside is None else beside._client
+        self._hosts = [self._server] if beside else [self._server, self._client]
 
     def __enter__(self) -> Self:
+        device = self._device
+        addresses = self.server_address, _higher(CLIENT_ADDRESS, 4 * self.number)
         try:
-            for name in (self._server, self._client):
+            for name in self._hosts:
                 _run("ip", "netns", "add", name)
             _run(
-                *f"ip -n {self._server} link add link0 type veth peer link0 netns".split(),
+                *f"ip -n {self._server} link add {device} type veth peer {device} netns".split(),
                 self._client,
             )
-            for name, address in ((self._server, SERVER_ADDRESS), (self._client, CLIENT_ADDRESS)):
-                _run(*f"ip -n {name} address add {address}/30 dev link0".split())
+            for name, address in zip((self._server, self._client), addresses, strict=True):
+                _run(*f"ip -n {name} address add {address}/30 dev {device}".split())
                 _run(*f"ip -n {name} link set lo up".split())
-                _run(*f"ip -n {name} link set link0 up".split())
+                _run(*f"ip -n {name} link set {device} up".split())
                 shape = f"root tbf rate {self.rate} burst {BURST_BYTES} latency 200ms"
-                _run(*f"tc -n {name} qdisc add dev link0 {shape}".split())
+                _run(*f"tc -n {name} qdisc add dev {device} {shape}".split())
         except BaseException:
             self.close()
             raise
@@ -57,8 +69,8 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        """Take both hosts away; the link goes with them."""
-        for name in (self._server, self._client):
+        """Take its hosts away; the link goes with them."""
+        for name in self._hosts:
             subprocess.run(["ip", "netns", "delete", name], stderr=subprocess.DEVNULL, check=False)
 
     def on_server(self, *command: str) -> list[str]:
@@ -74,8 +86,17 @@ class Link:
         table = subprocess.run(
             self.on_client("cat", "/proc/net/dev"), check=True, capture_output=True, text=True
         ).stdout
-        fields = next(line for line in table.splitlines() if "link0:" in line).split(":")[1].split()
+        fields = (
+            next(line for line in table.splitlines() if f"{self._device}:" in line)
+            .split(":")[1]
+            .split()
+        )
         return Traffic(int(fields[0]), int(fields[8]))
+
+
+def _higher(address: str, step: int) -> str:
+    head, _, last = address.rpartition(".")
+    return f"{head}.{int(last) + step}"
 
 
 def _run(*command: str) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from support.network import SERVER_ADDRESS, Link
+from support.network import Link
 from support.processes import Process
 
 PORT = 5000
@@ -30,7 +30,7 @@ class Registry:
     """A registry that the client host reaches and that is filled from the server host."""
 
     def __init__(self, link: Link, folder: Path) -> None:
-        self.address = f"{SERVER_ADDRESS}:{PORT}"
+        self.address = f"{link.server_address}:{PORT}"
         self._link = link
         self._folder = folder
         self._stack = ExitStack()
@@ -60,7 +60,7 @@ class Registry:
             log = self._folder / f"delay-{port}.log"
             self._stack.enter_context(Process(self._link.on_server(*proxy), log=log, ready="ready"))
             self._proxy_ports[rtt_ms] = port
-        return f"{SERVER_ADDRESS}:{self._proxy_ports[rtt_ms]}"
+        return f"{self._link.server_address}:{self._proxy_ports[rtt_ms]}"
 
     def run(self, *command: str) -> str:
         """Run a command on the server host, where the registry is at 127.0.0.1; return its

@@ -72,15 +72,24 @@ class IntegrityError(Error):
 
 
 class FetchError(Error):
-    """A registry or another source did not deliver."""
+    """A registry or another source did not deliver.
+
+    ``transient`` says that time may cure it, so that asking again makes sense; ``retry_after_s`` is
+    how long the source asked to be left alone, 0 if it did not.  ``final`` says that to ask again
+    is of no use.
+    """
 
     exit_code = 5
+    transient: ClassVar[bool] = False
+    final: ClassVar[bool] = False
+    retry_after_s: float = 0.0
 
 
 class AuthError(FetchError):
     """A registry refused the credentials, or wants some."""
 
     exit_code = 6
+    final = True
     errno = errno.EACCES
 
 

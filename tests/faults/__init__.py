@@ -5,5 +5,6 @@ lies, kills servers, fills disks and puts old and forged files into node stores,
 processes compare every byte with the source tree.  It fails for a wrong byte and for a read that
 never ends.  Parts: :mod:`.sample` (the images), :mod:`.network` (the registry), :mod:`.old_files`
 (node stores), :mod:`.reader` (the reading processes), :mod:`.ways` (how they read), :mod:`.reading`
-(what came of one), :mod:`.station` (one mount with all of that), :mod:`.run` (the command).
+(what came of one), :mod:`.station` (one mount with all of that), :mod:`.containers` (one of
+containers), :mod:`.run` (the command).
 """

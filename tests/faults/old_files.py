@@ -173,7 +173,16 @@ def damage_index(store: Path, chance: random.Random) -> bool:
 
 def damage_metadata(store: Path, sample: Sample) -> bool:
     """A byte of the manifest that is kept."""
-    path = store / "metadata" / "sha256" / sample.digest.removeprefix("sha256:")
+    return _damage_kept(store, sample.digest)
+
+
+def damage_start(store: Path, sample: Sample) -> bool:
+    """A byte of the start artifact that is kept."""
+    return _damage_kept(store, sample.start_digest)
+
+
+def _damage_kept(store: Path, digest: str) -> bool:
+    path = store / "metadata" / "sha256" / digest.removeprefix("sha256:")
     if not path.exists():
         return False
     content = bytearray(path.read_bytes())

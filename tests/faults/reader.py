@@ -44,7 +44,6 @@ class Reader:
         self.stopped = False
         self.told = 0
         self.ways = list(WAYS)
-        self.outside = os.stat(os.path.dirname(mountpoint)).st_dev
         self.files = sorted(
             os.path.relpath(os.path.join(folder, name), tree)
             for folder, _, names in os.walk(tree)
@@ -64,7 +63,8 @@ class Reader:
     def mounted(self) -> bool:
         """Whether anything is mounted; what is broken counts as that."""
         try:
-            return os.stat(self.mountpoint).st_dev != self.outside
+            outside = os.path.join(self.mountpoint, "..")
+            return os.stat(self.mountpoint).st_dev != os.stat(outside).st_dev
         except OSError as error:
             return error.errno != errno.ENOENT
 

@@ -18,14 +18,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.faults.containers import RUN, ContainerStation
 from tests.faults.network import faulty_network
 from tests.faults.reading import Counts
 from tests.faults.sample import Sample, make_samples
-from tests.faults.station import DEADLINE_S, SILENT, Plan, Station
+from tests.faults.station import DEADLINE_S, FOREGROUND, SILENT, Plan, Station
 from tests.faults.ways import WAYS
 
 LONGEST_ROUND_S = 150.0
-DEVICES = ("fanotify", "fuse-blob", "fuse")
+BY_SERVICE = ("fanotify", "fuse-blob", "fuse")
+DEVICES = tuple(name + way for way in ("", FOREGROUND, RUN) for name in BY_SERVICE)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -74,6 +76,8 @@ def unsupported() -> str | None:
     release = tuple(int("".join(filter(str.isdigit, n))) for n in platform.release().split(".")[:2])
     if release < (6, 14):
         return f"fanotify needs Linux 6.14, this is {platform.release()}"
+    if shutil.which("runc", path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None:
+        return "containers need runc"
     if "\terofs\n" not in Path("/proc/filesystems").read_text():
         return "the kernel has no EROFS (modprobe erofs?)"
     return None
@@ -106,15 +110,20 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
             options.hang,
             threading.Event(),
             options.round,
-            has_fanotify="fanotify" in (options.device or DEVICES),
+            has_fanotify=any("fanotify" in each for each in options.device or DEVICES),
             local=options.only is None,
         )
-        stations = [Station(device, folder / device, plan) for device in options.device or DEVICES]
+        stations = [
+            (ContainerStation if device.endswith(RUN) else Station)(
+                device, folder / device.replace(" ", ""), plan
+            )
+            for device in options.device or DEVICES
+        ]
         begin = time.monotonic()
         with working(stations, plan.stopped):
             end = begin + options.seconds
-            # On a busy machine a short run waits for the first round of each device.
-            while time.monotonic() < end or not all(each.rounds for each in stations):
+            # On a busy machine a short run waits until something was read of each device.
+            while time.monotonic() < end or not all(each.has_read for each in stations):
                 time.sleep(0.2)
                 if time.monotonic() > end + LONGEST_ROUND_S:
                     break
@@ -122,7 +131,7 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
                 injected += sum(sum(each.counts.injected.values()) for each in stations)
                 compared = sum(each.counts.bytes for each in stations)
                 enough = injected >= options.faults and compared >= options.bytes
-                if options.faults and enough and all(each.rounds for each in stations):
+                if options.faults and enough and all(each.has_read for each in stations):
                     break
         took_s = time.monotonic() - begin
         return report(options, stations, Counter(network.injected), network.requests, took_s)

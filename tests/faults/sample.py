@@ -1,4 +1,6 @@
-"""Two versions of an image of many small pieces, and the folders that they are made of."""
+"""Two versions of an image of many small pieces, and the folders that they are made of.  The start
+artifact of the second has a forged page.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
     NYDUS_BOOTSTRAP_MARK,
@@ -17,6 +19,7 @@ from lamina.registry.manifest import (
     describe,
     encode,
 )
+from tests.faults.start import add_start
 from tests.support.fake_registry import FakeRegistry
 from tests.support.native_images import build_image, metadata_layer, some_bytes
 
@@ -35,6 +38,8 @@ class Sample:
     """The same files, plain."""
     digest: str
     """Of its manifest."""
+    start_digest: str
+    """Of the pages of its start artifact, which is attached to it."""
 
 
 def make_samples(
@@ -42,12 +47,19 @@ def make_samples(
 ) -> list[Sample]:
     """Put two versions into *registry* and their files below *folder*."""
     return [
-        _make(registry, folder / f"v{n}", _contents(seed, n, small_files, big_files))
+        _make(
+            registry,
+            folder / f"v{n}",
+            _contents(seed, n, small_files, big_files),
+            is_forged=n == 2,
+        )
         for n in (1, 2)
     ]
 
 
-def _make(registry: FakeRegistry, tree: Path, files: dict[bytes, bytes]) -> Sample:
+def _make(
+    registry: FakeRegistry, tree: Path, files: dict[bytes, bytes], *, is_forged: bool
+) -> Sample:
     for name, data in files.items():
         path = tree / name.decode()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +83,10 @@ def _make(registry: FakeRegistry, tree: Path, files: dict[bytes, bytes]) -> Samp
             ),
         )
     )
-    digest = describe(OCI_MANIFEST, manifest).digest
-    registry.manifests[digest] = (OCI_MANIFEST, manifest)
-    return Sample(tree, digest)
+    described = describe(OCI_MANIFEST, manifest)
+    registry.manifests[described.digest] = (OCI_MANIFEST, manifest)
+    start = add_start(registry, image, described, is_forged=is_forged)
+    return Sample(tree, described.digest, start)
 
 
 def _contents(seed: int, version: int, small_files: int, big_files: int) -> dict[bytes, bytes]:

@@ -1,4 +1,5 @@
-"""One device: a mount, its readers, and whoever kills its servers and fills its disk.
+"""One device, by the service or in the foreground: a mount, its readers, and whoever kills its
+servers and fills its disk.
 
 A station works in rounds.  Before each the node store is made new, or gets a fault while nobody
 uses it; then a version of the image is mounted, reader processes start, and faults go on until the
@@ -70,11 +71,17 @@ class Plan:
     """Whether anything but the network gets faults."""
 
 
+FOREGROUND = " --foreground"
+
+
 class Station:
-    """Everything that belongs to one device."""
+    """Everything that belongs to one device and way of serving, as ``fuse`` or
+    ``fuse --foreground``.
+    """
 
     def __init__(self, device: str, folder: Path, plan: Plan) -> None:
         self.device = device
+        self._servers: list[subprocess.Popen[str]] = []
         self.folder = folder
         self.plan = plan
         self.counts = Counts()
@@ -93,14 +100,21 @@ class Station:
             **os.environ,
             "PYTHONPATH": str(ROOT / "src"),
             "LAMINA_STORE": str(self.store),
-            "LAMINA_RUNTIME": str(plan.runtime / device),
+            "LAMINA_RUNTIME": str(plan.runtime / device.replace(" ", "")),
             "LAMINA_RETRY": RETRY,
             "DOCKER_CONFIG": str(folder / "no-docker-config"),
         }
 
+    @property
+    def has_read(self) -> bool:
+        """Whether a round is over, and one in which something was read: the registry may have been
+        silent for all of the first.
+        """
+        return bool(self.rounds and self.counts.reads)
+
     def run(self, *, with_disk: bool) -> None:
         """Work until the plan is stopped."""
-        self.mountpoint.mkdir(parents=True)
+        self._prepare_mountpoint()
         self.disk.mkdir()
         try:
             if with_disk:
@@ -113,8 +127,17 @@ class Station:
         finally:
             self._finish_readers()
             self._unmount()
+            self._wait_for_servers()
             if self._loop:
                 subprocess.run(["umount", "--lazy", self.disk], check=False)
+
+    def _prepare_mountpoint(self) -> None:
+        self.mountpoint.mkdir(parents=True)
+
+    @property
+    def _mounted_at(self) -> str:
+        """What ``lamina mounts`` calls our folder."""
+        return str(self.mountpoint)
 
     def _make_disk(self) -> None:
         image = self.folder / "disk.img"
@@ -171,6 +194,8 @@ class Station:
                 self.counts.injected[kind] += 1
         if self.chance.random() < 0.3 and old_files.damage_metadata(self.store, self.sample):
             self.counts.injected["damaged manifest"] += 1
+        if self.chance.random() < 0.5 and old_files.damage_start(self.store, self.sample):
+            self.counts.injected["damaged start artifact"] += 1
 
     def _fault(self) -> None:
         """Do one thing to the running mount."""
@@ -228,12 +253,13 @@ class Station:
         done = self._lamina("mounts", "--json")
         for line in done.stdout.splitlines():
             record: dict[str, Any] = json.loads(line)
-            if record["mountpoint"] == str(self.mountpoint):
+            if record["mountpoint"] == self._mounted_at:
                 return record
         return None
 
     def _pids(self) -> dict[str, int]:
         """The living processes of the mount by role; one without roles is the server."""
+        self._reap()
         record = self._records()
         if record is None:
             return {}
@@ -254,18 +280,18 @@ class Station:
     def _kill_some(self, pids: dict[str, int]) -> None:
         roles = sorted(pids)
         chosen = self.chance.sample(roles, self.chance.randrange(1, len(roles) + 1))
-        if self.plan.has_fanotify and len(chosen) == len(roles) > 1:
+        if self.plan.has_fanotify and set(chosen) >= SERVICE:
             # Without any holder of the group Linux lets its readers through: not to be survived.
-            chosen.remove(self.chance.choice(roles))
+            chosen.remove(self.chance.choice(sorted(SERVICE)))
         for role in chosen:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[role], signal.SIGKILL)
         self.counts.injected[f"kill -9 {' + '.join(sorted(chosen))}"] += 1
 
     def _wait_for_roles(self, roles: set[str]) -> None:
-        """Wait until a service has all its processes again; a single server does not come back."""
+        """Wait until a service has all its processes again; others do not come back."""
         end = time.monotonic() + HEAL_S
-        while roles >= SERVICE and time.monotonic() < end and not self._pids().keys() >= roles:
+        while roles >= SERVICE and time.monotonic() < end and not self._pids().keys() >= SERVICE:
             self._wait(0.02)
 
     def _mend(self) -> bool:
@@ -296,23 +322,66 @@ class Station:
 
     def _mount(self) -> subprocess.CompletedProcess[str]:
         self.counts.mounts += 1
-        return self._lamina(*self._mount_words())
+        words = self._mount_words()
+        if not self.device.endswith(FOREGROUND):
+            return self._lamina(*words)
+        command = [sys.executable, "-m", "lamina", *words, "--json"]
+        with (self.folder / "said").open("w+") as said:
+            server = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=said, text=True, env=self._environment
+            )
+            assert server.stdout is not None
+            with server.stdout:
+                is_mounted = bool(server.stdout.readline())
+            if not is_mounted:
+                server.wait(COMMAND_S)
+            said.seek(0)
+            words_said = said.read()
+        self._servers.append(server)
+        return subprocess.CompletedProcess(command, int(not is_mounted), "", words_said)
+
+    def _reap(self) -> None:
+        """Forget servers that have ended: whether one lives is asked of the process table."""
+        self._servers = [server for server in self._servers if server.poll() is None]
+
+    def _wait_for_servers(self) -> None:
+        """A server in the foreground still writes down what it learnt when its mount is gone."""
+        for server in self._servers:
+            try:
+                server.wait(UNMOUNT_S)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+                self.counts.crashes += 1
+                self.counts.details.append({"device": self.device, "did not end": server.args})
+
+    @property
+    def _reference(self) -> str:
+        return f"docker://{self.plan.network.host}/faults@{self.sample.digest}"
+
+    def _store_words(self) -> list[str]:
+        if not self.device.startswith("fanotify") and self.chance.random() < 0.5:
+            return ["--store-budget", "4M"]
+        return []
 
     def _mount_words(self) -> list[str]:
-        reference = f"docker://{self.plan.network.host}/faults@{self.sample.digest}"
-        words = ["--device", self.device, reference, str(self.mountpoint)]
-        if self.device != "fanotify" and self.chance.random() < 0.5:
-            words = ["--store-budget", "4M", *words]
-        return ["-q", "mount", *words]
+        device, foreground, _ = self.device.partition(FOREGROUND)
+        words = ["--device", device, self._reference, str(self.mountpoint)]
+        if foreground:
+            words = [foreground.strip(), *words]
+        return ["-q", "mount", *self._store_words(), *words]
 
     def _kill_mount(self) -> None:
         """Kill ``lamina mount`` itself, somewhere on its way."""
         command = [sys.executable, "-m", "lamina", *self._mount_words()]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         with subprocess.Popen(command, env=self._environment, **quiet) as process:
-            self._wait(self.chance.randrange(KILL_STEPS) * KILL_STEP_S)
+            self._wait_a_step()
             process.kill()
         self.counts.injected["kill -9 lamina mount"] += 1
+
+    def _wait_a_step(self) -> None:
+        self._wait(self.chance.randrange(KILL_STEPS) * KILL_STEP_S)
 
     def _finish_readers(self) -> None:
         for reader in self._readers:

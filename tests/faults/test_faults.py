@@ -7,23 +7,29 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import Error
-from lamina.image.native import NativeImage
-from lamina.image.open import open_image
-from lamina.registry.repository import ClientOptions
+from lamina.http.client_options import ClientOptions
+from lamina.oci.start_manifest import StartRule
+from lamina.opening import open_image as pipeline
+from lamina.opening.request import request_of
 from tests.faults import old_files
+from tests.faults.containers import RUN
 from tests.faults.network import EVERYWHERE, OF_BLOBS, Network, faulty_network, kinds_for
 from tests.faults.run import DEVICES, passed, run_suite, table, unsupported
 from tests.faults.run import parse as options
 from tests.faults.sample import make_samples
 from tests.faults.tally import READS, WRONG, Tally
 from tests.faults.ways import WAYS, ImpossibleError
+from tests.support.opening import open_image
 from tests.support.tools import missing
 
 READER = Path(__file__).with_name("reader.py")
@@ -43,10 +49,13 @@ def test_no_wrong_byte_and_no_hang() -> None:
     seed = os.environ.get("LAMINA_FAULT_SEED", "7")
     # As many as a quiet machine makes of 15 seconds; a busy one may have the time for fewer.
     # A read that is lost waits for ever, and one beside much other work may take its time.
-    result = run("--seconds", "60", "--faults", "200", "--seed", seed, "--hang", "60")
+    # All devices, and of containers the device that they have.
+    devices = [each for each in DEVICES if not each.endswith(RUN) or each.startswith("fuse-blob")]
+    words = [word for each in devices for word in ("--device", each)]
+    result = run("--seconds", "60", "--faults", "200", "--seed", seed, "--hang", "60", *words)
     assert not result["wrong"] + result["hangs"] + result["crashes"], table(result)
     assert result["faults"] > 0
-    for device in DEVICES:
+    for device in devices:
         assert result["by_device"][device]["reads"] > 0
         assert result["by_device"][device]["silences"] > 0
 
@@ -128,9 +137,7 @@ def test_every_fault_of_the_network_happens(tmp_path: Path, kind: str) -> None:
         assert network.injected[kind] > 0
 
 
-def read_until(
-    enough: Callable[[], bool], image: NativeImage, tree: Path, names: list[Path]
-) -> None:
+def read_until(enough: Callable[[], bool], image: LazyImage, tree: Path, names: list[Path]) -> None:
     for name in names:
         if enough():
             return
@@ -138,7 +145,7 @@ def read_until(
             assert read_one(image, tree, name)
 
 
-def read_one(image: NativeImage, tree: Path, name: Path) -> bool:
+def read_one(image: LazyImage, tree: Path, name: Path) -> bool:
     """Whether a file of the image is right."""
     content = name.read_bytes()
     stat = image.stat(os.fsencode(name.relative_to(tree)))
@@ -186,3 +193,24 @@ def read_all(network: Network, store: Path, sample: Any) -> list[str]:
             and image.pread(stat, 0, stat.size)
             != (sample.tree / os.fsdecode(path).lstrip("/")).read_bytes()
         ]
+
+
+def test_the_artifacts_of_the_samples_are_used_and_a_forged_page_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with faulty_network(4, 0.0) as network:
+        right, forged = make_samples(network, tmp_path, 4, small_files=60, big_files=1)
+
+        store = tmp_path / "store"
+        for sample in (right, right, forged):
+            reference = f"docker://{network.host}/faults@{sample.digest}"
+            request = replace(request_of(reference, store=store), start=StartRule())
+            with pipeline.open_image(request) as image:
+                names = [name for name in sorted(sample.tree.rglob("file-*")) if name.is_file()]
+                assert all(read_one(image, sample.tree, name) for name in names)
+                # What was read to its end is kept; the files may all have been read before.
+                while image.start_pages is not None and not image.start_pages.is_over:
+                    time.sleep(0.01)
+            assert ("wrong pages" in caplog.text) == (sample is forged)
+            # Damaged it is not believed.
+            assert old_files.damage_start(store, sample) or sample is forged

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 from lamina.errors import Error
-from lamina.registry.http1 import Connection
+from lamina.http.http1 import Connection
 
 _LIMIT = 4096
 _MAX_BYTES = 100_000

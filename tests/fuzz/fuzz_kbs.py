@@ -9,12 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from lamina.errors import Error
-from lamina.trust.kbs import protocol
-from lamina.trust.kbs.audit_summary import summarize
-from lamina.trust.kbs.broker import Broker, Request
-from lamina.trust.kbs.provider import answer_request, parse_parameter
-from lamina.trust.kbs.snp_report import REPORT_BYTES, encode_certificates, encode_report
-from lamina.trust.kbs_packet import parse_packet
+from lamina.kbs.audit_summary import summarize
+from lamina.kbs.broker import Broker, Request
+from lamina.trust.broker import protocol
+from lamina.trust.broker.kbs_packet import parse_packet
+from lamina.trust.broker.provider import answer_request, parse_parameter
+from lamina.trust.broker.snp_report import REPORT_BYTES, encode_certificates, encode_report
 
 _LINES: list[dict[str, Any]] = []
 _AUDIT = SimpleNamespace(write=lambda event, **fields: _LINES.append({"event": event, **fields}))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from lamina.errors import Error
-from lamina.registry import manifest as m
-from lamina.registry.platform import platform_names, rank_entries
+from lamina.oci import manifest as m
+from lamina.oci.platform import platform_names, rank_entries
 
 _DIGEST = "sha256:" + "ab" * 32
 
@@ -18,10 +18,10 @@ def target(data: bytes) -> None:
             document = parse(data)
         except Error:
             continue
-        if isinstance(document, m.Manifest | m.Index):
+        if isinstance(document, m.Manifest | m.ImageIndex):
             again = m.parse_manifest(m.encode(document))
             assert m.encode(again) == m.encode(document)
-        if isinstance(document, m.Index):
+        if isinstance(document, m.ImageIndex):
             platform_names(document.manifests)
             for _, entry in rank_entries(document, "linux/amd64", "nydus"):
                 assert entry in document.manifests

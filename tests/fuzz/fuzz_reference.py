@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from lamina.errors import Error, UsageError
-from lamina.registry.challenge import parse_challenges
-from lamina.registry.http1 import check_request
-from lamina.registry.platform import parse_platform
-from lamina.registry.reference import parse_reference
-from lamina.registry.url import parse_url
+from lamina.http.http1 import check_request
+from lamina.http.url import parse_url
+from lamina.http.www_authenticate import parse_challenges
+from lamina.oci.platform import parse_platform
+from lamina.oci.reference import parse_reference
 
 _BASE = parse_url("https://registry.example:5000/v2/a/blobs/x")
 

@@ -10,8 +10,8 @@ from lamina.blob.seal import BlobKey
 from lamina.blob.seal_class import PieceKeys
 from lamina.blob.sealed_description import SealedBlob, decode_description, encode_description
 from lamina.errors import Error
-from lamina.image.sealed import leaf_tables
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.opening.sealed import leaf_tables
 
 _PIECES = (b"one", b"two pieces", b"three")
 _LEAVES = [leaf_hash(number, piece) for number, piece in enumerate(_PIECES)]

@@ -11,13 +11,15 @@ from typing import Any
 from lamina.blob.seal import BlobKey
 from lamina.blob.sealed_description import SealedBlob, decode_description, encode_description
 from lamina.errors import Error
-from lamina.registry.reference import parse_reference
-from lamina.trust import bundle, der, jwe, key_provider, pkcs7
-from lamina.trust.identity import IdentityRule
-from lamina.trust.keys import load_public_key
-from lamina.trust.layer_options import PrivateOptions, PublicOptions
-from lamina.trust.policy import parse_policy
-from lamina.trust.simple_signing import Payload
+from lamina.oci.reference import parse_reference
+from lamina.trust.crypto import der, jwe, pkcs7
+from lamina.trust.crypto.keys import load_public_key
+from lamina.trust.encryption import key_provider
+from lamina.trust.encryption.layer_options import PrivateOptions, PublicOptions
+from lamina.trust.signatures import sigstore_bundle
+from lamina.trust.signatures.identity import IdentityRule
+from lamina.trust.signatures.policy import parse_policy
+from lamina.trust.signatures.simple_signing import Payload
 
 _JWK = (
     b'{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",'
@@ -45,7 +47,7 @@ def _parsers() -> list[Callable[[bytes], Any]]:
         lambda data: Payload.decode(data),
         lambda data: PublicOptions.decode(data),
         lambda data: PrivateOptions.decode(data),
-        lambda data: bundle.check_bundle(data, [], "sha256:" + "0" * 64),
+        lambda data: sigstore_bundle.check_bundle(data, [], "sha256:" + "0" * 64),
         lambda data: jwe.decrypt(data, []),
         lambda data: pkcs7.decrypt(data, [], []),
         lambda data: list(der.children(der.read(data, "x"), "x")),

@@ -15,10 +15,10 @@ from lamina.build.convert import convert
 from lamina.build.source_image import open_source_image
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from tests.integration.test_index import index
 from tests.support.layers import Item, folder, oci_layout
+from tests.support.opening import open_image
 from tests.support.tools import require_root, require_tool
 from tests.unit.archive.test_sparse import FORMS, files, sparse_tar
 

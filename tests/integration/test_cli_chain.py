@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from lamina.cli.known_answers import tiny_layout
+from lamina.cli.self_tests import tiny_layout
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from lamina.registry.manifest import parse_image_manifest
-from lamina.registry.reference import parse_reference
+from lamina.oci.manifest import parse_image_manifest
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
 from lamina.registry.referrers import fallback_tag, push_referrer
-from lamina.registry.repository import open_repository
 from tests.integration.test_cli_chain import Shell
 from tests.integration.test_index import ordinary_image
 from tests.support.index_layers import content, lower_layer
@@ -146,3 +146,18 @@ def test_it_says_whether_the_layers_were_read(lamina: Shell, tmp_path: Path) -> 
     assert (facts["by_table"], facts["table_problem"]) == (False, "")
     text = lamina("index", "oci:uneven:latest").stdout
     assert b"the layers were read: files are cut unevenly" in text
+
+
+@pytest.mark.parametrize("transport", ["oci-archive", "docker-archive"])
+def test_nothing_is_attached_to_an_archive(lamina: Shell, transport: str) -> None:
+    """It is written as a whole only, so it would be lost, or found to have nothing in it."""
+    path = lamina.folder / "image.tar"
+    lamina("copy", IMAGE, f"{transport}:image.tar:a:1")
+    before = path.read_bytes()
+    lamina.environment["COSIGN_PASSWORD"] = "secret"
+    lamina("key", "generate", "own")
+    for words in (("index",), ("sign", "--key", "own.key")):
+        said = lamina(*words, f"{transport}:image.tar:a:1", code=2).stderr.decode()
+        assert "nothing can be attached" in said
+        assert f"lamina copy {transport}:image.tar:a:1 oci:" in said
+    assert path.read_bytes() == before

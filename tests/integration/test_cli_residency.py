@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.cli.known_answers import tiny_layout
+from lamina.cli.self_tests import tiny_layout
 from tests.integration.test_cli_chain import Shell
 from tests.support.tools import require_root, require_tool
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-import lamina
 from lamina.build.convert import convert
 from lamina.build.options import ConvertOptions
-from lamina.image.native import NativeImage
-from lamina.image.residency import pull
-from lamina.registry.reference import parse_reference
-from tests.integration.test_cli_mount import Shell
+from lamina.content.lazy_image import LazyImage
+from lamina.content.residency import pull
+from lamina.oci.reference import parse_reference
 from tests.integration.test_index import index
 from tests.integration.test_mount_devices import DEVICES, require_device
 from tests.support.cold_cache import ColdCache, cold_cache
 from tests.support.layers import Item, folder, oci_layout, tar_bytes
+from tests.support.opening import open_image
 from tests.support.sealed import Keys, seal
+from tests.support.shell import Shell
 
 KINDS = ("native", "gzip", "zstd", "sealed")
 MIB = 1 << 20
@@ -37,7 +36,7 @@ def content(number: int) -> bytes:
 
 @cache
 def layer() -> bytes:
-    """More than what a layer without points of entry may have, and nothing that compresses."""
+    """More than what a layer without access points may have, and nothing that compresses."""
     items = [Item(f"d/{number:02}", content(number)) for number in NUMBERS]
     return tar_bytes([folder("d"), *items])
 
@@ -63,9 +62,9 @@ class Case:
         else:
             index(source)
 
-    def open(self, server: ColdCache, store: Path) -> NativeImage:
+    def open(self, server: ColdCache, store: Path) -> LazyImage:
         reference = f"docker://{server.registry.host}/app:{self.tag}"
-        return lamina.open(reference, store=store, decryption_keys=self.keys)
+        return open_image(reference, store=store, decryption_keys=self.keys)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -97,17 +96,6 @@ def test_reads_and_pulls_of_every_kind(case: Case, server: ColdCache, tmp_path: 
     with case.open(server, tmp_path / "other") as image:
         assert image.open("/d/07").read() == content(7)
     assert len(server.whole_answers) == warm
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(tmp_path)
-    shell.environment["LAMINA_RUNTIME"] = str(tmp_path / "run")
-    (tmp_path / "run").mkdir(mode=0o700)
-    (tmp_path / "mnt").mkdir()
-    yield shell
-    for record in shell.mine():
-        subprocess.run(shell.words("umount", "--lazy", record["mountpoint"]), env=shell.environment)
 
 
 @pytest.mark.kernel

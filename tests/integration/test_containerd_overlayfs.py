@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from lamina.build.convert import convert
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from lamina.serve.mount import mount_image
 from tests.support.containerd import Containerd, RefusedError, Seen, seen, start_containerd
 from tests.support.layers import oci_layout
+from tests.support.opening import open_image
 from tests.support.overlay_layers import IMAGES, REFUSED, layer_bytes
 from tests.support.tools import require_erofs, require_kernel, require_root, require_tool
 

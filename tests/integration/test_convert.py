@@ -23,11 +23,11 @@ from lamina.build.source_image import open_source_image
 from lamina.codec.compress import Compressor
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from tests.support import layers, tools
 from tests.support.layers import Item, folder, hard_link, oci_layout, opaque, symlink, whiteout
 from tests.support.nydusd import nydusd_mount
+from tests.support.opening import open_image
 from tests.support.registry_server import RegistryServer
 
 pytestmark = pytest.mark.tools
@@ -257,15 +257,15 @@ def test_an_interrupted_conversion_leaves_nothing(number: signal.Signals, tmp_pa
     work.mkdir()
     with start_conversion(tmp_path / "oci", tmp_path / "native", work) as process:
         workers: list[int] = []
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not workers and process.poll() is None and time.monotonic() < deadline:
             workers = children_of(process.pid)
             time.sleep(0.01)
         assert workers, "the conversion was over before it could be interrupted"
         time.sleep(0.2)
         process.send_signal(number)
-        assert process.wait(30) != 0
-    deadline = time.monotonic() + 10
+        assert process.wait(60) != 0
+    deadline = time.monotonic() + 60
     while any(os.path.exists(f"/proc/{pid}") for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [pid for pid in workers if os.path.exists(f"/proc/{pid}")] == []
@@ -278,7 +278,7 @@ PEAK_MEMORY = r"""
 import re, resource, sys
 from lamina.build.convert import convert
 from lamina.build.options import ConvertOptions
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 source, target = (parse_reference(f"oci:{path}:latest") for path in sys.argv[1:])
 convert(source, target, ConvertOptions(jobs=2))
 # Not ru_maxrss of this process, which counts what the test runner had before exec.

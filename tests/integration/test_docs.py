@@ -71,17 +71,49 @@ def test_python_examples_run(page: str, tmp_path: Path, oci_image: Callable[[str
     native = f"oci:{tmp_path}/native:latest"
     assert main(["convert", "--quiet", f"oci:{oci_image('minbase')}:latest", native]) == 0
     program = "".join(blocks(ROOT / page, "python"))
-    assert "docker://registry.example.com/app" in program
-    program = program.replace("docker://registry.example.com/app", native)
+    shown = re.compile(r"docker://registry\.example\.com/app|oci:lazy")
+    assert shown.search(program)
+    program = shown.sub(native, program)
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "ID=debian" in done.stdout
 
 
+def test_the_first_screen_of_the_readme() -> None:
+    """The two commands that do everything are targets, and stand before anything else."""
+    first = blocks(ROOT / "README.md", "sh")[0].splitlines()
+    assert first == ["make demo", "make test"]
+    rules = (ROOT / "Makefile").read_text()
+    assert all(f"\n{line.removeprefix('make ')}: " in rules for line in first)
+    assert (ROOT / "README.md").read_text()[:1500].index("make test") > 0
+
+
+def test_what_works_without_root_runs_as_it_is_written(
+    tmp_path: Path, oci_image: Callable[[str], Path]
+) -> None:
+    install, *commands = blocks(ROOT / "README.md", "sh")[1].splitlines()
+    assert install == "pip install ."
+    (tmp_path / "my-image").symlink_to(oci_image("minbase"))
+    programs = os.path.dirname(sys.executable)
+    environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
+    environment["LAMINA_STORE"] = str(tmp_path / "store")
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(commands)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ID=debian" in done.stdout
+    assert "os-release" in done.stdout
+
+
 def test_the_quick_start_is_the_tutorial() -> None:
     """README's four commands are those that the tutorial explains, and that are run above."""
-    (quick,) = blocks(ROOT / "README.md", "sh")
+    quick = blocks(ROOT / "README.md", "sh")[-1]
     commands = [line for line in quick.splitlines() if line]
     taught = [
         line.replace(" --rm", "") for body in blocks(TUTORIAL, "sh") for line in body.splitlines()
@@ -101,6 +133,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert file.exists(), f"{page.name}: {target} does not exist"
         if anchor:
             assert anchor in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = {
+        (index.parent / target.partition("#")[0]).resolve()
+        for target in LINK.findall(index.read_text())
+    }
+    pages = {page for page in index.parent.rglob("*.md") if page.parent.name != "adr"}
+    assert pages - named == {index}
 
 
 def anchors(page: Path) -> set[str]:
@@ -125,9 +167,12 @@ def test_commands_in_pages_exist(page: Path) -> None:
     assert not unknown, f"{page.name}: no such verb: {unknown}"
 
 
-def test_the_command_reference_is_fresh() -> None:
-    page = ROOT / "docs" / "reference" / "cli.md"
-    program = [sys.executable, "-m", "lamina.cli.reference", "--check", str(page)]
+@pytest.mark.parametrize(
+    ("module", "page"), [("reference", "cli.md"), ("python_reference", "python.md")]
+)
+def test_the_references_are_fresh(module: str, page: str) -> None:
+    path = str(ROOT / "docs" / "reference" / page)
+    program = [sys.executable, "-m", f"lamina.cli.{module}", "--check", path]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stderr} (make docs)"
 

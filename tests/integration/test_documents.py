@@ -11,18 +11,17 @@ import msgspec
 import pytest
 
 from lamina.build.index import index_image
-from lamina.build.node_index import open_always
 from lamina.cli import main
 from lamina.errors import Error, IntegrityError
+from lamina.http.client_options import ClientOptions
 from lamina.image.errors import NoIndexError, UnusableIndexError
-from lamina.image.open import open_image
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.oci.manifest import Descriptor, ImageIndex, Platform
+from lamina.oci.reference import parse_reference
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.manifest import Descriptor, Index, Platform
-from lamina.registry.reference import parse_reference
 from lamina.registry.referrers import fallback_tag
-from lamina.registry.repository import ClientOptions
 from tests.support.fake_registry import Action, FakeRegistry, fake_registry, status
+from tests.support.opening import open_image
 from tests.unit.registry.images import make_image
 from tests.unit.registry.test_resolve import AMD64, ARM64, image, index, soci
 
@@ -143,7 +142,7 @@ def test_an_index_that_is_no_good_leaves_the_image_usable(
     assert main(["ls", reference]) == 0
     assert capsys.readouterr().err.count("warning: ") == 1
     assert main(["inspect", reference]) == 0
-    with open_always(reference, store=tmp_path / "store") as image:
+    with open_image(reference, store=tmp_path / "store", index="always") as image:
         assert image.open("b").read()
 
 
@@ -214,7 +213,7 @@ def test_images_of_too_many_layers_are_refused_before_any_work(
     data = m.encode(document)
     entry = m.describe(m.OCI_MANIFEST, data, {m.REF_NAME: "v1"})
     (tmp_path / "l" / "blobs" / "sha256" / entry.hex).write_bytes(data)
-    listed = Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(entry,))
+    listed = ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=(entry,))
     (tmp_path / "l" / "index.json").write_bytes(m.encode(listed))
     source = f"oci:{tmp_path}/l:v1"
     shutil.rmtree(tmp_path / "out", ignore_errors=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lamina.content.lazy_image import LazyImage
 from lamina.erofs.layout import BlobFeature
 from lamina.image.compare import compare
-from lamina.image.native import NativeImage
 from tests.support.native_images import open_bootstrap
 from tests.support.serving import FolderSource
 from tests.support.tools import require_shared
@@ -56,7 +56,7 @@ def expected_files(folder: Path) -> dict[bytes, bytes]:
     return files
 
 
-def files_of(image: NativeImage) -> dict[bytes, bytes]:
+def files_of(image: LazyImage) -> dict[bytes, bytes]:
     return {path: image.pread(stat, 0, stat.size) for path, stat in image.walk() if stat.is_file}
 
 

@@ -211,7 +211,7 @@ def served(nydusd: Path, folder: Path, image: Image) -> Iterator[Path]:
     ]  # fmt: skip
     with subprocess.Popen(command) as process:
         try:
-            deadline_s = time.monotonic() + 20
+            deadline_s = time.monotonic() + 60
             while not mountpoint.is_mount():
                 assert process.poll() is None, f"nydusd ended with {process.returncode}"
                 assert time.monotonic() < deadline_s, "nydusd does not mount"

@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 
 from lamina.blob.framing import read_bootstrap
+from lamina.content.lazy_image import LazyImage
 from lamina.erofs.layout import BlobFeature
 from lamina.errors import IntegrityError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.native import NativeImage
-from lamina.image.open import open_image
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
     NYDUS_BOOTSTRAP_MARK,
@@ -32,9 +31,10 @@ from lamina.registry.manifest import (
     describe,
     encode,
 )
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
 from tests.support.native_images import open_bootstrap
+from tests.support.opening import open_image
 from tests.support.serving import FolderSource
 
 pytestmark = pytest.mark.tools
@@ -91,7 +91,7 @@ def create(program: Path, source: Path, output: Path, *options: str) -> Path:
 
 
 @contextmanager
-def opened(boot: Path, store: Path) -> Iterator[NativeImage]:
+def opened(boot: Path, store: Path) -> Iterator[LazyImage]:
     with open_bootstrap(boot, FolderSource(boot.parent), store=store) as image:
         yield image
 

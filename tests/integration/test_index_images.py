@@ -15,12 +15,12 @@ import zstandard
 from lamina.build.index import index_image
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from lamina.serve.mount import mount_image
 from tests.integration.test_index import ordinary_image
 from tests.support.index_layers import gzip_members, zstd_frames
 from tests.support.lazy_layers import LazyLayer, estargz, zstd_chunked
+from tests.support.opening import open_image
 from tests.support.tools import require_root, require_tool
 
 WANTED = "LAMINA_WHOLE_IMAGES"

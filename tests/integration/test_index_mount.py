@@ -9,11 +9,11 @@ import pytest
 from lamina.build.source_image import open_source_image
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
 from lamina.serve.mount import mount_image
 from tests.integration.test_index import index, ordinary_image
 from tests.integration.test_mount_devices import DEVICES, require_device
 from tests.support.index_layers import COMPRESSIONS
+from tests.support.opening import open_image
 
 pytestmark = pytest.mark.kernel
 

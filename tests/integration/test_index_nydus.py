@@ -13,11 +13,11 @@ from lamina.erofs.layout import BlobFeature
 from lamina.errors import Error, IntegrityError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
 from tests.integration.test_index import index, ordinary_image
 from tests.support.index_layers import COMPRESSIONS, lower_layer, nydus_targz_ref, upper_layer
 from tests.support.native_images import open_bootstrap
 from tests.support.nydusd import nydusd_mount
+from tests.support.opening import open_image
 from tests.support.serving import FolderSource
 
 pytestmark = pytest.mark.tools

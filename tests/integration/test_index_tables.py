@@ -18,8 +18,7 @@ from lamina.codec.digest import Digester
 from lamina.errors import IntegrityError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from lamina.serve.mount import mount_image
 from tests.integration.test_cli_chain import Shell
 from tests.integration.test_index import index, ordinary_image
@@ -36,6 +35,7 @@ from tests.support.lazy_layers import (
     zstd_chunked,
 )
 from tests.support.nydusd import nydusd_mount
+from tests.support.opening import open_image
 
 REF_NAME = "org.opencontainers.image.ref.name"
 KINDS = {"estargz": estargz, "zstd:chunked": zstd_chunked, "stargz zstd": stargz_chunked}

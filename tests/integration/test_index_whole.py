@@ -1,4 +1,4 @@
-"""A layer of one large zstd frame, which has no point of entry but its begin."""
+"""A layer of one large zstd frame, which has no access point but its begin."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import zstandard
 
 from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
 from lamina.build.source_image import open_source_image
-from lamina.cli.verifying import verify_blob
+from lamina.content.lazy_image import LazyImage
+from lamina.content.residency import make_resident
+from lamina.content.sequential_layer import decode_sequentially
+from lamina.content.verify_blob import verify_blob
 from lamina.erofs.check import check_bootstrap
 from lamina.errors import IntegrityError
 from lamina.image.compare import compare
-from lamina.image.native import NativeImage
-from lamina.image.open import open_image
-from lamina.image.residency import make_resident
-from lamina.image.whole_layer import decode_whole
 from lamina.store.node import NodeStore
 from tests.integration.test_index import index, ordinary_image
+from tests.support.asked_once import asked_once
 from tests.support.index_layers import content
 from tests.support.layers import Item, folder, oci_layout, tar_bytes
 from tests.support.lazy_layers import skippable_frame
+from tests.support.opening import open_image
+from tests.support.range_source import RangeSource
 
 BIG_BYTES = MAX_ZRAN_OUTPUT + 5_000_001
 
@@ -43,7 +45,7 @@ def layout(tmp_path: Path) -> Path:
     return place
 
 
-def opened(layout: Path, store: Path) -> NativeImage:
+def opened(layout: Path, store: Path) -> LazyImage:
     return open_image(f"oci:{layout}:index", store=store)
 
 
@@ -149,11 +151,13 @@ def test_any_damage_is_found_out(layout: Path, tmp_path: Path) -> None:
             damaged = bytearray(data)
             damaged[dice.randrange(len(data))] ^= dice.randint(1, 255)
             with pytest.raises(IntegrityError):
-                for _ in decode_whole(blob.table, blob.digests, Fake(damaged), lambda _: None):
+                for _ in decode_sequentially(
+                    blob.table, blob.digests, asked_once(Fake(damaged)), lambda _: None
+                ):
                     pass
 
 
-class Fake:
+class Fake(RangeSource):
     """A source of one blob."""
 
     def __init__(self, data: bytes | bytearray) -> None:

@@ -7,23 +7,24 @@ from pathlib import Path
 import pytest
 
 from lamina.blob.layout import MAX_ZRAN_DICTIONARY
+from lamina.content.blob_set import BlobSet
+from lamina.content.lazy_image import LazyImage
+from lamina.content.window_frames import LEAST_BYTES
 from lamina.errors import FormatError, IntegrityError
-from lamina.fetch.link import UNKNOWN, LinkEstimator
-from lamina.fetch.source import RepositorySource
-from lamina.image.blob_set import BlobSet
-from lamina.image.native import NativeImage
-from lamina.image.open import open_image
-from lamina.image.window_frames import LEAST_BYTES
-from lamina.registry.manifest import INDEX_TABLE_HEAD, Descriptor, parse_image_manifest
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.oci.manifest import INDEX_TABLE_HEAD, Descriptor, parse_image_manifest
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository_source import RepositorySource
+from lamina.source.network_estimate import UNKNOWN, NetworkEstimator
 from tests.integration.test_index import index, ordinary_image
 from tests.support.index_layers import content, lower_layer
+from tests.support.opening import open_image
+from tests.support.range_source import RangeSource
 
 BIG = content(3_400_001, 7)
 
 
-class Counting:
+class Counting(RangeSource):
     """A source of a layout's blobs that notes what is asked of them."""
 
     name = "counting"
@@ -34,7 +35,9 @@ class Counting:
 
     def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
         self.asked[blob_id] = self.asked.get(blob_id, 0) + size_bytes
-        return self._source.read_range(blob_id, offset, size_bytes)
+        buffer = bytearray(size_bytes)
+        self._source.read_into(blob_id, offset, memoryview(buffer), 30)
+        return bytes(buffer)
 
 
 def tables(layout: Path) -> list[Descriptor]:
@@ -43,7 +46,7 @@ def tables(layout: Path) -> list[Descriptor]:
     return list(parse_image_manifest(data).layers[:-1])
 
 
-def whole(image: NativeImage) -> bytes:
+def whole(image: LazyImage) -> bytes:
     with image.open("/d/big") as file:
         return file.read()
 
@@ -51,7 +54,7 @@ def whole(image: NativeImage) -> bytes:
 @pytest.fixture
 def unknown_link(monkeypatch: pytest.MonkeyPatch) -> None:
     """What more is worth fetching depends on the link, which is another on each machine."""
-    monkeypatch.setattr(LinkEstimator, "link", UNKNOWN)
+    monkeypatch.setattr(NetworkEstimator, "estimate", UNKNOWN)
 
 
 @pytest.mark.usefixtures("unknown_link")
@@ -81,7 +84,7 @@ def test_opening_and_one_read_need_little_of_a_table(tmp_path: Path) -> None:
 def test_damage_is_not_kept_for_the_next_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Chunks behind one point of entry need the same bytes, and what was fetched is used again."""
+    """Chunks behind one access point need the same bytes, and what was fetched is used again."""
     layout = tmp_path / "layout"
     reference = ordinary_image(layout, "gzip -6", [lower_layer()])
     index(reference, spacing_bytes=1 << 20)
@@ -163,6 +166,6 @@ def test_a_head_that_is_measured_wrongly(tmp_path: Path) -> None:
     for size in (1, int(table.annotations[INDEX_TABLE_HEAD]) + 1, 10_000_000_000):
         with open_image(reference, store=tmp_path / "store") as image:
             assert isinstance(image.blobs, BlobSet)
-            image.blobs._table_heads = {image.bootstrap.blobs[0].blob_id: size}
+            image.blobs.tables.heads = {image.bootstrap.blobs[0].blob_id: size}
             with pytest.raises(FormatError, match="directory"):
                 whole(image)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
 from tests.unit.registry.images import make_image
 
 PASSPHRASE = "a passphrase that shows"
@@ -62,7 +62,7 @@ def serving(folder: Path) -> Iterator[tuple[str, int]]:
             yield json.loads(process.stdout.readline())["url"], process.pid
         finally:
             process.send_signal(signal.SIGTERM)
-            code = process.wait(10)
+            code = process.wait(60)
     assert code == 0
 
 
@@ -227,7 +227,7 @@ def test_a_serving_broker_is_not_dumped(folder: Path) -> None:
 
 def test_the_runtime_of_containers_inherits_no_passphrase(tmp_path: Path) -> None:
     """A runtime that writes down what it sees of its environment, its parent's and its limits."""
-    from lamina.cli.known_answers import write_layout
+    from lamina.cli.self_tests import write_layout
     from tests.unit.registry.images import tar_layer
 
     if os.geteuid() != 0:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import FormatError
-from tests.integration.test_cli_mount import Shell
 from tests.support.cyclic import push_cyclic
+from tests.support.shell import Shell
 from tests.support.tools import require_root
 
 pytestmark = pytest.mark.kernel

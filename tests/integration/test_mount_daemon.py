@@ -17,15 +17,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import NotFoundError
-from lamina.image.native import NativeImage
 from lamina.linux.process import start_time_ticks
 from lamina.linux.syscalls import SyscallError
-from lamina.serve import mounts
+from lamina.serve import mount_job, mounts
+from lamina.serve.mount_records import MountRecords
 from lamina.serve.mounts import MountState, list_mounts, unmount
+from lamina.serve.runtime_folder import state_directory
 from lamina.serve.service import mounting
 from lamina.serve.service.client import service_status
-from lamina.serve.state import MountRecords, state_directory
 from lamina.store.holds import held_blobs
 from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import (
@@ -79,7 +80,7 @@ class Served:
         mine = str(self.mountpoint)
         return next(each.pids for each in list_mounts() if each.record.mountpoint == mine)
 
-    def open(self) -> NativeImage:
+    def open(self) -> LazyImage:
         source = FolderSource(self.folder)
         return open_bootstrap(self.folder / "image.boot", source, store=self.store)
 
@@ -145,12 +146,14 @@ def test_an_interrupt_before_a_mount_is_recorded_is_undone(
     """Here for a moment the mount has its place, and nobody knows of it."""
     seen: list[bool] = []
 
-    def interrupted(_: object) -> None:
+    def interrupted(*_: object) -> None:
         seen.append(is_mounted(served.mountpoint))
         raise KeyboardInterrupt
 
-    step = "_commit" if device == "fuse" else "shorten_readahead"
-    monkeypatch.setattr(mounting, step, interrupted)
+    if device == "fuse":
+        monkeypatch.setattr(mounting, "_commit", interrupted)
+    else:
+        monkeypatch.setattr(mount_job, "shorten_readahead", interrupted)
     with pytest.raises(KeyboardInterrupt):
         mounting.mount_by_service(
             sample_spec(served.folder, served.mountpoint, served.store, device)
@@ -183,7 +186,7 @@ def test_an_image_that_nobody_waits_for_any_more_is_closed(
         links = [os.readlink(path) for path in files.iterdir() if path.is_symlink()]
         return any(link.startswith(str(other.store)) for link in links)
 
-    wait_until(lambda: not is_open(), 10)
+    wait_until(lambda: not is_open())
     unmount(served.mountpoint)
 
 
@@ -256,7 +259,7 @@ def test_killed_server_never_means_zeros(served: Served, device: str) -> None:
     pid = served.start(device, foreground=True)
     with read_slowly(served) as reader:
         os.kill(pid, signal.SIGKILL)
-        out, _ = reader.communicate(timeout=20)
+        out, _ = reader.communicate(timeout=60)
     code, length = map(int, out.split())
     assert length == 0, f"the reader got {length} bytes, {code} of them zero"
     assert -code in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
@@ -298,7 +301,7 @@ def holders() -> list[int]:
             environment = (comm.parent / "environ").read_bytes()
         except OSError:
             continue
-        if name == "lamina-holder" and os.environ["LAMINA_TEST_RUN"].encode() in environment:
+        if name == "lamina-guard" and os.environ["LAMINA_TEST_RUN"].encode() in environment:
             found.append(int(comm.parent.name))
     return found
 
@@ -323,7 +326,7 @@ def test_copy_in_another_mount_namespace_stays_served(served: Served, device: st
         subprocess.run(["umount", served.mountpoint], check=True)
         time.sleep(0.5)
         assert not gone(pid)
-        out, _ = other.communicate(b"go\n", timeout=20)
+        out, _ = other.communicate(b"go\n", timeout=60)
         assert out == served.content(BIG)
     wait_until(lambda: gone(pid))
 

@@ -16,15 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import NotFoundError, UsageError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.native import NativeImage
-from lamina.linux.mount import SuperblockWatch
+from lamina.linux.superblock import SuperblockWatch
 from lamina.linux.syscalls import SyscallError
-from lamina.serve import mount
+from lamina.serve import short_read_probe
 from lamina.serve.mount import Mount, mount_image
-from lamina.serve.whole_reads import NoKernelMountError, fails_whole
+from lamina.serve.short_read_probe import NoKernelMountError, fails_whole
 from tests.support.native_images import BuiltImage, open_bootstrap
 from tests.support.serving import FolderSource, forget_pages, is_mounted, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
@@ -64,7 +64,7 @@ class Sample:
         assert len(list(self.image.blobs)) == 1
         self.source.requests.clear()
 
-    def open(self, store: str = "store") -> NativeImage:
+    def open(self, store: str = "store") -> LazyImage:
         path = self.folder / "image.boot"
         return open_bootstrap(path, self.source, store=self.folder.parent / store)
 
@@ -80,7 +80,7 @@ def sample(tmp_path: Path) -> Iterator[Sample]:
     assert not is_mounted(sample.mountpoint)
 
 
-def differences(left: NativeImage, mountpoint: Path) -> list[str]:
+def differences(left: LazyImage, mountpoint: Path) -> list[str]:
     return [str(difference) for difference in compare(left, FolderImage(mountpoint))]
 
 
@@ -227,7 +227,7 @@ def test_wait_returns_when_someone_else_unmounts(sample: Sample, device: str) ->
         waiting = threading.Thread(target=lambda: answers.append(mounted.wait()))
         waiting.start()
         subprocess.run(["umount", sample.mountpoint], check=True)
-        waiting.join(10)
+        waiting.join(60)
         assert answers == [True]
 
 
@@ -322,7 +322,7 @@ def test_auto_avoids_blobs_by_fuse_where_the_kernel_hides_failed_reads(
     def refuse(folder: Path) -> None:
         raise refusal
 
-    monkeypatch.setattr(mount, "require_whole_reads", refuse)
+    monkeypatch.setattr(short_read_probe, "require_no_short_reads", refuse)
     with mount_image(sample.image, sample.mountpoint) as mounted:
         assert mounted.device == "fuse"
         assert sample.file(b"sizes/1").read_bytes() == sample.built.contents[b"sizes/1"]
@@ -366,6 +366,6 @@ def test_a_shortage_of_descriptors_is_an_error_and_passes(sample: Sample) -> Non
                 taken.callback(os.close, os.dup(0))
         assert reader.stdin is not None
         os.write(reader.stdin.fileno(), b".")
-        assert reader.wait(20) != 0
+        assert reader.wait(60) != 0
         taken.close()
         assert sample.file(name).read_bytes() == sample.built.contents[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lamina.cli import main
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status
 from tests.support.serving import ROOT, kill_together, start, write_sample
@@ -67,12 +69,12 @@ class Manager:
             "LISTEN_FDS": str(len(fds)),
             "LISTEN_FDNAMES": ":".join(names),
         }
-        program = f"LISTEN_PID=$$ exec {sys.executable} -m lamina service run"
+        program = f"LISTEN_PID=$$ exec {sys.executable} -m tests.support.service"
         service = subprocess.Popen(
             ["sh", "-c", program], env=environment, cwd=ROOT, preexec_fn=place, close_fds=False
         )
         self._services.append(service)
-        assert self.ready.wait(20)
+        assert self.ready.wait(60)
 
     def close(self) -> None:
         for service in self._services:
@@ -93,7 +95,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     manager = Manager(tmp_path)
     yield manager
     if status := service_status():
-        kill_together(status["pids"].values())
+        kill_together(status.pids.values())
     manager.close()
 
 
@@ -113,16 +115,27 @@ def test_mounts_survive_the_death_of_all(manager: Manager, device: str, tmp_path
         time.sleep(0.5)
         status = service_status()
         assert status is not None
-        kill_together(status["pids"].values())
+        kill_together(status.pids.values())
         (tmp_path / "image" / "slow").unlink()
         time.sleep(0.3)
         assert reader.poll() is None, "the reader did not wait"
         manager.start()
-        out, _ = reader.communicate(timeout=30)
+        out, _ = reader.communicate(timeout=60)
     assert out == built.contents[BIG.encode()]
     assert [each.state for each in list_mounts()] == [MountState.SERVED]
     unmount(mountpoint)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while manager.store:
         assert time.monotonic() < deadline, manager.store
         time.sleep(0.02)
+
+
+def test_a_service_of_a_manager_is_stopped_there(
+    manager: Manager, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manager.start()
+    assert main(["service", "status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["managed"] is True
+    assert main(["service", "stop"]) == 2
+    assert "systemctl stop" in capsys.readouterr().err
+    assert service_status() is not None, "it goes on"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamina.image.native import NativeImage
-from lamina.linux.mount import SuperblockWatch
+from lamina.content.lazy_image import LazyImage
+from lamina.linux.superblock import SuperblockWatch
 from lamina.serve.mount import mount_image
 from lamina.serve.readahead import LAZY_KIB
 from tests.support.native_images import open_bootstrap
@@ -22,7 +22,7 @@ LINUX_DEFAULT_KIB = 128
 
 
 @pytest.fixture
-def image(tmp_path: Path) -> Iterator[NativeImage]:
+def image(tmp_path: Path) -> Iterator[LazyImage]:
     require_root()
     require_erofs()
     require_kernel(6, 14, "a file-backed EROFS mount and a fanotify pre-content event")
@@ -36,7 +36,7 @@ def image(tmp_path: Path) -> Iterator[NativeImage]:
         yield opened
 
 
-def readahead_of_mount(image: NativeImage, mountpoint: Path, device: str) -> set[int]:
+def readahead_of_mount(image: LazyImage, mountpoint: Path, device: str) -> set[int]:
     """Of all EROFS mounts made meanwhile: others may mount too."""
     mountpoint.mkdir()
     watch = SuperblockWatch("erofs")
@@ -47,14 +47,14 @@ def readahead_of_mount(image: NativeImage, mountpoint: Path, device: str) -> set
 
 @pytest.mark.parametrize("device", ["fanotify", "fuse-blob"])
 def test_incomplete_blobs_are_read_ahead_less(
-    image: NativeImage, tmp_path: Path, device: str
+    image: LazyImage, tmp_path: Path, device: str
 ) -> None:
     assert LAZY_KIB in readahead_of_mount(image, tmp_path / "mnt", device)
 
 
 @pytest.mark.parametrize("device", ["fanotify", "fuse-blob"])
 def test_complete_blobs_are_read_ahead_as_ever(
-    image: NativeImage, tmp_path: Path, device: str
+    image: LazyImage, tmp_path: Path, device: str
 ) -> None:
     for blob in image.blobs:
         blob.ensure(0, blob.size_bytes)

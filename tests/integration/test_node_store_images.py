@@ -16,12 +16,12 @@ import pytest
 from lamina.build.convert import convert
 from lamina.build.options import ConvertOptions
 from lamina.codec.compress import Compressor
+from lamina.content.lazy_image import LazyImage
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.native import NativeImage
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from lamina.store.node import NodeStore
+from tests.support.opening import open_image
 from tests.support.tools import require_root
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def python(oci_image: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return converted(oci_image("python"), "python", tmp_path_factory.mktemp("python"), options)
 
 
-def plain_bytes(image: NativeImage) -> int:
+def plain_bytes(image: LazyImage) -> int:
     return sum(stat.size for _, stat in image.walk() if stat.is_file)
 
 

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import AuthError, FetchError, IntegrityError, NotFoundError
-from lamina.registry import manifest as m
+from lamina.http.client_options import ClientOptions
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository
 from lamina.registry.copy import copy, plan_copy
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
 from tests.support.registry_server import PASSWORD, USER, RegistryServer, start_registry
 from tests.unit.registry.images import make_image, make_index, noise
 
@@ -183,7 +185,7 @@ def test_a_registry_that_restarts(tmp_path: Path) -> None:
     data = noise(50_000)
     descriptor = m.describe("", data)
     with start_registry(tmp_path / "r") as server:
-        repository = client(server, "a", attempts=2, timeout_s=2.0)
+        repository = client(server, "a", attempts=2, timeout_s=30.0)
         repository.push_blob(descriptor, io.BytesIO(data))
         assert repository.read_range(descriptor.digest, 0, 10) == data[:10]
     with repository, pytest.raises(FetchError, match="refused"):
@@ -193,7 +195,10 @@ def test_a_registry_that_restarts(tmp_path: Path) -> None:
 def test_a_range_costs_little_more_than_the_request(
     registry: RegistryServer, oci_image: Callable[[str], Path]
 ) -> None:
-    """No pause of TCP's delayed acknowledgements and no new connection for each range."""
+    """No pause of TCP's delayed acknowledgements (40 ms) and no new connection for each range.
+
+    On a busy machine most requests take longer, but such a pause would be in every one.
+    """
     data = noise(1 << 20, seed=9)
     descriptor = m.describe("", data)
     with client(registry, "registry/latency") as repository:
@@ -205,7 +210,9 @@ def test_a_range_costs_little_more_than_the_request(
                 started = time.perf_counter()
                 repository.read_range(descriptor.digest, number * 4096, size)
                 spent.append(time.perf_counter() - started)
-            assert sorted(spent)[len(spent) // 2] < 0.03
+            assert sorted(spent)[2] < 0.03
+            (connections,) = repository.session.pool._idle.values()
+            assert len(connections) == 1
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lamina.cli.known_answers import write_layout
+from lamina.cli.self_tests import write_layout
 from tests.support.containers import small_root
 from tests.support.registry_server import RegistryServer
 from tests.support.tools import require_kernel, require_root, require_tool

@@ -17,15 +17,14 @@ from typing import NamedTuple
 
 import pytest
 
-from lamina.linux.mount import parse_mount_table
+from lamina.linux.mount_table import parse_mount_table
 from lamina.serve.container_folders import create_folders
-from tests.support.containers import small_root
+from tests.support.containers import bundles, small_root
 from tests.support.tools import require_root, require_tool
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
 ROOT = Path(__file__).parents[2]
-CONTAINERS = Path("/run/lamina/containers")
 PREFIX = f"points-{os.getpid()}-"
 
 WATCHING_RUNTIME = """#!/bin/sh
@@ -87,7 +86,7 @@ class Case(NamedTuple):
         """Paths in the root that something was mounted on when the runtime was asked."""
         table = list(parse_mount_table((self.watcher.parent / "mountinfo").read_bytes()))
         root = next(each.mountpoint for each in table if each.filesystem == "overlay"
-                    and each.mountpoint.startswith(str(CONTAINERS / PREFIX)))  # fmt: skip
+                    and each.mountpoint.startswith(str(bundles() / PREFIX)))  # fmt: skip
         return {each.mountpoint.removeprefix(root) for each in table
                 if each.mountpoint.startswith(f"{root}/")}  # fmt: skip
 
@@ -109,7 +108,7 @@ def case(tmp_path: Path) -> Iterator[Case]:
     watcher.write_text(WATCHING_RUNTIME)
     watcher.chmod(0o755)
     yield Case(small_root(tmp_path / "root"), host, tmp_path / "store", watcher)
-    left = [name for name in os.listdir(CONTAINERS) if name.startswith(PREFIX)]
+    left = list(bundles().glob(f"{PREFIX}*"))
     assert not left
     assert not (tmp_path / "store/containers").exists()
 
@@ -301,6 +300,59 @@ def test_mounts_over_each_other(case: Case, runtime: str, tmp_path: Path) -> Non
     assert os.listdir(tmp_path / "inner") == ["name"]
 
 
+def test_mounts_over_each_other_by_links(case: Case, tmp_path: Path) -> None:
+    """What is above another is so by where it leads, not by how long its path is written."""
+    for name in ("outer", "inner"):
+        (tmp_path / name / "in").mkdir(parents=True)
+        (tmp_path / name / "name").write_text(f"{name}\n")
+    case.link("short", "/data/in")
+    case.link("very/long/path", "/data")
+    inner, outer = f"{tmp_path / 'inner'}:/short", f"{tmp_path / 'outer'}:/very/long/path"
+    said = case.shell("cat /data/name /data/in/name", "-v", inner, "-v", outer)
+    assert said.split() == ["outer", "inner"]
+    # A path that has no end in the image leads on in a volume.
+    case.link("loop/in", "/loop/in")
+    done = case.watch("-v", f"{tmp_path / 'outer'}:/loop", "--tmpfs", "/loop/in")
+    assert done.returncode == 0, done.stderr
+    assert {"/loop", "/loop/in"} <= case.mounted
+    assert case.watch("--tmpfs", "/loop/in").returncode == 125
+
+
+def test_links_in_a_volume_lead_where_runc_leads_them(case: Case, tmp_path: Path) -> None:
+    """Inside the container's tree, whatever they are on the host."""
+    require_tool("runc")
+    inner, volume = tmp_path / "inner", tmp_path / "volume"
+    for folder in (inner, volume):
+        folder.mkdir()
+    (inner / "name").write_text("inner\n")
+    (volume / "down").symlink_to("/srv")
+    (volume / "up").symlink_to("../../../opt")
+    (case.root / "srv/x").mkdir(parents=True)
+    (case.root / "opt/y").mkdir(parents=True)
+    text = "for at in srv/x opt/y data/down/x data/up/y; do cat /$at/name; done"
+    wanted = [(volume, "/data"), (inner, "/data/down/x"), (inner, "/data/up/y")]
+    ours = case.shell(text, *(word for at in wanted for word in ("-v", f"{at[0]}:{at[1]}")))
+    assert ours == "inner\n" * 4
+    assert bare_runc(case.root, tmp_path / "bundle", text, wanted) == ours
+
+
+def bare_runc(root: Path, bundle: Path, text: str, wanted: list[tuple[Path, str]]) -> str:
+    """What a command says in a container that runc makes of a folder, without Lamina."""
+    shutil.copytree(root, bundle / "rootfs", symlinks=True)
+    subprocess.run(["runc", "spec"], cwd=bundle, check=True)
+    document = json.loads((bundle / "config.json").read_text())
+    document["process"] |= {"args": ["sh", "-c", text], "terminal": False}
+    for source, target in wanted:
+        document["mounts"].append(
+            {"destination": target, "type": "bind", "source": str(source), "options": ["rbind"]}
+        )
+    (bundle / "config.json").write_text(json.dumps(document))
+    command = ["runc", "--root", str(bundle / "state"), "run", f"{PREFIX}{secrets.token_hex(4)}"]
+    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_volume_with_the_whole_host(case: Case) -> None:
     """It has the container's own mounts in it; all of them go."""
     (case.host / "file").write_text("mine\n")
@@ -347,7 +399,7 @@ def test_a_killed_run_leaves_volumes_as_they_are(case: Case) -> None:
         process.kill()
         process.wait()
     deadline = time.monotonic() + 60
-    while (CONTAINERS / name).exists() or (case.store / "containers").exists():
+    while (bundles() / name).exists() or (case.store / "containers").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert (case.host / "folder/file").read_text() == "mine\n"

@@ -14,10 +14,15 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from lamina.cli.known_answers import write_layout
+from lamina.cli.self_tests import write_layout
 from lamina.erofs.tree import Node
+from lamina.opening.request import OpenRequest
+from lamina.serve.mounts import unmount
+from lamina.serve.service.mounting import mount_by_service
+from lamina.serve.service.spec import MountSpec
 from tests.support.containers import small_root
 from tests.support.native_images import build_image, push_image
 from tests.support.static_program import euid_program
@@ -170,13 +175,37 @@ def test_a_mount_shows_the_image_as_it_is(
         assert lamina("umount", str(tmp_path / "mnt"), store=store).returncode == 0
 
 
+def test_a_mount_of_the_service_that_is_for_an_overlay(
+    image: str, store: Path, device: str, tmp_path: Path
+) -> None:
+    """As the snapshotter mounts; beside it a plain mount of the same image stays as it is."""
+    spec = MountSpec(
+        image=OpenRequest(reference=image, store=str(store)),
+        mountpoint=str(tmp_path / "plain"),
+        device=device,
+    )
+    lower = msgspec.structs.replace(spec, mountpoint=str(tmp_path / "lower"), as_lower=True)
+    for each in (spec, lower):
+        Path(each.mountpoint).mkdir()
+        mount_by_service(each)
+    try:
+        marks = "trusted.overlay.opaque"
+        assert marks in os.listxattr(tmp_path / "plain/opaque")
+        assert marks not in os.listxattr(tmp_path / "lower/opaque")
+        with pytest.raises(OSError, match="No data available"):
+            os.getxattr(tmp_path / "lower/opaque", marks)
+    finally:
+        for each in (spec, lower):
+            unmount(each.mountpoint)
+
+
 def test_set_uid_programs_work_in_a_container(image: str, store: Path, device: str) -> None:
     euid_program()
     words = ("run", "--rm", "--device", device, "-u", "77", image, "/bin/whoami-effectively")
     done = lamina(*words, store=store)
     assert (done.returncode, done.stderr) == (0, "")
     text = "cp /bin/whoami-effectively /x; /x"
-    words = ("run", "--rm", "--device", device, "-u", "77", "--tmpfs", "/t", image, "sh", "-c")
+    words = ("run", "--rm", "--device", device, "-u", "77", "--tmpfs", "/t:exec", image, "sh", "-c")
     assert lamina(*words, text.replace("/x", "/t/x"), store=store).returncode == 77
 
 

@@ -17,7 +17,7 @@ import pytest
 import lamina
 from lamina.blob.seal import TAG_BYTES, Padding
 from lamina.build.source_image import open_source_image
-from lamina.cli.frame import run_command
+from lamina.cli.dispatch import run_command
 from lamina.errors import (
     FormatError,
     IntegrityError,
@@ -28,12 +28,14 @@ from lamina.errors import (
 )
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.linux.mount import parse_mount_table
-from lamina.registry import manifest as m
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
-from lamina.trust.image_signature import sign_image
+from lamina.linux.mount_table import parse_mount_table
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
+from lamina.trust.signatures.image_signature import sign_image
 from tests.integration.test_mount_devices import require_device
+from tests.support.opening import open_image
+from tests.support.range_source import RangeSource
 from tests.support.registry_server import RegistryServer
 from tests.support.sealed import (
     FILE,
@@ -234,7 +236,7 @@ def test_a_recipient_is_added_without_sealing_again(
     options = ["--decryption-key", image.keys.private, "--encryption-key", f"jwe:{other.public}"]
     assert command("encrypt", "-q", *options, image.reference, destination) == 0
     store = tmp_path / "store"
-    with closing(lamina.open(destination, store=store, decryption_keys=[other.private])) as opened:
+    with closing(open_image(destination, store=store, decryption_keys=[other.private])) as opened:
         assert opened.stat(FILE).size == 40_000
 
 
@@ -276,7 +278,7 @@ def test_read_file_names_or_the_tree_with_strings(
     destination = f"oci:{tmp_path}/node:1"
     command = [sys.executable, "-m", "lamina", "convert", "-q", *options, source, destination]
     subprocess.run(command, check=True, timeout=120)
-    with closing(lamina.open(destination, decryption_keys=[image.keys.private])) as opened:
+    with closing(open_image(destination, decryption_keys=[image.keys.private])) as opened:
         paths = [os.fsdecode(path).lstrip("/") for path, _ in opened.walk()]
     assert len(paths) > 10_000
     names = {name for path in paths for name in (path, path.rpartition("/")[2]) if len(name) > 7}
@@ -375,8 +377,8 @@ def test_substitute_an_image_encrypted_to_the_same_public_key(
     seal(source, reference)
     sign(reference, 7, 1)
 
-    def opened(store: str) -> lamina.image.native.NativeImage:
-        return lamina.open(
+    def opened(store: str) -> lamina.content.lazy_image.LazyImage:
+        return open_image(
             reference, store=tmp_path / store, decryption_keys=[keys.private], policy=policy
         )
 
@@ -472,6 +474,22 @@ def test_dropped_chunk_and_everything_public_made_to_fit(
         image.open(tmp_path / "store")
 
 
+def test_images_of_before_containerd_are_read(image: SealedImage, tmp_path: Path) -> None:
+    """Their layers had media types that containerd does not count as layers."""
+    old = "application/vnd.lamina.sealed."
+
+    def edit(document: dict[str, list[dict[str, str]]]) -> None:
+        for layer in document["layers"][:-1]:
+            assert layer["mediaType"].startswith("application/vnd.oci.image.layer.lamina.sealed.")
+            layer["mediaType"] = old + layer["mediaType"].split(".sealed.")[1]
+
+    image.rewrite(edit)
+    assert image.manifest.layers[0].media_type == f"{old}blob.v1"
+    assert image.manifest.layers[-2].media_type == f"{old}leaves.v1"
+    with closing(image.open(tmp_path / "store")) as opened:
+        read_everything(opened)
+
+
 def test_rollback_to_an_older_signed_image(
     registry: RegistryServer, source: str, keys: Keys, tmp_path: Path
 ) -> None:
@@ -485,7 +503,7 @@ def test_rollback_to_an_older_signed_image(
     policy = policy_file(tmp_path, 7, release=2)
 
     def read(store: str) -> int:
-        found = lamina.open(
+        found = open_image(
             reference, store=tmp_path / store, decryption_keys=[keys.private], policy=policy
         )
         with closing(found) as image:
@@ -498,7 +516,7 @@ def test_rollback_to_an_older_signed_image(
         read("b")
 
 
-class _OldCache:
+class _OldCache(RangeSource):
     """A peer with the ciphertext of an older image under the name of the newer."""
 
     name = "an old cache"
@@ -513,15 +531,14 @@ class _OldCache:
 
 
 def test_replay_of_an_old_cache(image: SealedImage, source: str, tmp_path: Path) -> None:
-    from lamina.image.access import read_access
-    from lamina.image.open import open_image
+    from tests.support.opening import open_image
 
     seal(source, f"oci:{tmp_path}/old:sealed")
     old = SealedImage(tmp_path / "old", image.keys)
     pairs = zip(image.manifest.layers[:2], old.manifest.layers[:2], strict=True)
     cache = _OldCache({new.hex: old.blob(layer).read_bytes() for new, layer in pairs})
-    access = read_access([image.keys.private])
-    opened = open_image(image.reference, store=tmp_path / "store", sources=[cache], access=access)
+    store, keys = tmp_path / "store", image.keys.private
+    opened = open_image(image.reference, store=store, sources=[cache], decryption_keys=keys)
     with closing(opened):
         # The right bytes come from the image's own place; those of the cache are refused.
         assert opened.pread(opened.stat(FILE), 0, 40_000) == LAYERS[0][FILE[1:]]
@@ -612,13 +629,13 @@ def test_make_the_guest_write_plaintext_to_host_visible_storage(
     device = f"{os.major(store.stat().st_dev)}:{os.minor(store.stat().st_dev)}"
     line = f"41 28 {device} / {store} rw,relatime - {filesystem} share rw\n"
     shared = list(parse_mount_table(line.encode()))
-    monkeypatch.setattr("lamina.image.shared_storage.read_mount_table", lambda: shared)
+    monkeypatch.setattr("lamina.linux.mount_table.read_mount_table", lambda: shared)
     with pytest.raises(StoreError, match=f"is on {filesystem}, which its server reads too"):
         image.open(store)
     # Nothing of the metadata was decrypted into it.
     assert not any(b"secret-plans" in data for data in pushed(store))
     monkeypatch.setattr(
-        "lamina.image.shared_storage.read_mount_table",
+        "lamina.linux.mount_table.read_mount_table",
         lambda: [entry._replace(device="0:0") for entry in shared],
     )
     image.open(store).close()
@@ -674,7 +691,7 @@ def test_an_index_of_sealed_images_is_sealed(source: str, keys: Keys, tmp_path: 
     seal(f"oci:{tmp_path}/multi:multi", reference)
     for platform in ("linux/amd64", "linux/arm64"):
         store = tmp_path / platform.replace("/", "-")
-        found = lamina.open(
+        found = open_image(
             reference, store=store, decryption_keys=[keys.private], platform=platform
         )
         with closing(found) as opened:

@@ -12,13 +12,13 @@ import pytest
 from lamina.blob.seal import TAG_BYTES, Padding
 from lamina.blob.seal_class import TenantKey
 from lamina.build.source_image import open_source_image
-from lamina.cli.frame import run_command
+from lamina.cli.dispatch import run_command
 from lamina.errors import FormatError, IntegrityError, UsageError
 from lamina.image.compare import compare
-from lamina.image.open import open_image
 from lamina.store.node import NodeStore
-from lamina.trust.recipients import Recipients
+from lamina.trust.encryption.recipients import Recipients
 from tests.support.key_broker import running_broker
+from tests.support.opening import open_image
 from tests.support.sealed import (
     FILE,
     LAYERS,
@@ -187,15 +187,9 @@ def test_on_a_node_the_images_of_a_tenant_share_a_blob(make: Make, tmp_path: Pat
         opened.pread(opened.stat(FILE), 0, len(CONTENT))
     for layer in images[1].manifest.layers[:2]:
         images[1].blob(layer).write_bytes(b"")
-    access = _access(images[1])
-    with closing(open_image(images[1].reference, store=store, access=access)) as opened:  # type: ignore[arg-type]
+    key = images[1].keys.private
+    with closing(open_image(images[1].reference, store=store, decryption_keys=key)) as opened:
         assert opened.pread(opened.stat(FILE), 0, len(CONTENT)) == CONTENT
-
-
-def _access(image: SealedImage) -> object:
-    from lamina.image.access import read_access
-
-    return read_access([image.keys.private])
 
 
 def test_by_the_command_line(

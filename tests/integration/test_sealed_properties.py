@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 
 from lamina.blob.leaf_table import ENTRY
 from lamina.blob.merkle import leaf_hash, root_of
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import Error, FormatError, IntegrityError, StoreError, TrustError
-from lamina.image.access import read_access
-from lamina.image.native import NativeImage
-from lamina.image.open import open_image
-from lamina.image.releases import check_release
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
+from lamina.opening.rollback_protection import check_release
 from lamina.store.node import NodeStore
+from tests.support.opening import open_image
+from tests.support.range_source import RangeSource
 from tests.support.sealed import LAYERS, Keys, SealedImage, make_source, seal
 
 CONTENTS = {f"/{name}": data for files in LAYERS for name, data in files.items()}
@@ -47,7 +47,7 @@ def copy_of(original: SealedImage) -> Iterator[tuple[SealedImage, Path]]:
         yield SealedImage(Path(folder, "layout"), original.keys), Path(folder, "store")
 
 
-def read_all(image: NativeImage) -> None:
+def read_all(image: LazyImage) -> None:
     """Read every file.  Whatever is read is right, or this fails."""
     for path, content in CONTENTS.items():
         assert image.pread(image.stat(path), 0, len(content)) == content, path
@@ -176,7 +176,7 @@ def test_bitmap_forging_needs_a_store_that_is_refused(mode: int, place: str) -> 
             NodeStore(Path(folder, "store"))
 
 
-class Cache:
+class Cache(RangeSource):
     """A cache of ciphertext that chance, or somebody, writes to while it is read."""
 
     name = "a cache"
@@ -214,9 +214,9 @@ def test_bitmap_forging_in_a_cache_of_ciphertext(original: SealedImage, chosen: 
     layers = original.manifest.layers[:2]
     blobs = {layer.hex: original.blob(layer).read_bytes() for layer in layers}
     cache = Cache(blobs, lambda right: answers[cache.asked % len(answers)](right))
-    access = read_access([original.keys.private])
+    keys = original.keys.private
     with tempfile.TemporaryDirectory() as folder:
-        opened = open_image(original.reference, store=folder, sources=[cache], access=access)
+        opened = open_image(original.reference, store=folder, sources=[cache], decryption_keys=keys)
         with closing(opened):
             read_all(opened)
     assert cache.asked

@@ -16,12 +16,12 @@ import pytest
 
 from lamina.blob.seal import TAG_BYTES
 from lamina.errors import FetchError, IntegrityError, TrustError
-from lamina.registry import manifest as m
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
-from lamina.trust.kbs.provider import PROVIDER_NAME, make_provider
-from lamina.trust.kbs.rules import Rule
-from lamina.trust.recipients import Recipients, parse_recipients
+from lamina.kbs.rules import Rule
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
+from lamina.trust.broker.provider import PROVIDER_NAME, make_provider
+from lamina.trust.encryption.recipients import Recipients, parse_recipients
 from tests.integration.test_sealed_releases import put_back, sign, write_policy
 from tests.support.key_broker import RunningBroker, running_broker
 from tests.support.registry_server import RegistryServer
@@ -99,7 +99,7 @@ def everything(folder: Path) -> bytes:
 
 def lamina(*words: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "lamina", *words], capture_output=True, timeout=30, check=False
+        [sys.executable, "-m", "lamina", *words], capture_output=True, timeout=120, check=False
     )
 
 

@@ -13,18 +13,19 @@ from typing import Any
 
 import pytest
 
-import lamina
-from lamina.cli.frame import run_command
+from lamina.cli.dispatch import run_command
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import Error, TrustError
-from lamina.image.native import NativeImage
-from lamina.image.releases import check_release
-from lamina.registry import manifest as m
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
+from lamina.opening.request import OpenRequest
+from lamina.opening.rollback_protection import check_release
+from lamina.registry.open_repository import open_repository
 from lamina.serve.service.spec import MountSpec, open_reference
 from lamina.store.node import NodeStore
-from lamina.trust.image_signature import sign_image
-from lamina.trust.recipients import DecryptionKeys
+from lamina.trust.encryption.recipients import DecryptionKeys
+from lamina.trust.signatures.image_signature import sign_image
+from tests.support.opening import open_image
 from tests.support.registry_server import RegistryServer, start_registry
 from tests.support.sealed import FILE, LAYERS, Keys, make_source, seal
 from tests.unit.trust.keys_in_code import make_key
@@ -83,7 +84,7 @@ def opened(tmp_path: Path, keys: Keys, policy: str) -> Callable[[str], None]:
     """Opens, reads and closes an image, always in the same store."""
 
     def run(reference: str) -> None:
-        found = lamina.open(
+        found = open_image(
             reference, store=tmp_path / "store", decryption_keys=[keys.private], policy=policy
         )
         with closing(found) as image:
@@ -164,7 +165,7 @@ def test_an_older_release_that_is_asked_for(
         opened(reference)
     store = str(tmp_path / "store")
     key = [keys.private]
-    with lamina.open(
+    with open_image(
         reference, store=store, policy=policy, decryption_keys=key, allow_older=True
     ) as image:
         assert image.root.is_dir
@@ -192,20 +193,15 @@ class Reopening:
     """A mount's specification as the service has it, before and after the first opening."""
 
     def __init__(self, reference: str, keys: Keys, policy: str, store: Path) -> None:
-        self.spec = MountSpec(
-            reference=reference,
-            mountpoint="/mnt",
-            store=str(store),
-            decryption_keys=(keys.private,),
-            policy=policy,
+        image = OpenRequest(
+            reference=reference, store=str(store), decryption_keys=(keys.private,), policy=policy
         )
+        self.spec = MountSpec(image=image, mountpoint="/mnt")
 
-    def pin(self) -> NativeImage:
-        from msgspec.structs import replace
-
+    def pin(self) -> LazyImage:
         image = open_reference(self.spec)
         assert image.origin is not None
-        self.spec = replace(self.spec, pinned=str(image.origin.accepted))
+        self.spec = self.spec.pinned_to(str(image.origin.accepted))
         return image
 
 
@@ -242,7 +238,7 @@ def test_an_opened_image_is_proven_again_without_a_registry(
             before = [path for path, _ in image.walk()]
     with closing(open_reference(mount.spec)) as image:
         assert [path for path, _ in image.walk()] == before
-        assert image.origin is not None and str(image.origin.accepted) == mount.spec.pinned
+        assert image.origin is not None and str(image.origin.accepted) == mount.spec.image.pinned
     assert told == [4, 4], "a broker that demands a release is told it again"
     # The policy is asked again, and may say something else by now.
     write_policy(Path(policy), 8)
@@ -296,13 +292,14 @@ def test_signatures_that_the_store_has_lost_are_fetched_again(
         open_reference(mount.spec)
 
 
+@pytest.mark.parametrize("resident", [False, True], ids=["known", "resident"])
 @pytest.mark.parametrize("many", [False, True], ids=["image", "platforms"])
-def test_a_resident_image_is_proven_without_a_registry(
-    keys: Keys, policy: str, told: list[int | None], tmp_path: Path, many: bool
+def test_an_image_on_the_node_is_proven_without_a_registry(
+    keys: Keys, policy: str, told: list[int | None], tmp_path: Path, many: bool, resident: bool
 ) -> None:
     """By the tag that it was pulled by; what has been collected since is nothing that is needed."""
-    from lamina.image.collect import collect
-    from lamina.image.residency import make_resident
+    from lamina.content.residency import make_resident
+    from lamina.opening.garbage_collection import collect_garbage
     from tests.unit.registry.images import make_index
 
     source = make_source(tmp_path / "plain", LAYERS[:1])
@@ -314,21 +311,23 @@ def test_a_resident_image_is_proven_without_a_registry(
     with start_registry(tmp_path / "registry") as registry:
         reference = registry.reference("releases/resident:1")
         release(reference, source, 4)
-        with closing(lamina.open(reference, **more)) as image:
-            make_resident(image, store, reference)
-    for path in (tmp_path / "store").rglob("*"):
-        os.utime(path, (0, 0))
-    collect(store)
-    lamina.open(reference, **more).close()
+        with closing(open_image(reference, **more)) as image:
+            if resident:
+                make_resident(image, store, reference)
+    if resident:
+        for path in (tmp_path / "store").rglob("*"):
+            os.utime(path, (0, 0))
+        collect_garbage(store)
+    open_image(reference, **more).close()
     assert told == [4, 4]
     write_policy(Path(policy), 8)
     with pytest.raises(TrustError, match="not by a key that is trusted"):
-        lamina.open(reference, **more)
+        open_image(reference, **more)
     write_policy(Path(policy), 7)
     # A newer release that was used elsewhere under this name counts all the same.
     check_release(store, parse_reference(reference), 5)
     with pytest.raises(TrustError, match="release 5 was used"):
-        lamina.open(reference, **more)
+        open_image(reference, **more)
 
 
 def test_signatures_are_collected_with_their_image(
@@ -338,7 +337,7 @@ def test_signatures_are_collected_with_their_image(
     tmp_path: Path,
 ) -> None:
     """What is known of releases stays."""
-    from lamina.image.collect import collect
+    from lamina.opening.garbage_collection import collect_garbage
 
     reference = registry.reference("releases/collected:1")
     older = release(reference, source, 1)
@@ -348,7 +347,7 @@ def test_signatures_are_collected_with_their_image(
     assert len(list((records / "signatures").iterdir())) == 1
     for path in (tmp_path / "store").rglob("*"):
         os.utime(path, (0, 0))
-    collect(NodeStore(tmp_path / "store"))
+    collect_garbage(NodeStore(tmp_path / "store"))
     assert list((records / "signatures").iterdir()) == []
     put_back(reference, older)
     with pytest.raises(TrustError, match="release 2 was used"):

@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from lamina.blob.sealed_description import SealedBlob, decode_description
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.kbs.rules import Rule
+from lamina.oci.reference import parse_reference
+from lamina.opening.request import KeyBroker, OpenRequest
+from lamina.registry.open_repository import open_repository
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status
 from lamina.serve.service.spec import MountSpec, open_reference
-from lamina.trust.kbs.rules import Rule
-from lamina.trust.recipients import parse_recipients
+from lamina.trust.encryption.recipients import parse_recipients
 from tests.integration.test_sealed_releases import write_policy
 from tests.integration.test_takeover import Meanwhile, all_there, device, kill
 from tests.support.key_broker import RunningBroker, running_broker
@@ -60,8 +61,8 @@ class Sealed:
         self.policy = write_policy(folder / "policy.json", 7)
 
     def push(self, *recipients: str) -> None:
-        from lamina.trust.image_signature import sign_image
-        from lamina.trust.kbs.provider import PROVIDER_NAME, make_provider
+        from lamina.trust.broker.provider import PROVIDER_NAME, make_provider
+        from lamina.trust.signatures.image_signature import sign_image
 
         self.running.put(URI, KEK)
         known = {PROVIDER_NAME: make_provider(**self.broker)}
@@ -74,14 +75,15 @@ class Sealed:
 
     def spec(self, device: str, *, by_broker: bool) -> MountSpec:
         return MountSpec(
-            reference=self.reference,
+            image=OpenRequest(
+                reference=self.reference,
+                store=str(self.folder / "store"),
+                decryption_keys=() if by_broker else (f"{self.key_file}:pass={PASSPHRASE}",),
+                key_broker=KeyBroker(**self.broker) if by_broker else None,
+                policy=self.policy,
+            ),
             mountpoint=str(self.mountpoint),
-            store=str(self.folder / "store"),
             device=device,
-            decryption_keys=() if by_broker else (f"{self.key_file}:pass={PASSPHRASE}",),
-            key_broker={**self.broker} if by_broker else None,
-            policy=self.policy,
-            opener="tests.support.sealed_serving:open_slowly",
         )
 
     def read_all(self) -> None:
@@ -185,7 +187,7 @@ def _blob_keys(sealed: Sealed, device: str, monkeypatch: pytest.MonkeyPatch) -> 
         seen.extend(blob.key.reveal() for blob in blobs)
         return blobs
 
-    monkeypatch.setattr("lamina.image.sealed.decode_description", decode)
+    monkeypatch.setattr("lamina.opening.sealed.decode_description", decode)
     monkeypatch.setattr("lamina.serve.service.spec.forbid_core_dumps", lambda: None)
     open_reference(sealed.spec(device, by_broker=False)).close()
     return seen

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.copy import copy, plan_copy
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.registry.open_repository import open_repository
 from tests.support import tools
 from tests.support.registry_server import RegistryServer
 from tests.unit.registry.images import make_image, make_index

@@ -18,6 +18,7 @@ import pytest
 from lamina.linux.process import start_time_ticks
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status, upgrade_service
+from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.native_images import build_image, image_files, some_bytes
 from tests.support.serving import ROOT, forget_pages, is_mounted, start
 from tests.support.tools import require_erofs, require_kernel, require_root
@@ -135,7 +136,7 @@ def kill(roles: tuple[str, ...]) -> None:
     for role in roles if status is not None else ():
         assert status is not None
         with contextlib.suppress(ProcessLookupError):
-            os.kill(status["pids"][role], signal.SIGKILL)
+            os.kill(status.pids[role], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("roles", ROLES, ids="+".join)
@@ -150,7 +151,7 @@ def test_killed(
         print(f"\n{device}, {' and '.join(roles)} killed {killing.times} times: {longest:.3f} s")
     assert all(each.state in (MountState.SERVED, MountState.RESIDENT) for each in list_mounts())
     unmount(taken.mountpoint)
-    assert list_mounts() == []
+    wait_for_no_mounts()
 
 
 def test_the_holder_is_killed_while_it_replaces_the_supervisor(taken: Taken, device: str) -> None:
@@ -202,9 +203,8 @@ def all_there() -> dict[str, int]:
     deadline = time.monotonic() + WAIT_S
     while True:
         status = service_status()
-        if status is not None and all(start_time_ticks(pid) for pid in status["pids"].values()):
-            pids: dict[str, int] = status["pids"]
-            return pids
+        if status is not None and all(start_time_ticks(pid) for pid in status.pids.values()):
+            return status.pids
         assert time.monotonic() < deadline, f"the service is not whole again: {status}"
         time.sleep(0.02)
 
@@ -219,7 +219,7 @@ def test_upgraded(taken: Taken, device: str, capsys: pytest.CaptureFixture[str])
         print(f"\n{device}, upgraded {upgrading.times} times: {longest:.3f} s")
     after = service_status()
     if after is not None:
-        assert not set(before["pids"].values()) & set(after["pids"].values())
+        assert not set(before.pids.values()) & set(after.pids.values())
     unmount(taken.mountpoint)
 
 
@@ -253,7 +253,7 @@ def test_resident_while_mounted(taken: Taken) -> None:
     forget_pages(taken.mountpoint)
     taken.read_all()
     unmount(taken.mountpoint)
-    assert list_mounts() == []
+    wait_for_no_mounts()
 
 
 def test_the_socket_is_private(taken: Taken) -> None:
@@ -274,8 +274,8 @@ def test_the_service_is_told_to_end(taken: Taken, device: str) -> None:
     assert os.read(fd, 1000) == FILES[name][:1000]
     status = service_status()
     assert status is not None
-    end = os.pidfd_open(status["pids"]["supervisor"])
-    os.kill(status["pids"]["supervisor"], signal.SIGTERM)
+    end = os.pidfd_open(status.pids["supervisor"])
+    os.kill(status.pids["supervisor"], signal.SIGTERM)
     assert select.select([end], [], [], WAIT_S)[0]
     os.close(end)
     assert not is_mounted(taken.mountpoint)

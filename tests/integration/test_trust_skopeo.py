@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from lamina.cli.frame import run_command
-from lamina.registry import manifest as m
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.cli.dispatch import run_command
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
 from tests.support import tools
 from tests.unit.registry.images import make_image
-from tests.unit.trust import test_layers as layers
+from tests.unit.trust.encryption import test_layers as layers
 from tests.unit.trust.keys_in_code import pem
 
 pytestmark = pytest.mark.tools
@@ -115,7 +115,7 @@ def test_a_raw_tar_that_skopeo_compresses_on_the_way(
     lamina: Callable[..., int], tmp_path: Path
 ) -> None:
     """Its private digest is then that of the source, not of what was encrypted."""
-    from lamina.cli.known_answers import write_layout
+    from lamina.cli.self_tests import write_layout
     from tests.unit.registry.images import tar_layer
 
     (tmp_path / "raw").mkdir()

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from lamina.cli.known_answers import write_layout
-from tests.integration.test_cli_mount import Shell
+from lamina.cli.self_tests import write_layout
 from tests.support.containers import small_root
 from tests.support.pull_through import CACHES, Sent, sent_by, start_cache
 from tests.support.registry_server import RegistryServer, start_registry
+from tests.support.shell import Shell
 from tests.support.tools import require_root, require_tool
 
 pytestmark = [pytest.mark.tools, pytest.mark.kernel]
@@ -66,17 +66,6 @@ def cache(
 ) -> Iterator[RegistryServer]:
     with start_cache(request.param, tmp_path / request.param, upstream.host) as server:
         yield server
-
-
-@pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(tmp_path)
-    shell.environment["LAMINA_RUNTIME"] = str(tmp_path / "run")
-    (tmp_path / "run").mkdir(mode=0o700)
-    (tmp_path / "mnt").mkdir()
-    yield shell
-    for record in shell.mine():
-        subprocess.run(shell.words("umount", "--lazy", record["mountpoint"]), env=shell.environment)
 
 
 class Watch:

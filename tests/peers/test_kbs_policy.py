@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from lamina.trust.kbs.protocol import Claims
+from lamina.trust.broker.protocol import Claims
 from tests.support.installed import ROOT
 from tests.support.tools import require_peer
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lamina.cli import main
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
 from tests.support.tools import require_peer
 from tests.unit.registry.images import make_image, make_index
 

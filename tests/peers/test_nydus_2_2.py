@@ -11,11 +11,11 @@ import pytest
 from lamina.codec.compress import Compressor
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
 from tests.integration.test_convert import bootstraps, convert_layout
 from tests.support.images import image_layout
 from tests.support.layers import Item, folder, hard_link, oci_layout, symlink, whiteout
 from tests.support.nydusd import nydusd_mount
+from tests.support.opening import open_image
 from tests.support.tools import require_peer, require_root
 
 # Each folder has an entry: that nydusd shows the present as the time of what has none.

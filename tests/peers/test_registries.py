@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import FetchError, IntegrityError, NotFoundError, UnsupportedError
-from lamina.registry import manifest as m
+from lamina.http.client_options import ClientOptions
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository
 from lamina.registry.copy import copy, plan_copy
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import ClientOptions, open_repository
+from lamina.registry.open_repository import open_repository
 from tests.support.peer_registries import REGISTRIES, Running, peer_registry
 from tests.unit.registry.images import make_index, noise
 from tests.unit.registry.relay import dropping_relay

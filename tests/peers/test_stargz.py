@@ -12,12 +12,12 @@ from lamina.build.convert import convert
 from lamina.build.source_image import open_source_image
 from lamina.image.base import Image
 from lamina.image.compare import compare
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
 from tests.integration.test_index import index, ordinary_image, used_index
 from tests.support.index_layers import content, upper_layer
 from tests.support.layers import Item, folder, hard_link, symlink, tar_bytes
 from tests.support.lazy_layers import LazyLayer
+from tests.support.opening import open_image
 from tests.support.tools import require_peer
 
 SECOND = 1_700_000_000

@@ -48,10 +48,10 @@ def check_blob(
         _check_toc(entry, read_at, blob_size)
     size = entry.ci_compressed_size + CI_HEADER_SIZE
     if entry.ci_offset + size > blob_size:
-        raise FormatError(f"Blob {entry.blob_id}: its chunk table lies behind the end.")
+        raise FormatError(f"blob {entry.blob_id}: its chunk table lies behind the end")
     table = ChunkTable.from_stored(read_at(entry.ci_offset, size), entry)
     if meta is not None and bytes(meta) != table.to_meta():
-        raise FormatError(f"Blob {entry.blob_id}: its chunk table is not the one in the image.")
+        raise FormatError(f"blob {entry.blob_id}: its chunk table is not the one in the image")
     check_table(table)
     return check_data(table, digests, read_at)
 
@@ -71,17 +71,17 @@ def _check_sections(entry: BlobEntry, read_at: ReadAt, blob_size: int) -> None:
     table, data = sections.get(SECTION_TABLE), sections.get(SECTION_DATA)
     expected = entry.ci_offset, entry.ci_compressed_size + CI_HEADER_SIZE
     if table is None or (table.offset, table.size) != expected:
-        raise FormatError(f"Blob {entry.blob_id}: its chunk table is not where it is said to be.")
+        raise FormatError(f"blob {entry.blob_id}: its chunk table is not where it is said to be")
     if entry.features & BlobFeature.SEPARATE:
         return
     if data is None or data.offset + data.size + TAR_BLOCK != entry.ci_offset:
-        raise FormatError(f"Blob {entry.blob_id}: the chunk table does not follow the data.")
+        raise FormatError(f"blob {entry.blob_id}: the chunk table does not follow the data")
 
 
 def _check_toc(entry: BlobEntry, read_at: ReadAt, blob_size: int) -> None:
     toc = read_toc(read_at, blob_size, entry)
     if toc is None:
-        raise FormatError(f"Blob {entry.blob_id}: the table of contents is missing.")
+        raise FormatError(f"blob {entry.blob_id}: the table of contents is missing")
     for item in toc:
         # The digest of the data section covers its tar header too, so it tells nothing (RAFS v6
         # §2.7).

@@ -37,7 +37,8 @@ class ColdCache:
     """The next whole answer breaks off there, once."""
     damage_at: int | None = None
     """The byte there is sent wrong."""
-    _fetching: set[str] = field(default_factory=set)
+    _fetching: dict[str, socket.socket] = field(default_factory=dict)
+    """Who gets a blob that will be kept."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def reference(self, name: str = "app") -> str:
@@ -67,26 +68,28 @@ class ColdCache:
         with self._lock:
             if digest in self.kept or digest not in self.registry.blobs:
                 return False
-            keeps = digest not in self._fetching and not self.never_keeps
+            other = self._fetching.get(digest)
+            # Whoever has hung up is out of the way, however late its thread notices.
+            keeps = not self.never_keeps and (other is None or _has_hung_up(other))
             if keeps:
-                self._fetching.add(digest)
+                self._fetching[digest] = exchange.connection
             self.whole_answers.append(digest)
         data = bytearray(self.registry.blobs[digest])
         if self.damage_at is not None and self.damage_at < len(data):
             data[self.damage_at] ^= 1
         try:
-            sent_all = self._send(exchange, bytes(data))
+            self._send(exchange, bytes(data), digest if keeps else None)
         except OSError:
-            sent_all = exchange.reset() and False
+            self.kept.discard(digest)
+            exchange.reset()
         finally:
             with self._lock:
-                if keeps:
-                    self._fetching.discard(digest)
-        if keeps and sent_all:
-            self.kept.add(digest)
+                if self._fetching.get(digest) is exchange.connection:
+                    del self._fetching[digest]
         return True
 
-    def _send(self, exchange: Exchange, data: bytes) -> bool:
+    def _send(self, exchange: Exchange, data: bytes, kept: str | None) -> None:
+        """Send a whole blob, which is there for others once its reader can have seen its end."""
         exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PART_BYTES)
         exchange.send_response(200)
         exchange.send_header("Content-Length", str(len(data)))
@@ -97,11 +100,21 @@ class ColdCache:
             if self.break_at is not None and start >= self.break_at:
                 self.break_at = None
                 exchange.reset()
-                return False
+                return
             part = data[start : start + PART_BYTES]
+            if kept is not None and start + PART_BYTES >= len(data):
+                self.kept.add(kept)
             exchange.wfile.write(part)
             with self._lock:
                 self.sent_bytes += len(part)
+
+
+def _has_hung_up(peer: socket.socket) -> bool:
+    try:
+        return peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
         return True
 
 

@@ -61,8 +61,8 @@ class Containerd:
             raise RefusedError(done.stderr)
         return done.stdout
 
-    def tree(self, layout: Path) -> dict[str, Seen]:
-        """Return what a container sees of the one image in an OCI layout.
+    def tree(self, layout: Path, snapshotter: str = "overlayfs") -> dict[str, Seen]:
+        """Return what a container sees of the one image in an OCI layout, by a snapshotter.
 
         Raises RefusedError for layers that are not unpacked.
         """
@@ -72,11 +72,13 @@ class Containerd:
             for path in sorted(layout.iterdir()):
                 tar.add(path, path.name)
         name = f"image:{self._count}"
-        self.run("images", "import", *self._import_options, "--index-name", name, str(archive))
+        by = ("--snapshotter", snapshotter)
+        options = (*self._import_options, *by, "--index-name", name)
+        self.run("images", "import", *options, str(archive))
         mountpoint = self._folder / f"mnt-{self._count}"
         mountpoint.mkdir()
-        self.run("snapshots", "prepare", f"key-{self._count}", chain_id(layout))
-        mounts = self.run("snapshots", "mounts", str(mountpoint), f"key-{self._count}")
+        self.run("snapshots", *by, "prepare", f"key-{self._count}", chain_id(layout))
+        mounts = self.run("snapshots", *by, "mounts", str(mountpoint), f"key-{self._count}")
         subprocess.run(mounts, shell=True, check=True, timeout=60)
         try:
             return seen(mountpoint)

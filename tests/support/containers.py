@@ -11,17 +11,22 @@ import os
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.support.tools import find_program, missing
 
-if TYPE_CHECKING:
-    from lamina.serve.run import RunRequest
-
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1001::/home/app:/bin/sh\n"
 GROUP = "root:x:0:\napp:x:1001:\nvideo:x:44:app\n"
+
+
+def bundles() -> Path:
+    """Where the bundles of live containers are."""
+    return Path(os.environ["LAMINA_RUNTIME"]) / "containers"
+
+
+def runtime_state() -> Path:
+    """Where the runtime keeps what it knows of them."""
+    return Path(os.environ["LAMINA_RUNTIME"]) / "runtime"
 
 
 def small_root(folder: Path) -> Path:
@@ -70,27 +75,25 @@ class BindMount:
 
 def main(root: str, store: str, arguments: list[str]) -> int:
     """Run a container of the folder ``root``."""
-    from dataclasses import replace
     from unittest import mock
 
     from lamina.cli import main as lamina
-    from lamina.cli.verbs import run as verb
+    from lamina.errors import KernelError
     from lamina.image.folder import FolderImage
-    from lamina.registry.manifest import ImageConfig, RuntimeConfig
+    from lamina.oci.manifest import ImageConfig, RuntimeConfig
 
     class Image(FolderImage):
         config = ImageConfig(config=RuntimeConfig(cmd=("/bin/sh",), env=("FROM=image",)))
+        start_pages = None
 
-    original = verb.run_request
+    def mount(_image: object, mountpoint: str, **_options: object) -> BindMount:
+        return BindMount(root, mountpoint)
 
-    def request(args: Namespace) -> RunRequest:
-        return replace(
-            original(args),
-            open_image=lambda: Image(root),
-            mount=lambda _, mountpoint: BindMount(root, mountpoint),
-        )
-
-    with mock.patch.object(verb, "run_request", request):
+    with (
+        mock.patch("lamina.serve.run.connect_or_start", side_effect=KernelError("none here")),
+        mock.patch("lamina.opening.open_image.open_image", lambda *_, **__: Image(root)),
+        mock.patch("lamina.serve.mount.mount_image", mount),
+    ):
         return lamina(["run", "--store", store, *arguments])
 
 

@@ -292,7 +292,7 @@ class Server(ThreadingHTTPServer):
         """Shake hands, then serve."""
         try:
             if self.context is not None:
-                request.settimeout(5)
+                request.settimeout(60)
                 request = self.context.wrap_socket(request, server_side=True)
         except OSError:
             request.close()

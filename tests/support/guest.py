@@ -14,8 +14,9 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from tests.support.cache import cache_folder, exclusive
 from tests.support.guest_files import Cpio, add_interpreter, add_project
@@ -24,12 +25,16 @@ from tests.support.tools import find_program, missing
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 QEMU: Final = "qemu-system-x86_64"
-PROGRAMS: Final = (QEMU, "mkfs.ext4", "fusermount3")
+PROGRAMS: Final = (QEMU, "mkfs.ext4", "fusermount3", "dmsetup")
 DEADLINE_S: Final = 500
 BOOTS: Final = 3
 """How often is tried to boot: on a busy machine a kernel may find its emulated clock wrong."""
 DISK_BYTES: Final = 256 << 20
-MODULES: Final = ("virtio_pci", "virtio_blk", "ext4", "fuse", "erofs", "overlay")
+MODULES: Final = (
+    *("virtio_pci", "virtio_blk", "ext4", "fuse", "virtiofs", "erofs", "overlay"),
+    # Nobody in the guest loads what dm-crypt and dm-verity ask for.
+    *("dm_verity", "dm_crypt", "xts", "ecb", "sha256_generic", "aes_generic"),
+)
 """What the guest needs where the kernel does not have it built in, with all they depend on."""
 
 _COMMAND_LINE: Final = (
@@ -56,17 +61,29 @@ def require_guest() -> None:
         missing(f"not installed: {', '.join(absent)} (make test installs them on Debian as root)")
 
 
-def run_in_guest(kernel: Kernel, script: Path, *arguments: str) -> GuestRun:
+def run_in_guest(
+    kernel: Kernel,
+    script: Path,
+    *arguments: str,
+    devices: Sequence[str | Path] = (),
+    modules: Sequence[str] = (),
+    more: Callable[[Cpio], None] | None = None,
+) -> GuestRun:
     """Boot ``kernel``, run a script of the repository in it, and return when the guest is off.
+
+    *devices* are options of QEMU; disks among them are the guest's ``/dev/vdb`` and following.
+    *modules* are loaded besides, and *more* adds to the guest's files.
 
     Raises RuntimeError with the console if the guest ends, or hangs, before the script has.
     """
     with tempfile.TemporaryDirectory(prefix="lamina-guest-") as name:
         folder = Path(name)
-        _write_initrd(folder / "initrd", kernel, script, arguments)
+        words = [f"/project/{script.relative_to(ROOT)}", *arguments]
+        with (folder / "initrd").open("wb") as file:
+            _write_initrd(file, kernel, words, (*MODULES, *modules), more)
         _make_disk(folder / "disk")
         for _ in range(BOOTS):
-            console, output = _boot(folder, kernel)
+            console, output = _boot(folder, kernel, devices)
             if output.startswith(_BEGUN):
                 break
     text, separator, code = output.removeprefix(_BEGUN).rpartition(_END)
@@ -78,16 +95,30 @@ def run_in_guest(kernel: Kernel, script: Path, *arguments: str) -> GuestRun:
     return GuestRun(int(code), text.decode(errors="replace"), console.decode(errors="replace"))
 
 
-def _boot(folder: Path, kernel: Kernel) -> tuple[bytes, bytes]:
+def nbd_disk(socket: Path, node: str = "nbd") -> list[str]:
+    """Return the options for a disk that an NBD server has on a unix socket."""
+    options = f"driver=nbd,server.type=unix,server.path={socket},reconnect-delay=60"
+    return disk_device(f"{options},read-only=on", node)
+
+
+def disk_device(options: str, node: str) -> list[str]:
+    """Return the options for a disk of QEMU's block layer."""
+    return ["-blockdev", f"{options},node-name={node}", "-device", f"virtio-blk-pci,drive={node}"]
+
+
+def _boot(folder: Path, kernel: Kernel, devices: Sequence[str | Path]) -> tuple[bytes, bytes]:
+    # One thread for both processors: with two, a kernel that patches its code is now and then seen
+    # half patched by the other one, and panics.
     command = [
         find_program(QEMU) or QEMU,
-        *("-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536"),
+        *("-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1536"),
         *("-nodefaults", "-no-reboot", "-display", "none"),
         *("-kernel", kernel.image, "-initrd", folder / "initrd", "-append", _COMMAND_LINE),
         *("-serial", f"file:{folder}/console", "-serial", f"file:{folder}/output"),
         *("-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={folder}/disk"),
         *("-device", "virtio-blk-pci,drive=disk"),
     ]
+    command += devices
     try:
         done = subprocess.run(command, capture_output=True, timeout=DEADLINE_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -107,19 +138,25 @@ def _make_disk(path: Path) -> None:
     subprocess.run([program, "-q", "-E", "lazy_itable_init=1", path], check=True)
 
 
-def _write_initrd(path: Path, kernel: Kernel, script: Path, arguments: tuple[str, ...]) -> None:
+def _write_initrd(
+    file: BinaryIO,
+    kernel: Kernel,
+    words: Sequence[str],
+    modules: Sequence[str],
+    more: Callable[[Cpio], None] | None,
+) -> None:
     """The kernel unpacks several archives behind each other into one tree."""
-    with path.open("wb") as file:
-        file.write(_interpreter().read_bytes())
-        archive = Cpio(file)
-        # In the order in which they are to be loaded.
-        for number, module in enumerate(kernel.modules(MODULES)):
-            name = f"{number:02}-{module.name.removesuffix('.xz')}"
-            archive.add(f"modules/{name}", read_module(module))
-        add_project(archive, ROOT)
-        words = [f"/project/{script.relative_to(ROOT)}", *arguments]
-        archive.add("command", "\0".join(words).encode())
-        archive.finish()
+    file.write(_interpreter().read_bytes())
+    archive = Cpio(file)
+    # In the order in which they are to be loaded.
+    for number, module in enumerate(kernel.modules(modules)):
+        name = f"{number:02}-{module.name.removesuffix('.xz')}"
+        archive.add(f"modules/{name}", read_module(module))
+    if more is not None:
+        more(archive)
+    add_project(archive, ROOT)
+    archive.add("command", "\0".join(words).encode())
+    archive.finish()
 
 
 def _interpreter() -> Path:

@@ -11,13 +11,13 @@ import stat
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
 from tests.support.tools import find_program
 
-PROGRAMS: Final = ("fusermount3",)
+PROGRAMS: Final = ("fusermount3", "dmsetup")
 FOLDERS: Final = ("dev", "disk", "etc", "proc", "run", "sys", "tmp")
 LEFT_OUT: Final = {
     *("__pycache__", "site-packages", "dist-packages", "test", "tests", "unittest", "idlelib"),
@@ -86,10 +86,7 @@ def add_interpreter(archive: Cpio) -> None:
         _add_code(archive, path, str(path))
         if ".so" in path.suffixes:
             needed.add(path)
-    for path, name in _dependencies():
-        _add_code(archive, path, f"{library}/{name}")
-        if ".so" in path.suffixes:
-            needed.add(path)
+    needed |= _add_distributions(archive, _dependencies())
     for program in PROGRAMS:
         found = find_program(program)
         if found is not None:
@@ -107,6 +104,31 @@ def add_interpreter(archive: Cpio) -> None:
     archive.add("init", start + init, stat.S_IFREG | 0o755)
 
 
+def add_confidential(archive: Cpio) -> None:
+    """What opening sealed images and running containers takes besides."""
+    needed = _add_distributions(archive, ("cryptography", "cffi"))
+    runtime = find_program("runc")
+    if runtime is not None:
+        archive.add_file(Path(runtime), "/usr/bin/runc")
+        needed.add(Path(runtime))
+    for path in sorted(_shared_libraries(needed)):
+        archive.add_file(path)
+
+
+def _add_distributions(archive: Cpio, names: Iterable[str]) -> set[Path]:
+    """Add installed distributions, beside the standard library; what is to be linked with."""
+    library = sysconfig.get_path("stdlib")
+    needed = set()
+    for name in names:
+        for file in importlib.metadata.files(name) or ():
+            if file.suffix in (".py", ".so"):
+                path = Path(str(file.locate()))
+                _add_code(archive, path, f"{library}/{file}")
+                if file.suffix == ".so":
+                    needed.add(path)
+    return needed
+
+
 def _library_files(library: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(library):
         folders[:] = [name for name in folders if name not in LEFT_OUT and "config-" not in name]
@@ -115,15 +137,12 @@ def _library_files(library: Path) -> Iterator[Path]:
                 yield Path(folder) / name
 
 
-def _dependencies() -> Iterator[tuple[Path, str]]:
-    """Files of the distributions that the project needs without extras, if they are here."""
+def _dependencies() -> Iterator[str]:
+    """The distributions that the project needs without extras."""
     for requirement in importlib.metadata.requires("lamina") or ():
         match = re.match(r"[A-Za-z0-9_.-]+", requirement)
-        if match is None or "extra ==" in requirement:
-            continue
-        for file in importlib.metadata.files(match[0]) or ():
-            if file.suffix in (".py", ".so"):
-                yield Path(str(file.locate())), str(file)
+        if match is not None and "extra ==" not in requirement:
+            yield match[0]
 
 
 def _shared_libraries(files: set[Path]) -> set[Path]:

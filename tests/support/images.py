@@ -26,10 +26,13 @@ PACKAGES = {
     "node": ("nodejs", "npm"),
     "python": ("python3", "python3-numpy", "python3-pandas"),
 }
+TREES = {**PACKAGES, "systemd": ("systemd-sysv", "python3", "fuse3")}
+"""Packages of the trees, of which some are no images: ``systemd`` boots in a container."""
 PROBES = {
     "minbase": "dpkg --audit && command -v apt-get",
     "node": "node -v && test -d /usr/share/nodejs/npm",
     "python": "python3 -c 'import pandas'",
+    "systemd": "systemctl --version && fusermount3 -V && python3 -c 'import ssl'",
 }
 """Commands that work in a tree that was built."""
 PROGRAMS = ("debootstrap", "rsync", "umoci", "chroot")
@@ -82,8 +85,8 @@ def _debootstrap(root: Path, name: str) -> None:
     configured by it; the tree serves all the same.
     """
     arguments = ["debootstrap", "--variant=minbase", "--merged-usr"]
-    if PACKAGES[name]:
-        arguments.append(f"--include={','.join(PACKAGES[name])}")
+    if TREES[name]:
+        arguments.append(f"--include={','.join(TREES[name])}")
     done = subprocess.run([*arguments, SUITE, str(root), MIRROR], capture_output=True, text=True)
     probe = subprocess.run(
         ["chroot", str(root), "/bin/sh", "-c", PROBES[name]], capture_output=True

@@ -18,13 +18,15 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import UnsupportedError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
-from lamina.image.native import NativeImage
+from lamina.linux.mount import attach_mount, create_mount
+from lamina.linux.mount import unmount as syscall_unmount
+from lamina.serve.mount_records import MountRecord
 from lamina.serve.mounts import list_mounts, unmount
 from lamina.serve.service.mounting import mount_by_service
-from lamina.serve.state import MountRecord
 from tests.support.native_images import BuiltImage, build_image, image_files, open_bootstrap
 from tests.support.serving import (
     FolderSource,
@@ -68,7 +70,7 @@ class Image:
         spec = sample_spec(self.folder, self.mountpoint, self.base / "store", device)
         return mount_by_service(spec)
 
-    def open(self, store: str) -> NativeImage:
+    def open(self, store: str) -> LazyImage:
         source = FolderSource(self.folder)
         return open_bootstrap(self.folder / "image.boot", source, store=self.base / store)
 
@@ -190,6 +192,18 @@ def check_users_mount_the_tree() -> None:
             sys.stderr.flush()
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def check_a_disk_over_nbd_is_the_image() -> None:
+    """The host serves the sample image; no Lamina is needed to mount it."""
+    folder = BASE / "nbd"
+    folder.mkdir()
+    mount = create_mount("erofs", "/dev/vdb", [("ro", None)])
+    attach_mount(mount, str(folder))
+    os.close(mount)
+    with SAMPLE.open("reference") as image:
+        assert [str(each) for each in compare(image, FolderImage(folder))] == []
+    syscall_unmount(str(folder))
 
 
 def check_a_killed_service_is_an_error() -> None:

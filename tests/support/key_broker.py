@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lamina.trust.kbs.audit import AuditLog
-from lamina.trust.kbs.broker import Broker
-from lamina.trust.kbs.certificate import make_certificates
-from lamina.trust.kbs.client import KbsClient
-from lamina.trust.kbs.connection import parse_endpoint
-from lamina.trust.kbs.evidence import EvidenceSource, SampleEvidence
-from lamina.trust.kbs.key_store import Entry, KeyStore
-from lamina.trust.kbs.rules import Rule
-from lamina.trust.kbs.server import BrokerServer, server_context
-from lamina.trust.kbs.sessions import Sessions
-from lamina.trust.kbs_packet import parse_resource
-from lamina.trust.secret import Secret
+from lamina.kbs.audit import AuditLog
+from lamina.kbs.broker import Broker
+from lamina.kbs.certificate import make_certificates
+from lamina.kbs.key_store import Entry, KeyStore
+from lamina.kbs.rules import Rule
+from lamina.kbs.server import BrokerServer, server_context
+from lamina.kbs.sessions import Sessions
+from lamina.trust.broker.client import KbsClient
+from lamina.trust.broker.connection import parse_endpoint
+from lamina.trust.broker.evidence import EvidenceSource, SampleEvidence
+from lamina.trust.broker.kbs_packet import parse_resource
+from lamina.trust.crypto.secret import Secret
 
 PASSPHRASE = b"store passphrase"
 ANYBODY = Rule()

@@ -6,18 +6,25 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from lamina.cli import story
+from lamina.cli import console
+
+_LOGGER, _STYLE = logging.getLogger("lamina"), console._Style
+_BEFORE = _LOGGER.level, list(_LOGGER.handlers), _LOGGER.propagate, _STYLE.quiet, _STYLE.form
+"""As it is before any test, and before what is set up for several of them."""
+
+
+def restore_log() -> None:
+    """Make the logger, and the form of what is told, as they were when this was imported."""
+    level, handlers, _LOGGER.propagate, _STYLE.quiet, _STYLE.form = _BEFORE
+    _LOGGER.setLevel(level)
+    _LOGGER.handlers = list(handlers)
 
 
 @contextlib.contextmanager
 def restored_log() -> Iterator[None]:
-    """Leave the logger, and the form of what is told, as they were before the block."""
-    logger, style = logging.getLogger("lamina"), story._Style
-    before = logger.level, list(logger.handlers), logger.propagate
-    talk = style.quiet, style.form
+    """Have the logger so at the beginning of the block, and again after it."""
+    restore_log()
     try:
         yield
     finally:
-        logger.setLevel(before[0])
-        logger.handlers, logger.propagate = before[1:]
-        style.quiet, style.form = talk
+        restore_log()

@@ -19,16 +19,12 @@ from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import Digester, digest
+from lamina.content.blob_set import BlobSet
+from lamina.content.lazy_image import LazyImage, Origin
 from lamina.erofs.layout import BlobEntry, ChunkIndex, round_up
 from lamina.erofs.tree import Node
 from lamina.erofs.writer import BootstrapOptions, write_bootstrap
-from lamina.fetch.source import Source
-from lamina.image.blob_set import BlobSet
-from lamina.image.mapped import mapped_bootstrap
-from lamina.image.metadata_layer import MetadataFiles, chunk_sets
-from lamina.image.native import NativeImage, Origin
-from lamina.image.open import node_store
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
     NYDUS_BOOTSTRAP_MARK,
@@ -40,9 +36,15 @@ from lamina.registry.manifest import (
     describe,
     encode,
 )
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
+from lamina.oci.reference import parse_reference
+from lamina.opening.bootstrap_file import mapped_bootstrap
+from lamina.opening.metadata_layer import chunk_sets
+from lamina.registry.open_repository import open_repository
+from lamina.source.blob_source import BlobSource
 from lamina.store.node import NodeStore
+from lamina.store.records import MetadataFiles
+from tests.support.asked_once import asked_once
+from tests.support.range_source import RangeSource
 
 
 class BuiltBlob(NamedTuple):
@@ -74,7 +76,7 @@ class BuiltImage:
         return [first, *self.others] if self.meta else []
 
 
-class MemorySource:
+class MemorySource(RangeSource):
     """Blobs in memory; records every request."""
 
     name = "memory"
@@ -149,7 +151,9 @@ def _place(root: Node, path: bytes, node: Node) -> None:
     here = root
     for parent in parents:
         assert here.children is not None
-        here = here.children.setdefault(parent, Node(stat.S_IFDIR | 0o755, children={}))
+        parent_node = here.children.setdefault(parent, Node(stat.S_IFDIR | 0o755, children={}))
+        assert isinstance(parent_node, Node)
+        here = parent_node
     assert here.children is not None
     here.children[name] = node
 
@@ -166,7 +170,9 @@ def _assemble(
     own = BootstrapOptions(options.chunk_size, Compressor.ZSTD, options.digester)
     bootstrap = write_bootstrap(root, entries, table, own)
     first, *others = [blob for blob, _, _ in made]
-    return BuiltImage(bootstrap, first.blob_id, first.data, first.meta, files, first.pieces, others)
+    return BuiltImage(
+        bytes(bootstrap), first.blob_id, first.data, first.meta, files, first.pieces, others
+    )
 
 
 def _make_blob(
@@ -197,7 +203,7 @@ def _make_blob(
             digests += digest(options.digester, chunk.data)
             address += round_up(len(chunk.data), 4096)
     finished = BlobTail(columns, hashlib.sha256(data), options, bytes(digests)).finish(b"\0" * 4096)
-    rows = encode_chunk_entries(columns, bytes(digests), number)
+    rows = bytes(encode_chunk_entries(columns, bytes(digests), number))
     blob = BuiltBlob(finished.blob_id, bytes(data) + finished.tail, finished.meta, pieces)
     return blob, finished.entry, rows
 
@@ -261,16 +267,16 @@ def image_files(folder: str | os.PathLike[str], image: BuiltImage) -> Path:
 
 def open_bootstrap(
     bootstrap: str | os.PathLike[str],
-    source: Source,
+    source: BlobSource,
     *,
     store: NodeStore | str | os.PathLike[str] | None = None,
-) -> NativeImage:
+) -> LazyImage:
     """Open what :func:`image_files` writes, with the blobs in *source*."""
     path = Path(bootstrap)
-    node = node_store(store)
+    node = store if isinstance(store, NodeStore) else NodeStore(Path(store) if store else None)
     with ExitStack() as stack:
         opened = stack.enter_context(mapped_bootstrap(path))
         files = MetadataFiles("", {}, chunk_sets(opened))
-        blobs = BlobSet(opened, files, source, node)
+        blobs = BlobSet(opened, files, asked_once(source), node)
         stack.callback(blobs.close)
-        return NativeImage(opened, blobs, origin=Origin(path), resources=stack.pop_all())
+        return LazyImage(opened, blobs, origin=Origin(path), resources=stack.pop_all())

@@ -34,7 +34,7 @@ def nydusd_mount(program: Path, bootstrap: Path, blobs: Path, work: Path) -> Ite
         subprocess.Popen(command, stdout=log, stderr=log) as daemon,
     ):
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not os.path.ismount(mountpoint):
                 alive = daemon.poll() is None and time.monotonic() < deadline
                 assert alive, (work / "log").read_text()
@@ -44,5 +44,5 @@ def nydusd_mount(program: Path, bootstrap: Path, blobs: Path, work: Path) -> Ite
             subprocess.run(["umount", "-l", str(mountpoint)], check=False)
             daemon.terminate()
             with suppress(subprocess.TimeoutExpired):
-                daemon.wait(10)
+                daemon.wait(60)
             daemon.kill()

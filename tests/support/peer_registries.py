@@ -77,7 +77,7 @@ def peer_registry(name: str, folder: Path) -> Iterator[Running]:
         yield Running(f"127.0.0.1:{port}", name)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -7,13 +7,18 @@ be made on this machine is named, and the tests that need it say so again.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.support import guest_kernel, images
+from tests.support.peers import find_peer
 from tests.support.tools import find_program
+
+ROOT = Path(__file__).parents[2]
 
 KERNELS = (("6.1", False), ("6.12", False), ("6.12", True))
 """Series of Debian's kernels that guests boot, and whether the oldest of the series is meant."""
@@ -29,6 +34,8 @@ def main() -> None:
             say(f"no test image {name}: {f'no {absent[0]} here' if absent else 'needs root'}")
             continue
         make(f"test image {name} (minutes, once)", lambda name=name: images.image_layout(name))
+    if not (find_program("crictl") or find_peer("crictl")):
+        make("crictl (minutes, once)", build_crictl)
     for series, oldest in KERNELS:
         if not guest_kernel.folder_of(series, oldest=oldest).exists():
             age = "oldest" if oldest else "newest"
@@ -38,6 +45,11 @@ def main() -> None:
                     series, oldest=oldest
                 ),
             )
+
+
+def build_crictl() -> None:
+    """Build what Debian has no package of; it says itself that there is no Go."""
+    subprocess.run([ROOT / "scripts/peers", "crictl"], check=False, stdout=sys.stderr)
 
 
 def make(what: str, how: Callable[[], object]) -> None:

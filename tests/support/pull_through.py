@@ -80,7 +80,7 @@ def _zot(folder: Path, upstream: str) -> Iterator[RegistryServer]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
@@ -90,4 +90,4 @@ def _zot(folder: Path, upstream: str) -> Iterator[RegistryServer]:
         yield RegistryServer(f"127.0.0.1:{port}", folder / "storage", None, folder / "log")
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from lamina.blob.builder import BlobColumns, encode_chunk_entries
 from lamina.blob.framing import BlobOptions, BlobTail
 from lamina.blob.layout import CHUNK_COMPRESSED, CHUNK_ZRAN, ZRAN_CONTEXT, CiHeader, pack_v2
-from lamina.blob.split_table import StoredTable, encode_split
+from lamina.blob.split_table import StoredTable, encode_split, pack_window
 from lamina.blob.toc import ReadAt
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import Digester, digest
@@ -165,7 +165,7 @@ def split_table() -> tuple[StoredTable, BlobEntry, bytes]:
             number * 1000, number * 4096, place, 1000, 4096, size, number, number % 8
         )
     records = b"".join(word.to_bytes(8, "little") for word in words)
-    encoded = encode_split(records + contexts, WINDOWS, len(WINDOW_OWNERS))
+    encoded = encode_split(records + contexts, list(map(pack_window, WINDOWS)), len(WINDOW_OWNERS))
     extra_size = len(contexts) + places[-1]
     plain_size = len(records) + extra_size
     header = CiHeader(

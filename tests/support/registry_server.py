@@ -90,13 +90,13 @@ def start_registry(
             yield RegistryServer(f"{host}:{port}", root, ca_file, folder / "log")
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def _wait_until_it_listens(
     process: subprocess.Popen[bytes], host: str, port: int, log: Path
 ) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break

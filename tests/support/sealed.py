@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lamina
 from lamina.blob.seal import Padding
 from lamina.build.convert import convert
 from lamina.build.options import ConvertOptions
 from lamina.build.sealing import SealOptions
-from lamina.image.native import NativeImage
-from lamina.registry import manifest as m
-from lamina.registry.reference import Reference, parse_reference
-from lamina.registry.repository import open_repository
-from lamina.trust.recipients import Recipients
+from lamina.content.lazy_image import LazyImage
+from lamina.oci import manifest as m
+from lamina.oci.reference import Reference, parse_reference
+from lamina.registry.open_repository import open_repository
+from lamina.trust.encryption.recipients import Recipients
+from tests.support.opening import open_image
 from tests.unit.registry.images import noise, tar_layer
 from tests.unit.trust.keys_in_code import make_key, pem
 
@@ -118,8 +118,8 @@ class SealedImage:
     def reference(self) -> str:
         return f"oci:{self.folder}:{self.tag}"
 
-    def open(self, store: Path, **more: Any) -> NativeImage:
-        return lamina.open(self.reference, store=store, decryption_keys=[self.keys.private], **more)
+    def open(self, store: Path, **more: Any) -> LazyImage:
+        return open_image(self.reference, store=store, decryption_keys=[self.keys.private], **more)
 
     @property
     def manifest(self) -> m.Manifest:
@@ -152,7 +152,7 @@ def extents(
     manifest: m.Manifest, number: int, blob: Callable[[m.Descriptor], Path]
 ) -> list[tuple[int, int]]:
     """(offset, size) of the stored pieces of a data blob; ``blob`` tells where a layer is."""
-    from lamina.image.sealed import leaf_tables
+    from lamina.opening.sealed import leaf_tables
 
     table = leaf_tables(manifest, lambda layer: blob(layer).read_bytes())[number]
     return [table.extent(index) for index in range(table.piece_count)]
@@ -172,7 +172,7 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(data)
 
 
-def read_everything(image: NativeImage) -> None:
+def read_everything(image: LazyImage) -> None:
     """Read every file of an image; raises what reading raises."""
     for _, stat in image.walk():
         if stat.is_file:

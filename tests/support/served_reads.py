@@ -21,17 +21,16 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import pytest
 
-from lamina.linux import fanotify, fuse_device, mount
-from lamina.serve import fanotify as serve_fanotify
+from lamina.linux import fanotify
+from lamina.opening.request import OpenRequest
 from lamina.serve import fuse_server
-from lamina.serve.fanotify import FanotifyDevice
-from lamina.serve.fuse_blob import FuseBlobDevice
-from lamina.serve.service import fanotify_mount
+from lamina.serve.device import Answering
+from lamina.serve.devices import fanotify as serve_fanotify
+from lamina.serve.devices import find_device
+from lamina.serve.fuse_threads import FuseThreads
 from lamina.serve.service.event_slots import create_slots
-from lamina.serve.service.fanotify_mount import FanotifyMount
-from lamina.serve.service.fuse_mount import FuseMount
-from lamina.serve.service.kept import KeptMount
-from lamina.serve.service.late_image import LateImage
+from lamina.serve.service.handover import MountHandover
+from lamina.serve.service.lazy_open import LazilyOpenedImage
 from lamina.serve.service.spec import MountSpec
 from lamina.wire import fuse
 
@@ -76,13 +75,16 @@ class Blob:
         if self.fails is not None:
             raise self.fails
 
+    def make_readable(self, offset: int, size_bytes: int) -> None:
+        self.ensure(offset, size_bytes)
+
     def read_into(self, offset: int, buffer: memoryview) -> int:
         self.ensure(offset, len(buffer))
         return os.preadv(self.fd, [buffer], offset)
 
     def hold(self) -> None: ...
 
-    def let_go(self) -> None: ...
+    def end_hold(self) -> None: ...
 
     def hold_through(self, _watch: object) -> None: ...
 
@@ -202,12 +204,21 @@ class FuseKernel(_Ends):
         self.answers.put(Answer(number, -error))
 
 
+class Blobs(list[Blob]):
+    """The blobs of an image, all of them open."""
+
+    @property
+    def readable(self) -> list[Blob]:
+        """What is read of each."""
+        return self
+
+
 @contextlib.contextmanager
 def served_reads(
     device: str, way: str, patch: pytest.MonkeyPatch, blob_count: int = 1
 ) -> Iterator[tuple[Kernel, list[Blob]]]:
     """Serve some blobs, by the code that serves them in real life."""
-    for module in (serve_fanotify, fanotify_mount, fuse_server):
+    for module in (serve_fanotify, fuse_server):
         patch.setattr(module, "PAUSE_S", 0.0, raising=False)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         blobs = [Blob(Path(folder) / f"{number}.data") for number in range(blob_count)]
@@ -215,67 +226,39 @@ def served_reads(
             stack.callback(os.close, blob.fd)
         kernel = FanotifyKernel(patch, blobs) if device == "fanotify" else FuseKernel(patch)
         stack.callback(kernel.ours.close)
-        begin = _in_foreground if way == "foreground" else _by_service
-        stack.callback(begin(device, kernel, blobs, patch))
+        stack.callback(_begin(device, way, kernel, blobs))
         yield kernel, blobs
 
 
-def _by_service(
-    device: str, kernel: FanotifyKernel | FuseKernel, blobs: list[Blob], patch: pytest.MonkeyPatch
+def _begin(
+    device: str, way: str, kernel: FanotifyKernel | FuseKernel, blobs: list[Blob]
 ) -> Callable[[], None]:
-    del patch
-    spec = MountSpec(reference="oci:x", mountpoint="/mnt", store="/store", device=device)
-    opened = SimpleNamespace(blobs=blobs, close=lambda: None)
-    image = LateImage(spec, cast("Any", opened))
-    if device == "fuse-blob":
-        kept = KeptMount("1-1", spec, device, {"device": kernel.device})
-        served = FuseMount(kept, image)
-        served.start(inherited=False)
+    asked = OpenRequest(reference="oci:x")
+    spec = MountSpec(image=asked, mountpoint="/mnt", device=device, readahead_kib=0)
+    opened = SimpleNamespace(
+        blobs=Blobs(blobs), bootstrap=SimpleNamespace(size_bytes=0), close=lambda: None
+    )
+    image = LazilyOpenedImage(spec, cast("Any", opened))
+    by_service = way == "service"
+    answering = Answering(
+        FuseThreads() if by_service else None, lambda _: None, is_apart=by_service
+    )
+    if device == "fanotify":
+        fds = {"group": kernel.device, "slots": create_slots()}
+        fds |= {f"blob.{number}": os.dup(blob.fd) for number, blob in enumerate(blobs)}
+    else:
+        fds = {"device": kernel.device}
+    mount = MountHandover("1-1", spec, device, fds)
+    served = find_device(device).serve(mount, image, answering)
+    served.start(inherited=False)
 
-        def end() -> None:
+    def end() -> None:
+        if device != "fanotify":
             kernel.ours.shutdown(socket.SHUT_RDWR)
             kernel.shortages += [errno.ENODEV] * 1000
-            served.close()
-            os.close(kernel.device)
+        served.close()
+        if answering.threads is not None:
+            answering.threads.close()
+        mount.close()
 
-        return end
-    fds = {"group": kernel.device, "slots": create_slots()}
-    fds |= {f"blob.{number}": os.dup(blob.fd) for number, blob in enumerate(blobs)}
-    watched = FanotifyMount(KeptMount("1-1", spec, device, fds), image, lambda _: None)
-    watched.start(inherited=False)
-
-    def close() -> None:
-        watched.close()
-        for fd in fds.values():
-            os.close(fd)
-
-    return close
-
-
-def _in_foreground(
-    device: str, kernel: FanotifyKernel | FuseKernel, blobs: list[Blob], patch: pytest.MonkeyPatch
-) -> Callable[[], None]:
-    patch.setattr(mount.SuperblockWatch, "require", lambda _: None)
-    if device == "fuse-blob":
-        patch.setattr(fuse_device, "open_device", lambda: kernel.device)
-        patch.setattr(fuse_device, "create_fuse_mount", lambda *_: os.dup(kernel.device))
-        patch.setattr(mount, "device_number", lambda _: 0)
-        served = FuseBlobDevice(cast("Any", blobs))
-        served.prepare()
-        served.serve()
-
-        def end() -> None:
-            kernel.ours.shutdown(socket.SHUT_RDWR)
-            kernel.shortages += [errno.ENODEV] * 1000
-            served.close()
-
-        return end
-    patch.setattr(fanotify, "create_group", lambda: kernel.device)
-    patch.setattr(fanotify, "add_mark", lambda *_: None)
-    patch.setattr(serve_fanotify, "quiet_descriptor", lambda _group, fd, *_: os.dup(fd))
-    holder = SimpleNamespace(close=lambda **_: None)
-    patch.setattr(serve_fanotify, "Holder", lambda *_: holder)
-    watched = FanotifyDevice(cast("Any", blobs))
-    watched.prepare()
-    watched.serve()
-    return watched.close
+    return end

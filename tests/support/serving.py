@@ -17,18 +17,23 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from lamina.content.lazy_image import LazyImage
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FetchError
-from lamina.fetch.fetcher import Fetcher
-from lamina.fetch.retry import VARIABLE, RetryPolicy
-from lamina.fetch.source import Source
-from lamina.image.native import NativeImage
-from lamina.linux.mount import read_mount_table
-from lamina.registry.transport import TransientError
-from lamina.serve.daemon import MountRequest, serve_foreground
+from lamina.http.transport import TransientError
+from lamina.linux.mount_table import read_mount_table
+from lamina.opening.request import OpenRequest
+from lamina.posix import own_program
+from lamina.serve import devices
+from lamina.serve.foreground import serve_foreground
+from lamina.serve.mount_records import MountRecord
+from lamina.serve.service import program
+from lamina.serve.service import spec as specs
 from lamina.serve.service.mounting import mount_by_service
-from lamina.serve.service.spec import MountSpec, open_spec
-from lamina.serve.state import MountRecord
+from lamina.serve.service.spec import MountSpec, open_reference
+from lamina.source.blob_source import BlobSource
+from lamina.source.fetcher import Fetcher
+from lamina.source.retry import VARIABLE, RetryPolicy
 from tests.support.native_images import (
     BuiltImage,
     build_image,
@@ -36,12 +41,18 @@ from tests.support.native_images import (
     open_bootstrap,
     some_bytes,
 )
+from tests.support.range_source import RangeSource
 
 ROOT = Path(__file__).parents[2]
+
+# What is started from here opens images in folders, as below.
+program.MODULE = "tests.support.service"
+own_program.OPTIONS = ()
+
 CHUNK_SIZE = 16384
 
 
-class FolderSource:
+class FolderSource(RangeSource):
     """Blobs in ``FOLDER/blobs``.  While ``FOLDER/down`` exists, nothing is delivered; while
     ``FOLDER/slow`` does, everything after a second; with ``FOLDER/far``, after 10 ms; with
     ``FOLDER/silent`` nothing comes, and nobody says so, for as long as one waits.
@@ -150,29 +161,41 @@ def forget_pages(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def open_sample(spec: MountSpec) -> NativeImage:
-    """Open the image in the folder ``spec.reference``, as the service does; while ``FOLDER/wait``
-    exists, that takes time, as ``FOLDER/waiting`` tells.  Asks once, or as ``$LAMINA_RETRY`` says.
+def open_sample(spec: MountSpec) -> LazyImage:
+    """Open the image in the folder that the request names, as the service does; while
+    ``FOLDER/wait`` exists, that takes time, as ``FOLDER/waiting`` tells.  Asks once, or as
+    ``$LAMINA_RETRY`` says.
     """
-    folder = Path(spec.reference)
+    folder = Path(spec.image.reference)
     while (folder / "wait").exists():
         (folder / "waiting").touch()
         time.sleep(0.01)
-    source: Source = FolderSource(folder)
+    source: BlobSource = FolderSource(folder)
     if VARIABLE in os.environ:
         source = Fetcher([source], policy=RetryPolicy.from_environment())
-    return open_bootstrap(folder / "image.boot", source, store=spec.store)
+    return open_bootstrap(folder / "image.boot", source, store=spec.image.store)
+
+
+def open_image(spec: MountSpec) -> LazyImage:
+    """Open an image in a folder, or as the service does."""
+    if (Path(spec.image.reference) / "image.boot").exists():
+        return open_sample(spec)
+    return open_reference(spec)
 
 
 def sample_spec(folder: Path, mountpoint: Path, store: Path, device: str) -> MountSpec:
     """A request to mount the image in a folder."""
     return MountSpec(
-        reference=str(folder),
+        image=OpenRequest(reference=str(folder), store=str(store)),
         mountpoint=str(mountpoint),
-        store=str(store),
         device=device,
-        opener="tests.support.serving:open_sample",
     )
+
+
+def add_devices() -> None:
+    """Have the devices whose modules are in the folder ``$LAMINA_TEST_DEVICES``."""
+    if folder := os.environ.get("LAMINA_TEST_DEVICES"):
+        devices.__path__.append(folder)
 
 
 def main() -> int:
@@ -184,16 +207,11 @@ def main() -> int:
         fields = {name: getattr(record, name) for name in record.__struct_fields__}
         print(json.dumps(fields), flush=True)
 
+    specs.open_reference = open_image
+    add_devices()
     try:
         if foreground:
-            request = MountRequest(
-                open_image=lambda: open_spec(spec),
-                reference=spec.reference,
-                mountpoint=mountpoint,
-                store=store,
-                device=device,
-            )
-            serve_foreground(request, tell)
+            serve_foreground(spec, tell)
         else:
             tell(mount_by_service(spec))
     except Error as error:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from lamina.trust.bundle import PREDICATE, pre_authentication
+from lamina.trust.signatures.sigstore_bundle import PREDICATE, pre_authentication
 
 ISSUER = ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 SCT_LIST = ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")

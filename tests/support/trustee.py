@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-from lamina.trust import jwe
-from lamina.trust.jwk import public_from_jwk
-from lamina.trust.kbs import protocol
-from lamina.trust.kbs.connection import Answer
-from lamina.trust.keys import PublicKey
+from lamina.trust.broker import protocol
+from lamina.trust.broker.connection import Answer
+from lamina.trust.crypto import jwe
+from lamina.trust.crypto.jwk import public_from_jwk
+from lamina.trust.crypto.keys import PublicKey
 from lamina.trust.strict_json import decode_base64, encode_base64
 
 Policy = Callable[[list[str], dict[str, str]], bool]
@@ -51,7 +51,13 @@ class FakeTrustee:
         self._tokens.clear()
 
     def request(
-        self, method: str, path: str, headers: dict[str, str], body: bytes | None = None
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        body: bytes | None = None,
+        *,
+        again: bool = True,
     ) -> Answer:
         """Answer as the service does."""
         path, _, query = path.partition("?")

@@ -16,7 +16,7 @@ def test_what_the_package_offers() -> None:
     assert lamina.__version__ == VERSION
     assert lamina.Error is Error
     assert callable(lamina.open)
-    assert set(lamina.__all__) == {"Error", "__version__", "open"}
+    assert set(lamina.__all__) == {"Error", "Image", "ImagePath", "Stat", "__version__", "open"}
 
 
 def test_importing_it_imports_nothing_heavy() -> None:

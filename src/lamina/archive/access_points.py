@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -38,6 +39,8 @@ class AccessPoint(NamedTuple):
 
     ``in_offset`` is the first whole byte to feed and ``out_offset`` the position in the
     decompressed stream.  ``bits`` high bits of ``byte``, the one before ``in_offset``, come first.
+    ``packed`` is the window in the form that is stored, with its plain size, in place of ``window``
+    if that was asked for: a large layer has hundreds of megabytes of them.
     """
 
     in_offset: int
@@ -45,6 +48,11 @@ class AccessPoint(NamedTuple):
     bits: int = 0
     byte: int = 0
     window: bytes = b""
+    packed: tuple[bytes, int] = (b"", 0)
+
+    def with_packed(self, pack: Callable[[bytes], tuple[bytes, int]]) -> AccessPoint:
+        """Return the point with its window packed."""
+        return self._replace(window=b"", packed=pack(self.window)) if self.window else self
 
 
 @dataclass(slots=True)
@@ -75,7 +83,7 @@ class PointMap:
         if self.points and self.points[-1].out_offset == point.out_offset:
             self.points.pop()
         if len(self.points) >= MAX_POINTS:
-            raise _too_many(f"{MAX_POINTS} members or frames")
+            raise _too_many(f"{MAX_POINTS} access points")
         self.points.append(point)
 
     def in_before(self, out_offset: int) -> int:
@@ -99,6 +107,6 @@ class PointMap:
 
 def _too_many(what: str) -> UnsupportedError:
     return UnsupportedError(
-        f"The compressed layer has more than {what}, which is too much to index.",
-        hint="Convert the image: lamina convert.",
+        f"the compressed layer has more than {what}, which is too much to index",
+        hint="convert the image: lamina convert",
     )

@@ -66,8 +66,8 @@ class BlockReader:
                     if partial:
                         return
                     raise FormatError(
-                        f"The archive ends {size_bytes} bytes early, at offset {self.offset}.",
-                        hint="The layer is truncated or damaged; fetch it again.",
+                        f"the archive ends {size_bytes} bytes early, at offset {self.offset}",
+                        hint="the layer is truncated or damaged; fetch it again",
                     )
                 continue
             take = min(have, size_bytes)
@@ -75,6 +75,22 @@ class BlockReader:
             self._position = start + take
             size_bytes -= take
             yield self._block[start : start + take]
+
+    def skip_to(self, offset: int) -> None:
+        """Move on to an offset of the stream; raises FormatError if it ends before that."""
+        if offset != self._block_start + self._position:
+            self.skip(offset - self.offset)
+
+    def view(self, size_bytes: int) -> memoryview | None:
+        """Return the next ``size_bytes`` bytes as one view, or None, and stay here, if they are
+        in several blocks.
+        """
+        start = self._position
+        end = start + size_bytes
+        if end > len(self._block):
+            return None
+        self._position = end
+        return self._block[start:end]
 
     def skip(self, size_bytes: int) -> None:
         """Move on by ``size_bytes``; raises FormatError if the stream ends before that."""

@@ -78,13 +78,15 @@ def load_library() -> Library:
         with suppress(OSError, AttributeError):
             return _zlib(ctypes.CDLL(path))
     raise UnsupportedError(
-        "No libz.so.1 can be loaded, which indexing a gzip layer needs.",
-        hint="Install zlib (Debian: zlib1g).",
+        "no libz.so.1 can be loaded, which indexing a gzip layer needs",
+        hint="install zlib (Debian: zlib1g)",
     )
 
 
 def _packaged() -> list[str]:
-    """The extension module of the package zlib-ng, whose library is linked into it and visible."""
+    """Return the extension module of the package zlib-ng, whose library is linked into it and
+    visible.
+    """
     found = find_spec("zlib_ng")
     folders = found.submodule_search_locations if found is not None else None
     return [str(path) for folder in folders or () for path in Path(folder).glob("zlib_ng.*.so")]
@@ -130,7 +132,7 @@ def new_inflate(window_bits: int = GZIP_WINDOW_BITS) -> ZStream:
     stream = ZStream()
     code = load_library().start(ctypes.byref(stream), window_bits)
     if code != Z_OK:
-        raise UnsupportedError(f"zlib refuses to start (code {code}).")
+        raise UnsupportedError(f"zlib refuses to start (code {code})")
     return stream
 
 

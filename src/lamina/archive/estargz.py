@@ -50,11 +50,11 @@ def toc_place(footer: bytes, layer_bytes: int) -> tuple[int, int]:
     """
     match = FOOTER.fullmatch(footer)
     if match is None:
-        raise FormatError("The layer has no eStargz footer.")
+        raise FormatError("the layer has no eStargz footer")
     offset = int(match[1], 16)
     size = layer_bytes - FOOTER_BYTES - offset
     if not 0 < size <= MAX_STORED_TOC_BYTES:
-        raise FormatError(f"The eStargz footer puts {size} bytes of table at {offset}.")
+        raise FormatError(f"the eStargz footer puts {size} bytes of table at {offset}")
     return offset, size
 
 
@@ -65,19 +65,19 @@ def parse_toc(stored: bytes, offset: int, digest: str) -> LayerToc:
     malformed or not enough to read the layer by, IntegrityError for another one than promised.
     """
     if not stored.startswith(MEMBER_MAGIC):
-        raise FormatError("The eStargz table of contents is no plain gzip member.")
+        raise FormatError("the eStargz table of contents is no plain gzip member")
     engine = zlib.decompressobj(GZIP_WINDOW_BITS)
     try:
         # The entry around the table takes a header and less than three blocks.
         plain = engine.decompress(stored, MAX_TOC_BYTES + 4 * tar.BLOCK)
     except zlib.error as error:
-        raise FormatError(f"The eStargz table of contents is no valid gzip: {error}.") from None
+        raise FormatError(f"the eStargz table of contents is no valid gzip: {error}") from None
     entry = next(tar.walk(BlockReader.over(plain)), None)
     if entry is None or entry.path != TABLE_PATH or entry.kind != tar.REGULAR:
-        raise FormatError("The eStargz table of contents is not where the footer says.")
+        raise FormatError("the eStargz table of contents is not where the footer says")
     data = plain[entry.data_offset : entry.data_offset + entry.size]
     if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-        raise IntegrityError("The eStargz table of contents is not the one in the manifest.")
+        raise IntegrityError("the eStargz table of contents is not the one in the manifest")
     files = [_file(first, others) for first, others in group_chunks(parse_entries(data))]
     itself = TocMember(entry, data, offset, entry.data_offset)
     return LayerToc("gzip", files, offset, itself)
@@ -86,5 +86,5 @@ def parse_toc(stored: bytes, offset: int, digest: str) -> LayerToc:
 def _file(first: JsonEntry, others: list[JsonEntry]) -> TocFile:
     entry = tar_entry(first)
     if entry.path == TABLE_PATH:
-        raise FormatError("The eStargz table of contents lists itself.")
+        raise FormatError("the eStargz table of contents lists itself")
     return TocFile(entry, file_parts(entry.size, first, others))

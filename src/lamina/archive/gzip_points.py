@@ -13,7 +13,7 @@ from typing import Self
 
 from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import WINDOW_BYTES, AccessPoint, PointMap
-from lamina.archive.sparse_window import LOOKAHEAD_BYTES, WindowThinner
+from lamina.archive.window_pruning import LOOKAHEAD_BYTES, WindowPruner
 from lamina.errors import FormatError
 
 OUTPUT_BYTES = 256 << 10
@@ -45,18 +45,23 @@ class GzipPoints:
     """A gzip stream that is read once, from its begin to its end.
 
     ``read_input()`` returns the next compressed bytes, b"" at the end.  :attr:`map` grows while it
-    is read.
+    is read.  Windows are packed by ``pack_window`` once it is known what is needed of them, if it
+    is given; those of points that lie close together are left as they are.
     """
 
     compression = "gzip"
 
     def __init__(
-        self, read_input: Callable[[], bytes], spacing_bytes: int = DEFAULT_SPACING_BYTES
+        self,
+        read_input: Callable[[], bytes],
+        spacing_bytes: int = DEFAULT_SPACING_BYTES,
+        pack_window: Callable[[bytes], tuple[bytes, int]] | None = None,
     ) -> None:
+        self._pack_window = pack_window
         self.map = PointMap()
         self._read_input = read_input
         self._spacing = spacing_bytes
-        self._thinner = WindowThinner()
+        self._thinner = WindowPruner()
         self._stream = libz.new_inflate()
         self._inflate = libz.load_library().inflate
         self._reference = ctypes.byref(self._stream)
@@ -107,8 +112,8 @@ class GzipPoints:
                 return False
             if not stream.avail_in and not self._refill():
                 raise FormatError(
-                    "The layer ends in the middle of its gzip data.",
-                    hint="The layer is truncated; fetch it again.",
+                    "the layer ends in the middle of its gzip data",
+                    hint="the layer is truncated; fetch it again",
                 )
             self._step()
         # Inflate stops after the input that this output needs, and no more than a byte.
@@ -129,8 +134,8 @@ class GzipPoints:
         self._out += before - stream.avail_out
         if self._out == self._member_out and self.in_offset - self._member_in > MAX_HEADER_BYTES:
             raise FormatError(
-                f"The layer is not valid gzip: a header of more than {MAX_HEADER_BYTES} bytes.",
-                hint="The layer is damaged; fetch it again.",
+                f"the layer is not valid gzip: a header of more than {MAX_HEADER_BYTES} bytes",
+                hint="the layer is damaged; fetch it again",
             )
         if code == libz.Z_STREAM_END:
             self.map.add(self.in_offset, self._out)
@@ -138,8 +143,8 @@ class GzipPoints:
         elif code != libz.Z_OK and (code != libz.Z_BUF_ERROR or stream.avail_in == had):
             message = (stream.msg or b"").decode("ascii", "replace")
             raise FormatError(
-                f"The layer is not valid gzip: {message or code}.",
-                hint="The layer is damaged; fetch it again.",
+                f"the layer is not valid gzip: {message or code}",
+                hint="the layer is damaged; fetch it again",
             )
         elif at_blocks and stream.data_type & libz.AT_BLOCK_END:
             self._boundary(stream.data_type)
@@ -165,9 +170,11 @@ class GzipPoints:
         size = min(WINDOW_BYTES, self._out - self._member_out)
         window = self._before + self._buffer[max(end - WINDOW_BYTES, 0) : end]
         window = window[len(window) - size :]
-        points.append(AccessPoint(here, self._out, bits, byte, window))
+        self.map.add_point(AccessPoint(here, self._out, bits, byte, window))
         self._near_in = here + self._spacing - MAX_STOP_INPUT_BYTES
         self._near_out = self._out + MAX_OUTPUT_SPACING_BYTES - STOP_BYTES
+        # What is still to come for the point before would be taken for this one's.
+        self._following = None
         if window:
             start = here - self._input_start
             self._following = self._input[start : start + LOOKAHEAD_BYTES]
@@ -191,10 +198,10 @@ class GzipPoints:
         rest = self._skip_padding() if self._members else self._peek()
         if not rest:
             if not self._members:
-                raise FormatError("The layer ends before its gzip data.")
+                raise FormatError("the layer ends before its gzip data")
             return False
         if rest[:2] != GZIP_MAGIC:
-            raise FormatError("The layer has bytes after its last gzip member that are not gzip.")
+            raise FormatError("the layer has bytes after its last gzip member that are not gzip")
         libz.load_library().reset(self._reference)
         self._members += 1
         self._member_in, self._member_out = self.in_offset, self._out
@@ -206,8 +213,11 @@ class GzipPoints:
         if self._following is None or (len(self._following) < LOOKAHEAD_BYTES and not at_end):
             return
         point = self.map.points[-1]
-        window = self._thinner.sparse_window(point.window, self._following, point.bits, point.byte)
-        self.map.points[-1] = point._replace(window=window)
+        window = self._thinner.pruned(point.window, self._following, point.bits, point.byte)
+        point = point._replace(window=window)
+        if self._pack_window is not None:
+            point = point.with_packed(self._pack_window)
+        self.map.points[-1] = point
         self._following = None
 
     def _peek(self) -> bytes:

@@ -113,15 +113,15 @@ class LayerToc(NamedTuple):
 def parse_entries(data: bytes) -> list[JsonEntry]:
     """Parse the JSON of a table.  Raises FormatError if it is malformed or too large."""
     if len(data) > MAX_TOC_BYTES or data.count(b"{") > MAX_TOC_OBJECTS:
-        raise FormatError(f"The table of contents of {len(data)} bytes is too large.")
+        raise FormatError(f"the table of contents of {len(data)} bytes is too large")
     try:
         document = msgspec.json.decode(data, type=_Document)
     except RecursionError:
-        raise FormatError("The table of contents is nested too deeply.") from None
+        raise FormatError("the table of contents is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeError) as error:
-        raise FormatError(f"The table of contents is malformed: {error}.") from None
+        raise FormatError(f"the table of contents is malformed: {error}") from None
     if document.version != 1:
-        raise FormatError(f"The table of contents has version {document.version}, not 1.")
+        raise FormatError(f"the table of contents has version {document.version}, not 1")
     return document.entries
 
 
@@ -195,7 +195,7 @@ def file_parts(size_bytes: int, first: JsonEntry, others: list[JsonEntry]) -> li
 
 
 def _incomplete(entry: JsonEntry, size_bytes: int) -> FormatError:
-    return FormatError(f"The chunks of {entry.name[:200]!r} do not make up its {size_bytes} bytes.")
+    return FormatError(f"the chunks of {entry.name[:200]!r} do not make up its {size_bytes} bytes")
 
 
 def sha256_of(entry: JsonEntry, text: str) -> bytes:
@@ -219,4 +219,4 @@ def _time(entry: JsonEntry) -> tuple[int, int]:
 
 
 def _bad(entry: JsonEntry, what: str) -> FormatError:
-    return FormatError(f"The table of contents is unusable: {entry.name[:200]!r} {what}.")
+    return FormatError(f"the table of contents is unusable: {entry.name[:200]!r} {what}")

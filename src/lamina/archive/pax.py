@@ -56,7 +56,7 @@ def parse_number(records: dict[bytes, bytes], keyword: bytes) -> int | None:
     if not text:
         return None
     if not text.isdigit() or len(text) > 20:
-        raise FormatError(f"The pax record {keyword.decode()} is {text[:40]!r}, not a number.")
+        raise FormatError(f"the pax record {keyword.decode()} is {text[:40]!r}, not a number")
     return int(text)
 
 
@@ -68,11 +68,11 @@ def parse_time(text: bytes) -> tuple[int, int]:
     negative = whole.startswith(b"-")
     digits = whole.removeprefix(b"-")
     if not (digits or fraction) or not (digits + fraction).isdigit() or len(digits) > 20:
-        raise FormatError(f"The pax time {text[:40]!r} is not a decimal number.")
+        raise FormatError(f"the pax time {text[:40]!r} is not a decimal number")
     seconds = int(digits or b"0")
     nanoseconds = int(fraction[:NANOSECOND_DIGITS].ljust(NANOSECOND_DIGITS, b"0"))
     if seconds > MAX_SECONDS:
-        raise FormatError(f"The pax time {text[:40]!r} is out of range.")
+        raise FormatError(f"the pax time {text[:40]!r} is out of range")
     if not negative:
         return seconds, nanoseconds
     lost = bool(fraction[NANOSECOND_DIGITS:].strip(b"0"))
@@ -103,8 +103,8 @@ def _decode_libarchive(keyword: bytes, value: bytes) -> tuple[bytes, bytes]:
     try:
         return name, base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except binascii.Error as error:
-        raise FormatError(f"The pax record {keyword[:80]!r} is not base64.") from error
+        raise FormatError(f"the pax record {keyword[:80]!r} is not base64") from error
 
 
 def _malformed(offset: int, why: str) -> FormatError:
-    return FormatError(f"The pax record at offset {offset} is malformed: {why}.")
+    return FormatError(f"the pax record at offset {offset} is malformed: {why}")

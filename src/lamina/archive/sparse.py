@@ -51,7 +51,7 @@ class SparseFile(NamedTuple):
 
 
 def is_sparse(flag: bytes, records: dict[bytes, bytes]) -> bool:
-    """Whether a header, with its records, is that of a sparse file in any form."""
+    """Tell whether a header, with its records, is that of a sparse file in any form."""
     return flag == OLD_FLAG or any(keyword.startswith(PREFIX) for keyword in records)
 
 
@@ -59,8 +59,8 @@ def sparse_error(path: bytes) -> UnsupportedError:
     """Return the error where a sparse file cannot be read, because its data is in no one piece."""
     return UnsupportedError(
         f"{path.decode('utf-8', 'replace')} is stored as a GNU sparse file, "
-        "whose content is not in one piece.",
-        hint="Convert the image (lamina convert), or make the layer without tar's --sparse option.",
+        "whose content is not in one piece",
+        hint="convert the image (lamina convert), or make the layer without tar's --sparse option",
     )
 
 
@@ -76,7 +76,7 @@ def read_old_map(header: bytes, reader: BlockReader, number: Callable[[bytes], i
         block = reader.take(BLOCK)
         map_bytes += BLOCK
         if len(block) < BLOCK or map_bytes > MAX_MAP_BYTES:
-            raise FormatError("The map of a sparse file is too long, or the archive ends in it.")
+            raise FormatError("the map of a sparse file is too long, or the archive ends in it")
         numbers += _fields(block, *_MORE_PAIRS, number)
         is_extended = block[_MORE_IS_EXTENDED]
     return SparseFile(size, _segments(numbers))
@@ -103,11 +103,11 @@ def read_pax_map(records: dict[bytes, bytes], reader: BlockReader, stored: int) 
         size = other
     version = records.get(PREFIX + b"major", b"0"), records.get(PREFIX + b"minor", b"0")
     if size is None:
-        raise FormatError("The header of a sparse file does not tell its size.")
+        raise FormatError("the header of a sparse file does not tell its size")
     if version == (b"1", b"0"):
         return SparseFile(size, _segments(_leading_map(reader, stored)))
     if version not in ((b"0", b"0"), (b"0", b"1")):
-        raise UnsupportedError("A sparse file has a map of an unknown version.")
+        raise UnsupportedError("a sparse file has a map of an unknown version")
     text = records.get(PREFIX + b"map", b"")
     numbers = [_number(word) for word in text.split(b",")] if text else []
     count = parse_number(records, PREFIX + b"numblocks")
@@ -157,4 +157,4 @@ def check(file: SparseFile, stored: int) -> None:
 
 
 def _malformed() -> FormatError:
-    return FormatError("The map of a sparse file in the archive is malformed.")
+    return FormatError("the map of a sparse file in the archive is malformed")

@@ -119,7 +119,7 @@ class _GzipDecoder:
         except gzip.BadGzipFile as error:
             if self._is_begun and str(error).startswith("Not a gzipped file"):
                 raise FormatError(
-                    "The layer has bytes after its last gzip member that are not gzip."
+                    "the layer has bytes after its last gzip member that are not gzip"
                 ) from None
             raise _not_gzip(error) from error
         except (self._error, OverflowError) as error:
@@ -131,7 +131,7 @@ class _GzipDecoder:
 
 def _not_gzip(error: Exception) -> FormatError:
     return FormatError(
-        f"The layer is not valid gzip: {error}.", hint="The layer is damaged; fetch it again."
+        f"the layer is not valid gzip: {error}", hint="the layer is damaged; fetch it again"
     )
 
 
@@ -181,8 +181,8 @@ class _ZstdDecoder:
             plain: bytes = self._engine.decompress(data[:length])
         except self._error as error:
             raise FormatError(
-                f"The layer is not valid zstd: {error}.",
-                hint="The layer is damaged; fetch it again.",
+                f"the layer is not valid zstd: {error}",
+                hint="the layer is damaged; fetch it again",
             ) from error
         if cursor.finished:
             self._cursor = None
@@ -204,7 +204,7 @@ class _ZstdDecoder:
                 return True
             if len(magic) < 4 or not zstd_frames.is_skippable(magic):
                 raise FormatError(
-                    "The layer has bytes between or after its zstd frames that are not zstd."
+                    "the layer has bytes between or after its zstd frames that are not zstd"
                 )
             self._skip_frame()
 
@@ -230,8 +230,8 @@ class _ZstdDecoder:
 
 def _truncated(what: str) -> FormatError:
     return FormatError(
-        f"The layer ends in the middle of its {what} data.",
-        hint="The layer is truncated; fetch it again.",
+        f"the layer ends in the middle of its {what} data",
+        hint="the layer is truncated; fetch it again",
     )
 
 
@@ -247,7 +247,7 @@ class LayerStream(io.RawIOBase):
         self._total = 0
 
     def readable(self) -> bool:
-        """Always true."""
+        """Tell that it can be read (:class:`io.RawIOBase`)."""
         return True
 
     def read(self, size: int = -1, /) -> bytes:
@@ -262,8 +262,8 @@ class LayerStream(io.RawIOBase):
         self._total += len(data)
         if self._total > self._max_bytes:
             raise FormatError(
-                f"The layer decompresses to more than the allowed {self._max_bytes} bytes.",
-                hint="If it is really that large, raise the limit; else it is a bomb.",
+                f"the layer decompresses to more than the allowed {self._max_bytes} bytes",
+                hint="if it is really that large, raise the limit; else it is a bomb",
             )
         return data
 
@@ -302,8 +302,8 @@ def check_media_type(media_type: str) -> None:
         return
     if base.endswith("+encrypted"):
         raise UnsupportedError(
-            f"The layer is encrypted (media type {base}).", hint="Decrypt the image first."
+            f"the layer is encrypted (media type {base})", hint="decrypt the image first"
         )
     stem = base.partition("+")[0]
     if not stem.endswith((".tar", ".tar.gzip", ".tar.zstd", ".diff.tar")):
-        raise UnsupportedError(f"The layer is no tar archive (media type {base or 'missing'}).")
+        raise UnsupportedError(f"the layer is no tar archive (media type {base or 'missing'})")

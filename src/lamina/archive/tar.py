@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from lamina.archive import pax, sparse
 from lamina.archive.blocks import BlockReader
-from lamina.archive.tar_header import octal, verify_first
+from lamina.archive.tar_header import octal, usual_number, verify_first
 from lamina.errors import FormatError, UnsupportedError
 
 BLOCK = 512
@@ -116,7 +116,7 @@ def walk(reader: BlockReader, *, with_sparse: bool = False) -> Iterator[Entry]:
         if len(header) < BLOCK or header == ZERO_BLOCK:
             _check_end(reader, header, offset)
             if extensions.pending:
-                raise FormatError("The archive ends after an extended header, before its entry.")
+                raise FormatError("the archive ends after an extended header, before its entry")
             return
         fields = HEADER.unpack(header)
         verify_first(header, fields[6], offset)
@@ -128,10 +128,12 @@ def walk(reader: BlockReader, *, with_sparse: bool = False) -> Iterator[Entry]:
         stored, end = entry.size, entry.data_offset + entry.size
         if flag == sparse.OLD_FLAG or extensions.records:
             entry, end = _with_segments(entry, header, extensions.records, reader, with_sparse)
-        extensions.clear()
+        if extensions.pending:
+            extensions.clear()
         yield entry
-        reader.skip(end - reader.offset)
-        reader.skip_padding(-stored % BLOCK)
+        reader.skip_to(end)
+        if stored % BLOCK:
+            reader.skip_padding(-stored % BLOCK)
 
 
 def _with_segments(
@@ -144,7 +146,7 @@ def _with_segments(
     if not wanted:
         raise sparse.sparse_error(entry.path)
     if entry.kind != REGULAR:
-        raise FormatError("An entry of the archive is sparse and no file.")
+        raise FormatError("an entry of the archive is sparse and no file")
     begin = entry.data_offset
     if flag == sparse.OLD_FLAG:
         file = sparse.read_old_map(header, reader, lambda field: octal(field, "map", begin - BLOCK))
@@ -161,15 +163,15 @@ def _check_end(reader: BlockReader, header: bytes, offset: int) -> None:
     if 0 < len(header) < BLOCK:
         if not offset:
             raise FormatError(
-                "The archive ends inside its first header: it is no tar archive, or hardly the "
-                "beginning of one."
+                "the archive ends inside its first header: it is no tar archive, or hardly the "
+                "beginning of one"
             )
         raise FormatError(
-            f"The archive ends inside a header, at offset {offset}.",
-            hint="The layer is truncated or damaged; fetch it again.",
+            f"the archive ends inside a header, at offset {offset}",
+            hint="the layer is truncated or damaged; fetch it again",
         )
     if header and reader.take(BLOCK).strip(b"\0"):
-        raise FormatError(f"A lone zero block at offset {offset} is followed by more data.")
+        raise FormatError(f"a lone zero block at offset {offset} is followed by more data")
 
 
 def _read_extension(
@@ -177,9 +179,9 @@ def _read_extension(
 ) -> None:
     size = octal(fields[4], "size", offset)
     if flag == b"N":
-        raise UnsupportedError(f"The tar entry at offset {offset} is in an old GNU long name form.")
+        raise UnsupportedError(f"the tar entry at offset {offset} is in an old GNU long name form")
     if not 0 <= size <= MAX_EXTENSION_BYTES:
-        raise FormatError(f"The extended tar header at offset {offset} claims {size} bytes.")
+        raise FormatError(f"the extended tar header at offset {offset} claims {size} bytes")
     data = b"".join(reader.pieces(size))
     reader.skip(-size % BLOCK)
     if flag == b"L":
@@ -191,22 +193,43 @@ def _read_extension(
 
 
 def _bounded(records: dict[bytes, bytes], offset: int) -> dict[bytes, bytes]:
-    """One header is not too large, but there may be any number of them before an entry."""
+    """Bound what the headers before one entry may take together; one is not too large by itself."""
     size = sum(map(len, records)) + sum(map(len, records.values()))
     if size > MAX_EXTENSION_BYTES or len(records) > MAX_RECORDS:
-        raise FormatError(
-            f"The extended tar headers before offset {offset} are too large together."
-        )
+        raise FormatError(f"the extended tar headers before offset {offset} are too large together")
     return records
 
 
 def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> Entry:
-    records = extensions.records
     raw_path = _raw_path(fields, extensions)
     kind = _kind(fields[7], raw_path, offset)
-    uid, gid = octal(fields[2], "uid", offset), octal(fields[3], "gid", offset)
-    size = octal(fields[4], "size", offset)
-    mtime, mtime_ns = octal(fields[5], "mtime", offset), 0
+    mode, uid, gid, size, mtime = _numbers(fields, offset)
+    if kind in (REGULAR, DIRECTORY) and extensions.records is NO_RECORDS:
+        path = _normalise(raw_path)
+        entry = Entry(
+            path, kind, mode, uid, gid, mtime, 0, size if kind == REGULAR else 0, b"", 0, 0,
+            NO_RECORDS, offset + BLOCK,
+        )  # fmt: skip
+        # The common case by one condition; what else can be wrong is worked out where it fails.
+        if not (
+            0 <= uid <= MAX_ID
+            and 0 <= gid <= MAX_ID
+            and 0 <= size <= MAX_FILE_BYTES
+            and -MAX_SECONDS <= mtime <= MAX_SECONDS
+            and 0 < len(path) <= MAX_NAME_BYTES
+            and b"\0" not in path
+        ):
+            _check_ranges(entry, size)
+        return entry
+    return _full_entry(fields, extensions, raw_path, kind, offset)
+
+
+def _full_entry(
+    fields: tuple[bytes, ...], extensions: _Extensions, raw_path: bytes, kind: int, offset: int
+) -> Entry:
+    records = extensions.records
+    mode, uid, gid, size, mtime = _numbers(fields, offset)
+    mtime_ns = 0
     link = extensions.link if extensions.link is not None else fields[8].partition(b"\0")[0]
     xattrs = NO_RECORDS
     if records:
@@ -223,7 +246,7 @@ def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> E
     entry = Entry(
         _normalise(raw_path),
         kind,
-        octal(fields[1], "mode", offset) & 0o7777,
+        mode,
         uid,
         gid,
         mtime,
@@ -237,6 +260,23 @@ def _entry(fields: tuple[bytes, ...], extensions: _Extensions, offset: int) -> E
     )
     _check_ranges(entry, size)
     return entry._replace(link=_normalise(link)) if kind == HARD_LINK else entry
+
+
+def _numbers(fields: tuple[bytes, ...], offset: int) -> tuple[int, int, int, int, int]:
+    """Return mode, uid, gid, size and mtime."""
+    size = octal(fields[4], "size", offset)
+    try:
+        return (
+            usual_number(fields[1]) & 0o7777,
+            usual_number(fields[2]),
+            usual_number(fields[3]),
+            size,
+            usual_number(fields[5]),
+        )
+    except ValueError:
+        for number, what in ((2, "uid"), (3, "gid"), (5, "mtime"), (1, "mode")):
+            octal(fields[number], what, offset)
+        raise
 
 
 def _either(value: int | None, otherwise: int) -> int:
@@ -263,8 +303,8 @@ def _kind(flag: bytes, path: bytes, offset: int) -> int:
     if flag in (CONTIGUOUS, sparse.OLD_FLAG):
         return REGULAR
     raise UnsupportedError(
-        f"The tar entry {path.decode('utf-8', 'replace')!r} at offset {offset} is of type "
-        f"{flag!r}, which container layers do not have."
+        f"the tar entry {path.decode('utf-8', 'replace')!r} at offset {offset} is of type "
+        f"{flag!r}, which container layers do not have"
     )
 
 
@@ -290,8 +330,8 @@ def _normalise(path: bytes) -> bytes:
 
 def _upwards(path: bytes) -> FormatError:
     return FormatError(
-        f"The path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards.",
-        hint="No well-made layer has such paths; do not trust this one.",
+        f"the path {path[:200].decode('utf-8', 'replace')!r} in the archive leads upwards",
+        hint="no well-made layer has such paths; do not trust this one",
     )
 
 
@@ -305,17 +345,6 @@ def checked(entry: Entry) -> Entry:
 
 
 def _check_ranges(entry: Entry, size: int) -> None:
-    """One condition for the common case; the reasons are worked out only where it fails."""
-    if (
-        0 <= entry.uid <= MAX_ID
-        and 0 <= entry.gid <= MAX_ID
-        and 0 <= size <= MAX_FILE_BYTES
-        and -MAX_SECONDS <= entry.mtime <= MAX_SECONDS
-        and len(entry.path) <= MAX_NAME_BYTES
-        and b"\0" not in entry.path
-        and (entry.kind in (REGULAR, DIRECTORY) and not entry.xattrs and entry.path)
-    ):
-        return
     shown = entry.path[:200].decode("utf-8", "replace")
     for value, limit, what in (
         (entry.uid, MAX_ID, "user id"),
@@ -330,7 +359,7 @@ def _check_ranges(entry: Entry, size: int) -> None:
     ):
         if not 0 <= value <= limit:
             raise FormatError(
-                f"The entry {shown!r} in the archive has an impossible {what}: {value}."
+                f"the entry {shown!r} in the archive has an impossible {what}: {value}"
             )
     _check_texts(entry, shown)
 
@@ -338,13 +367,13 @@ def _check_ranges(entry: Entry, size: int) -> None:
 def _check_texts(entry: Entry, shown: str) -> None:
     if b"\0" in entry.path or b"\0" in entry.link:
         raise FormatError(
-            f"The entry {shown!r} in the archive has a zero byte in its name or target."
+            f"the entry {shown!r} in the archive has a zero byte in its name or target"
         )
     if entry.kind == SYMLINK and not entry.link:
-        raise FormatError(f"The symbolic link {shown!r} in the archive has no target.")
+        raise FormatError(f"the symbolic link {shown!r} in the archive has no target")
     if not entry.path and entry.kind != DIRECTORY:
         raise FormatError(
-            "An entry in the archive would replace the root of the tree by something else."
+            "an entry in the archive would replace the root of the tree by something else"
         )
     for name, value in entry.xattrs.items():
         if (
@@ -353,6 +382,6 @@ def _check_texts(entry: Entry, shown: str) -> None:
             or b"\0" in name
         ):
             raise FormatError(
-                f"The entry {shown!r} in the archive has an impossible extended attribute, "
-                f"{name[:80]!r}."
+                f"the entry {shown!r} in the archive has an impossible extended attribute, "
+                f"{name[:80]!r}"
             )

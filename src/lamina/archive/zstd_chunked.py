@@ -45,12 +45,12 @@ def toc_place(position: str, layer_bytes: int) -> tuple[int, int, int]:
     """
     match = POSITION.fullmatch(position)
     if match is None:
-        raise FormatError(f"The position {position[:80]!r} of a zstd:chunked table is malformed.")
+        raise FormatError(f"the position {position[:80]!r} of a zstd:chunked table is malformed")
     return _checked_place(int(match[1]), int(match[2]), int(match[3]), layer_bytes)
 
 
 def is_footer(end: bytes) -> bool:
-    """Whether the last bytes of a layer are a footer of zstd:chunked in stargz's form."""
+    """Tell whether the last bytes of a layer are a footer of zstd:chunked in stargz's form."""
     return len(end) >= FOOTER.size and end.endswith(FOOTER_MAGIC)
 
 
@@ -58,7 +58,7 @@ def footer_place(end: bytes, layer_bytes: int) -> tuple[int, int, int]:
     """Return what :func:`toc_place` does, from the last bytes of a layer."""
     offset, size, plain_size, kind, _ = FOOTER.unpack(end[-FOOTER.size :])
     if kind != 1:
-        raise FormatError(f"The footer of a zstd:chunked layer is of the unknown type {kind}.")
+        raise FormatError(f"the footer of a zstd:chunked layer is of the unknown type {kind}")
     return _checked_place(offset, size, plain_size, layer_bytes)
 
 
@@ -67,7 +67,7 @@ def _checked_place(
 ) -> tuple[int, int, int]:
     fits = FRAME_HEADER_BYTES < offset < offset + size <= layer_bytes
     if not fits or max(size, plain_size) > MAX_TOC_BYTES:
-        raise FormatError(f"A zstd:chunked table cannot be {size} bytes at {offset}.")
+        raise FormatError(f"a zstd:chunked table cannot be {size} bytes at {offset}")
     return offset, size, plain_size
 
 
@@ -91,7 +91,7 @@ def parse_toc(
 
 def _verify(data: bytes, digest: str) -> None:
     if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-        raise IntegrityError("The zstd:chunked table of contents is not the one in the manifest.")
+        raise IntegrityError("the zstd:chunked table of contents is not the one in the manifest")
 
 
 def _file(first: JsonEntry, others: list[JsonEntry]) -> TocFile:
@@ -101,5 +101,5 @@ def _file(first: JsonEntry, others: list[JsonEntry]) -> TocFile:
     if not first.end_offset and first.offset:
         return TocFile(entry, file_parts(entry.size, first, others))
     if first.end_offset <= first.offset:
-        raise FormatError(f"The table of contents gives {first.name[:200]!r} no place.")
+        raise FormatError(f"the table of contents gives {first.name[:200]!r} no place")
     return TocFile(entry, [TocChunk(first.offset, 0, entry.size, sha256_of(first, first.digest))])

@@ -24,7 +24,7 @@ RLE_BLOCK, RESERVED_BLOCK = 1, 3
 
 
 def is_skippable(magic: bytes) -> bool:
-    """Whether four bytes open a skippable frame."""
+    """Tell whether four bytes open a skippable frame."""
     return SKIPPABLE_FIRST <= int.from_bytes(magic, "little") <= SKIPPABLE_LAST
 
 
@@ -81,7 +81,7 @@ class FrameCursor:
     def _open_block(self, header: int) -> None:
         kind, size = header >> 1 & 3, header >> 3
         if kind == RESERVED_BLOCK or size > MAX_BLOCK_BYTES:
-            raise FormatError("The zstd stream has a block of an unknown kind or impossible size.")
+            raise FormatError("the zstd stream has a block of an unknown kind or impossible size")
         self._pending = 3 + (1 if kind == RLE_BLOCK else size)
         if header & 1:
             self._in_blocks = False

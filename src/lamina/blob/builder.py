@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator
-from itertools import accumulate, repeat
+from collections.abc import Iterator
+from itertools import accumulate, islice
 from typing import NamedTuple
 
 from lamina.blob.layout import (
@@ -66,23 +66,23 @@ class BlobColumns(NamedTuple):
     def check(self) -> None:
         """Raise FormatError if the columns contradict each other or do not fit in a table."""
         if sum(self.piece_counts) != len(self.chunk_sizes) or 0 in self.piece_counts:
-            raise FormatError("The pieces of the blob do not hold its chunks.")
+            raise FormatError("the pieces of the blob do not hold its chunks")
         if len(self.piece_counts) != len(self.piece_sizes) or 0 in self.piece_sizes:
-            raise FormatError("A piece of the blob has no stored size.")
+            raise FormatError("a piece of the blob has no stored size")
         if len(self.chunk_sizes) >= MAX_CHUNKS_PER_BLOB:
             raise FormatError(
-                f"A blob of {len(self.chunk_sizes)} chunks; at most {MAX_CHUNKS_PER_BLOB - 1} fit.",
-                hint="Choose a larger chunk size.",
+                f"a blob of {len(self.chunk_sizes)} chunks; at most {MAX_CHUNKS_PER_BLOB - 1} fit",
+                hint="choose a larger chunk size",
             )
         if self.chunk_sizes and not 0 < min(self.chunk_sizes) <= max(self.chunk_sizes) <= (
             MAX_CHUNK_SIZE
         ):
-            raise FormatError("A chunk of the blob is empty or larger than 16 MiB.")
+            raise FormatError("a chunk of the blob is empty or larger than 16 MiB")
         limit = MAX_STORED_SIZE_V2 if self.has_batches else MAX_CHUNK_SIZE
         if self.piece_sizes and max(self.piece_sizes) > limit:
             raise FormatError(
-                f"A piece takes {max(self.piece_sizes)} bytes; at most {limit} can be recorded.",
-                hint="Choose a smaller chunk size, or no packs.",
+                f"a piece takes {max(self.piece_sizes)} bytes; at most {limit} can be recorded",
+                hint="choose a smaller chunk size, or no packs",
             )
 
 
@@ -95,14 +95,13 @@ class EncodedTable(NamedTuple):
 
 
 def encode_table(columns: BlobColumns, features: int, ci_offset: int) -> EncodedTable:
-    """Return the chunk table of a blob, which will lie at ``ci_offset`` of the blob file.
+    """Return the chunk table of a blob, which will lie at *ci_offset* of the blob file.
 
-    ``features`` are the feature bits of the blob, without those of the table's own form, which are
+    *features* are the feature bits of the blob, without those of the table's own form, which are
     added.  The table is compressed with zstd whatever the chunks are compressed with, because a
     table of contents cannot name lz4 (RAFS v6 §2.7); it is kept plain if that does not shrink it.
 
-    Raises:
-        FormatError: see :meth:`BlobColumns.check`.
+    Raises FormatError: see :meth:`BlobColumns.check`.
     """
     columns.check()
     if columns.has_batches:
@@ -129,71 +128,82 @@ def encode_table(columns: BlobColumns, features: int, ci_offset: int) -> Encoded
     return EncodedTable(payload, stored, header)
 
 
-def encode_chunk_entries(columns: BlobColumns, digests: bytes, blob_index: int) -> bytes:
+def encode_chunk_entries(
+    columns: BlobColumns, digests: bytes | bytearray, blob_index: int
+) -> bytearray:
     """Return the 80-byte entries of all chunks of a blob for the bootstrap (RAFS v6 §1.9).
 
-    ``digests`` has 32 bytes a chunk, in chunk order.
+    *digests* has 32 bytes a chunk, in chunk order.
     """
     if len(digests) != DIGEST_SIZE * len(columns.chunk_sizes):
-        raise FormatError("There is not one digest for every chunk of the blob.")
-    pack = CHUNK_ENTRY.pack
-    rows = zip(
-        range(len(columns.chunk_sizes)),
-        columns.chunk_sizes,
-        _addresses(columns),
-        _entry_places(columns),
-        strict=False,
-    )
-    return b"".join(
-        [
-            pack(
-                digests[index * DIGEST_SIZE : (index + 1) * DIGEST_SIZE],
-                blob_index,
-                flags,
-                stored_size,
-                size,
-                offset,
-                address,
-                0,
-                index,
-                0,
-            )
-            for index, size, address, (flags, stored_size, offset) in rows
-        ]
-    )
+        raise FormatError("there is not one digest for every chunk of the blob")
+    flags, sizes, offsets = _entry_places(columns)
+    if blob_index:
+        flags = array("Q", map(blob_index.__or__, flags))
+    addresses = array("Q", islice(_addresses(columns), len(columns.chunk_sizes)))
+    return entries_of_columns(digests, flags, sizes, offsets, addresses)
+
+
+def entries_of_columns(
+    digests: bytes | bytearray,
+    flags: array[int],
+    sizes: array[int],
+    offsets: array[int],
+    addresses: array[int],
+) -> bytearray:
+    """Return chunk entries (RAFS v6 §1.9): of each blob index | flags << 32, stored size | size <<
+    32, offset and address; the columns are used up.
+    """
+    entries = bytearray(CHUNK_ENTRY.size * len(sizes))
+    step, first = CHUNK_ENTRY.size // 8, DIGEST_SIZE // 8
+    indexes = array("Q", range(len(sizes)))
+    with memoryview(entries).cast("Q") as words, memoryview(digests).cast("Q") as digest_words:
+        for column in range(first):
+            words[column::step] = digest_words[column::first]
+        # Between address and index is the offset in a file, 0.
+        for column, values in ((0, flags), (1, sizes), (2, offsets), (3, addresses), (5, indexes)):
+            if sys.byteorder == "big":
+                values.byteswap()
+            words[first + column :: step] = values
+    return entries
 
 
 def _addresses(columns: BlobColumns) -> Iterator[int]:
-    steps = [(size + BLOCK_SIZE - 1) & -BLOCK_SIZE for size in columns.chunk_sizes]
+    steps = ((size + BLOCK_SIZE - 1) & -BLOCK_SIZE for size in columns.chunk_sizes)
     return accumulate(steps, initial=0)
 
 
-def _entry_places(columns: BlobColumns) -> Iterator[tuple[int, int, int]]:
-    """Yield (flags, stored size, offset) of each chunk; all zero in a batch."""
+def _entry_places(columns: BlobColumns) -> tuple[array[int], array[int], array[int]]:
+    """Return of each chunk flags << 32, stored size | size << 32, and offset; what is stored of one
+    in a batch is zero.
+    """
+    sizes = array("Q", (size << 32 for size in columns.chunk_sizes))
+    flags, offsets = array("Q", bytes(8 * len(sizes))), array("Q", bytes(8 * len(sizes)))
     chunk = offset = 0
     for count, stored_size in zip(columns.piece_counts, columns.piece_sizes, strict=True):
         if count == 1:
-            raw = columns.chunk_sizes[chunk] == stored_size
-            yield 0 if raw else CHUNK_FLAG_COMPRESSED, stored_size, offset
-        else:
-            yield from repeat((0, 0, 0), count)
+            if columns.chunk_sizes[chunk] != stored_size:
+                flags[chunk] = CHUNK_FLAG_COMPRESSED << 32
+            sizes[chunk] |= stored_size
+            offsets[chunk] = offset
         chunk += count
         offset += stored_size
+    return flags, sizes, offsets
 
 
 def _v1_records(columns: BlobColumns) -> bytes:
-    words: list[int] = []
+    words = array("Q")
     offset = 0
     for size, address, stored_size in zip(
         columns.chunk_sizes, _addresses(columns), columns.piece_sizes, strict=False
     ):
-        words += pack_v1(address, size, offset, stored_size)
+        words.extend(pack_v1(address, size, offset, stored_size))
         offset += stored_size
     return _little_endian(words)
 
 
 def _v2_records(columns: BlobColumns) -> tuple[bytes, bytes]:
-    words: list[int] = []
+    words = array("Q")
     contexts: list[bytes] = []
     addresses = _addresses(columns)
     sizes = columns.chunk_sizes
@@ -201,16 +211,13 @@ def _v2_records(columns: BlobColumns) -> tuple[bytes, bytes]:
     for count, stored_size in zip(columns.piece_counts, columns.piece_sizes, strict=True):
         if count == 1:
             flags = 0 if sizes[chunk] == stored_size else CHUNK_COMPRESSED
-            words += (
-                next(addresses) >> 12 | (sizes[chunk] - 1) << 32 | flags << 56,
-                offset | stored_size << 40,
-                0,
-            )
+            first = next(addresses) >> 12 | (sizes[chunk] - 1) << 32 | flags << 56
+            words.extend((first, offset | stored_size << 40, 0))
         else:
             data = len(contexts) << 32
             raw_size = 0
             for size in sizes[chunk : chunk + count]:
-                words += (next(addresses) >> 12 | size - 1 << 32 | _BATCHED, offset, data)
+                words.extend((next(addresses) >> 12 | size - 1 << 32 | _BATCHED, offset, data))
                 data += size
                 raw_size += size
             contexts.append(BATCH_CONTEXT.pack(stored_size, raw_size))
@@ -222,8 +229,7 @@ def _v2_records(columns: BlobColumns) -> tuple[bytes, bytes]:
 _BATCHED = (CHUNK_COMPRESSED | CHUNK_BATCH) << 56
 
 
-def _little_endian(words: Iterable[int]) -> bytes:
-    values = array("Q", words)
+def _little_endian(words: array[int]) -> bytes:
     if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
+        words.byteswap()
+    return words.tobytes()

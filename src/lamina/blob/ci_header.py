@@ -8,6 +8,7 @@ from lamina.blob.layout import (
     CI_HEADER,
     CI_HEADER_SIZE,
     CI_MAGIC,
+    CONTEXT_SIZE,
     V1_RECORD_SIZE,
     V2_RECORD_SIZE,
     CiHeader,
@@ -23,13 +24,13 @@ MAX_TABLE_SIZE = 256 << 20
 
 
 def read_ci_header(buffer: Buffer, blob_id: str) -> CiHeader:
-    """Return the header of a chunk table in the first 4096 bytes of ``buffer``."""
+    """Return the header of a chunk table in the first 4096 bytes of *buffer*."""
     view = memoryview(buffer)
     if len(view) < CI_HEADER_SIZE:
-        raise FormatError(f"Chunk table of blob {blob_id}: its header is cut off.")
+        raise FormatError(f"chunk table of blob {blob_id}: its header is cut off")
     magic, *fields, magic_at_end = CI_HEADER.unpack_from(view)
     if magic != CI_MAGIC or magic_at_end != CI_MAGIC:
-        raise FormatError(f"Chunk table of blob {blob_id}: its header has no magic number.")
+        raise FormatError(f"chunk table of blob {blob_id}: its header has no magic number")
     return CiHeader._make(fields)
 
 
@@ -45,7 +46,7 @@ def entry_of(
 ) -> BlobEntry:
     """Return the blob table entry that says what the header of a blob's table says.
 
-    ``compressed_size`` is that of the blob, ``uncompressed_size`` that of its address space.
+    *compressed_size* is that of the blob, *uncompressed_size* that of its address space.
     """
     return BlobEntry(
         blob_id=blob_id,
@@ -77,27 +78,26 @@ def check_ci_header(header: CiHeader, entry: BlobEntry) -> None:
     for name, found, expected in pairs:
         if found != expected:
             raise FormatError(
-                f"Chunk table of blob {entry.blob_id}: {name} is {found} in its header, "
-                f"{expected} in the bootstrap."
+                f"chunk table of blob {entry.blob_id}: {name} is {found} in its header, "
+                f"{expected} in the bootstrap"
             )
 
 
 def checked_table_size(entry: BlobEntry) -> int:
     """Return the size of the plain table of a blob, at most :data:`MAX_TABLE_SIZE`.
 
-    Raises:
-        FormatError: it contradicts the number of chunks, or is too large.
-        UnsupportedError: the blob is encrypted with AES-XTS, or has no table.
+    Raises FormatError: it contradicts the number of chunks, or is too large; UnsupportedError: the
+    blob is encrypted with AES-XTS, or has no table.
     """
     if entry.features & BlobFeature.ENCRYPTED:
         raise encrypted_error(entry.blob_id)
     if entry.features & BlobFeature.TARFS:
-        raise UnsupportedError(f"Blob {entry.blob_id} is a plain tar without a chunk table.")
+        raise UnsupportedError(f"blob {entry.blob_id} is a plain tar without a chunk table")
     record_size = V2_RECORD_SIZE if entry.features & BlobFeature.CHUNK_INFO_V2 else V1_RECORD_SIZE
     size = entry.ci_uncompressed_size
     if not entry.chunk_count * record_size <= size <= MAX_TABLE_SIZE:
         raise FormatError(
-            f"Chunk table of blob {entry.blob_id}: {size} bytes for {entry.chunk_count} chunks."
+            f"chunk table of blob {entry.blob_id}: {size} bytes for {entry.chunk_count} chunks"
         )
     return size
 
@@ -105,6 +105,21 @@ def checked_table_size(entry: BlobEntry) -> int:
 def encrypted_error(blob_id: str) -> UnsupportedError:
     """Return the error for a blob that is encrypted in the way of Nydus."""
     return UnsupportedError(
-        f"Blob {blob_id} is encrypted with AES-XTS, its key lying in the open beside it.",
-        hint="Rebuild the image; such encryption protects nothing.",
+        f"blob {blob_id} is encrypted with AES-XTS, its key lying in the open beside it",
+        hint="rebuild the image; such encryption protects nothing",
     )
+
+
+def check_contexts(header: CiHeader, entry: BlobEntry, records_size: int) -> None:
+    """Raise FormatError unless the contexts lie in the table, behind *records_size* bytes."""
+    context_bytes = entry.ci_uncompressed_size - records_size
+    count = header.context_count
+    if header.context_offset != records_size or header.context_size > context_bytes:
+        problem = "its contexts lie outside the table"
+    elif count > entry.chunk_count:
+        problem = f"{count} contexts for {entry.chunk_count} chunks"
+    elif count * CONTEXT_SIZE > header.context_size:
+        problem = f"{count} contexts do not fit"
+    else:
+        return
+    raise FormatError(f"chunk table of blob {entry.blob_id}: {problem}")

@@ -26,14 +26,13 @@ def decode_piece(
     the bootstrap says: a chunk table from an untrusted source can neither change bytes nor move
     them.  Chunks that no file refers to have no digest, and are left out.
 
-    Raises:
-        IntegrityError: names the blob, the chunk and the offset where the promise is broken.
-        FetchError: the window that a split table lacks does not come; or what else fetching raises.
+    Raises IntegrityError: names the blob, the chunk and the offset where the promise is broken;
+    FetchError: the window that a split table lacks does not come; or what else fetching raises.
     """
     view = memoryview(stored).cast("B")
     if len(view) != piece.size:
         raise IntegrityError(
-            f"{_where(blob_id, piece, piece.first)}: {len(view)} bytes instead of {piece.size}."
+            f"{_where(blob_id, piece, piece.first)}: {len(view)} bytes instead of {piece.size}"
         )
     view = table.opened(piece, view)
     if piece.compressed:
@@ -67,7 +66,7 @@ def _decompress(table: ChunkTable, piece: Piece, view: memoryview) -> bytes:
     return inflate_span(view, context.bits, context.byte, window, piece.raw_size)
 
 
-_HINT = "The source delivered damaged or forged data; nothing of it was used."
+_HINT = "the source delivered damaged or forged data; nothing of it was used"
 
 
 def _verify(
@@ -92,4 +91,4 @@ def _verify(
 
 
 def _where(blob_id: str, piece: Piece, chunk: int) -> str:
-    return f"Blob {blob_id}, chunk {chunk}, {piece.size} bytes at offset {piece.offset}"
+    return f"blob {blob_id}, chunk {chunk}, {piece.size} bytes at offset {piece.offset}"

@@ -34,6 +34,7 @@ from lamina.erofs.layout import PLACEHOLDER_BLOB_ID, BlobEntry, BlobFeature, rou
 from lamina.errors import FormatError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
     from typing_extensions import Buffer
@@ -86,16 +87,21 @@ class BlobOptions:
 class FinishedBlob(NamedTuple):
     """A complete blob.
 
-    ``tail`` follows the chunk data; ``blob_id`` and ``size`` are of the whole file; ``entry``
-    describes the blob in a merged bootstrap, ``meta`` is its ``<blob id>.blob.meta`` file.  A blob
-    without chunks has no entry and no meta.
+    ``tail_parts`` follow the chunk data one after the other; ``blob_id`` and ``size`` are of the
+    whole file; ``entry`` describes the blob in a merged bootstrap, ``meta`` is its
+    ``<blob id>.blob.meta`` file.  A blob without chunks has no entry and no meta.
     """
 
-    tail: bytes
+    tail_parts: Sequence[bytes | bytearray]
     blob_id: str
     size: int
     entry: BlobEntry | None
     meta: bytes
+
+    @property
+    def tail(self) -> bytes:
+        """Return all that follows the chunk data."""
+        return b"".join(self.tail_parts)
 
 
 class BlobTail:
@@ -105,15 +111,14 @@ class BlobTail:
     32-byte digests of all chunks, only needed with ``inlined_digests``.  :attr:`entry` is what the
     bootstrap inside of the blob must say about the blob, None if it has no chunks.
 
-    Raises:
-        FormatError: the columns contradict each other (see :meth:`BlobColumns.check`).
+    Raises FormatError: the columns contradict each other (see :meth:`BlobColumns.check`).
     """
 
     def __init__(
         self, columns: BlobColumns, data_sha256: Sha256, options: BlobOptions, digests: bytes = b""
     ) -> None:
         self._sha256 = data_sha256.copy()
-        self._sections: list[bytes] = []
+        self._sections: list[bytes | bytearray] = []
         self._toc: list[TocEntry] = []
         self._position = columns.data_size
         self._table: EncodedTable | None = None
@@ -121,9 +126,9 @@ class BlobTail:
         if columns.chunk_sizes:
             self._add_chunks(columns, options, digests)
 
-    def finish(self, bootstrap: bytes) -> FinishedBlob:
-        """Return the blob with ``bootstrap``, the image of its own layer, in it; call it once."""
-        stored = compress(Compressor.ZSTD, bootstrap)
+    def finish(self, bootstrap: bytes | bytearray) -> FinishedBlob:
+        """Return the blob with *bootstrap*, the image of its own layer, in it; call it once."""
+        stored: bytes | bytearray = compress(Compressor.ZSTD, bootstrap)
         flags = TOC_ZSTD
         if len(stored) >= len(bootstrap):
             stored, flags = bootstrap, TOC_NONE
@@ -145,7 +150,7 @@ class BlobTail:
             )
             payload = self._table.payload
             meta = payload.ljust(round_up(len(payload), 4096), b"\0") + self._table.header.pack()
-        return FinishedBlob(b"".join(self._sections), blob_id, self._position, entry, meta)
+        return FinishedBlob(self._sections, blob_id, self._position, entry, meta)
 
     def _add_chunks(self, columns: BlobColumns, options: BlobOptions, digests: bytes) -> None:
         data_size = self._position
@@ -191,25 +196,26 @@ class BlobTail:
             uncompressed_size=columns.uncompressed_size,
         )
 
-    def _list(self, name: str, plain: bytes, place: tuple[int, int], flags: int) -> None:
+    def _list(
+        self, name: str, plain: bytes | bytearray, place: tuple[int, int], flags: int
+    ) -> None:
         digest = hashlib.sha256(plain).digest()
         self._toc.append(TocEntry(name, flags, digest, *place, len(plain)))
 
-    def _append(self, name: str, data: bytes) -> None:
+    def _append(self, name: str, data: bytes | bytearray) -> None:
         self._write(data)
         self._write(tar_header(name, len(data)))
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | bytearray) -> None:
         self._sections.append(data)
         self._sha256.update(data)
         self._position += len(data)
 
 
 def read_sections(read_at: ReadAt, blob_size: int) -> dict[str, Section]:
-    """Return the sections of a blob of ``blob_size`` bytes by name; empty if it has no tar headers.
+    """Return the sections of a blob of *blob_size* bytes by name; empty if it has no tar headers.
 
-    Raises:
-        FormatError: the headers do not lead back to the beginning of the blob.
+    Raises FormatError: the headers do not lead back to the beginning of the blob.
     """
     sections: dict[str, Section] = {}
     end = blob_size
@@ -218,11 +224,11 @@ def read_sections(read_at: ReadAt, blob_size: int) -> dict[str, Section]:
         if header is None:
             if not sections:
                 return {}
-            raise FormatError(f"Blob: no section ends at offset {end}.")
+            raise FormatError(f"blob: no section ends at offset {end}")
         name, size = header
         end -= TAR_BLOCK + size
         if end < 0 or name in sections or len(sections) == MAX_SECTIONS:
-            raise FormatError(f"Blob: section {name!r} of {size} bytes has no place in it.")
+            raise FormatError(f"blob: section {name!r} of {size} bytes has no place in it")
         sections[name] = Section(name, end, size)
     return sections
 
@@ -230,9 +236,8 @@ def read_sections(read_at: ReadAt, blob_size: int) -> dict[str, Section]:
 def read_bootstrap(read_at: ReadAt, blob_size: int) -> bytes | None:
     """Return the bootstrap that is inlined in a blob, or None if there is none.
 
-    Raises:
-        FormatError: the blob is damaged, or the bootstrap larger than 1 GiB.
-        IntegrityError: the bootstrap has not the digest that the table of contents says.
+    Raises FormatError: the blob is damaged, or the bootstrap larger than 1 GiB; IntegrityError: the
+    bootstrap has not the digest that the table of contents says.
     """
     toc = read_toc(read_at, blob_size)
     for entry in toc or ():
@@ -242,5 +247,5 @@ def read_bootstrap(read_at: ReadAt, blob_size: int) -> bytes | None:
     if toc is not None or section is None:
         return None
     if section.size > MAX_BOOTSTRAP_SIZE:
-        raise FormatError(f"The bootstrap in the blob has {section.size} bytes.")
+        raise FormatError(f"the bootstrap in the blob has {section.size} bytes")
     return read_at(section.offset, section.size)

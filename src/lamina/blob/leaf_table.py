@@ -24,7 +24,7 @@ MAX_LEAF_TABLE_BYTES: Final = 512 << 20
 
 
 def encode_leaf_table(stored_sizes: Sequence[int], leaves: bytes) -> bytes:
-    """The table of a blob; ``leaves`` has 32 bytes a piece."""
+    """Return the table of a blob; *leaves* has 32 bytes a piece."""
     starts = range(0, len(leaves), HASH_BYTES)
     return b"".join(
         [
@@ -46,7 +46,7 @@ class LeafTable:
     def decode(
         cls, data: Buffer, piece_count: int, size_bytes: int, root: bytes, blob_id: str
     ) -> LeafTable:
-        """Read the table of a blob of ``size_bytes`` with this Merkle root.
+        """Read the table of a blob of *size_bytes* with this Merkle root.
 
         Raises FormatError for lengths that contradict each other, IntegrityError for another root.
         """

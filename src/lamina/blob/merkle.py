@@ -26,7 +26,7 @@ _EMPTY: Final = hashlib.sha256(b"").digest()
 
 
 def leaf_hash(index: int, stored: Buffer) -> bytes:
-    """The leaf of the piece ``index`` as it is stored: 32 bytes."""
+    """Return the leaf of the piece *index* as it is stored: 32 bytes."""
     view = memoryview(stored).cast("B")
     hasher = hashlib.sha256(_LEAF.pack(0, index, len(view)))
     hasher.update(view)
@@ -43,7 +43,7 @@ def check_leaf(index: int, stored: Buffer, leaf: bytes, blob_id: str) -> None:
 
 
 def root_of(leaves: Iterable[bytes]) -> bytes:
-    """The root of all leaves of a blob."""
+    """Return the root of all leaves of a blob."""
     level = list(leaves)
     count, sha256 = len(level), hashlib.sha256
     while len(level) > 1:
@@ -56,7 +56,7 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
 
 
 def check_leaf_table(table: Buffer, count: int, root: bytes, blob_id: str) -> memoryview:
-    """The table (``count`` leaves of 32 bytes), after it proved to have the signed root.
+    """Return the table (*count* leaves of 32 bytes), after it proved to have the signed root.
 
     Raises FormatError for another length, IntegrityError for another root.
     """

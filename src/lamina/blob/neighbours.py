@@ -8,7 +8,7 @@ from collections.abc import Callable
 def run_around(belongs: Callable[[int], bool], number: int, stop: int) -> range:
     """Return the numbers of ``range(stop)`` around *number* that belong together with it.
 
-    They must be neighbours; then ``belongs`` is asked O(log n) times of a run of n.
+    They must be neighbours; then *belongs* is asked O(log n) times of a run of n.
     """
     left = _reach(lambda step: belongs(number - step), number)
     right = _reach(lambda step: belongs(number + step), stop - 1 - number)

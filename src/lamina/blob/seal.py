@@ -41,7 +41,7 @@ class Padding(Enum):
     PADME = "padme"
 
     def padded(self, size_bytes: int) -> int:
-        """The length that some bytes are padded to."""
+        """Return the length that some bytes are padded to."""
         if self is Padding.NONE or size_bytes < 2:
             return size_bytes
         exponent = size_bytes.bit_length() - 1
@@ -61,7 +61,7 @@ class HiddenKey:
         self._bytes = key
 
     def reveal(self) -> bytes:
-        """The key, for the sealed description that is encrypted itself."""
+        """Return the key, for the sealed description that is encrypted itself."""
         return self._bytes
 
     def __repr__(self) -> str:
@@ -78,12 +78,12 @@ class BlobKey(HiddenKey):
 
     @classmethod
     def new(cls) -> BlobKey:
-        """A fresh key: one a blob, never used for another."""
+        """Return a fresh key: one a blob, never used for another."""
         return cls(os.urandom(KEY_BYTES))
 
 
 def new_blob_id() -> bytes:
-    """A random blob id."""
+    """Return a random blob id."""
     return os.urandom(BLOB_ID_BYTES)
 
 
@@ -106,11 +106,11 @@ class PieceSeal:
         self._sealed: set[int] = set()
 
     def stored_size(self, size: int) -> int:
-        """The length that a piece of ``size`` bytes is stored with."""
+        """Return the length that a piece of *size* bytes is stored with."""
         return self._padding.padded(size) + TAG_BYTES
 
     def seal(self, index: int, data: bytes, raw_size: int, flags: int = 0) -> bytes:
-        """The stored form of a piece; ``raw_size`` is its length after decompression."""
+        """Return the stored form of a piece; *raw_size* is its length after decompression."""
         if index in self._sealed or not 0 <= index < MAX_PIECES:
             raise UsageError(f"piece {index} of the sealed blob {self._name} is sealed already")
         self._sealed.add(index)
@@ -121,7 +121,7 @@ class PieceSeal:
     def open(
         self, index: int, stored: bytes | memoryview, size: int, raw_size: int, flags: int = 0
     ) -> bytes:
-        """The ``size`` bytes of a piece.
+        """Return the *size* bytes of a piece.
 
         Raises IntegrityError unless it is the piece of this place in this blob, unchanged.
         """
@@ -154,7 +154,7 @@ def _expand(key: bytes, blob_id: bytes) -> bytes:
 
 
 def aes_gcm(key: bytes) -> AESGCM:
-    """The cipher of a key.  Raises UnsupportedError without the package ``cryptography``."""
+    """Return the cipher of a key.  Raises UnsupportedError without the package ``cryptography``."""
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:

@@ -45,13 +45,13 @@ class PieceOpener(Protocol):
 
     @abstractmethod
     def stored_size(self, size: int) -> int:
-        """The length that a piece of ``size`` bytes is stored with."""
+        """Return the length that a piece of *size* bytes is stored with."""
 
     @abstractmethod
     def open(
         self, index: int, stored: bytes | memoryview, size: int, raw_size: int, flags: int = 0
     ) -> bytes | memoryview:
-        """The ``size`` bytes of a piece whose leaf was right.  Raises IntegrityError."""
+        """Return the *size* bytes of a piece whose leaf was right.  Raises IntegrityError."""
 
 
 class TenantKey(HiddenKey):
@@ -85,7 +85,7 @@ class _TenantClass:
         self._padding = padding
 
     def stored_size(self, size: int) -> int:
-        """The length that a piece of ``size`` bytes is stored with."""
+        """Return the length that a piece of *size* bytes is stored with."""
         return self._padding.padded(size) + TAG_BYTES
 
 
@@ -99,17 +99,19 @@ class TenantSeal(_TenantClass):
         self._key = key
 
     def message(self, data: bytes, raw_size: int, flags: int = 0) -> bytes:
-        """What decides the key of a piece, :data:`MESSAGE_BYTES` long; no secret of the tenant."""
+        """Return what decides the key of a piece, :data:`MESSAGE_BYTES` long; no secret of the
+        tenant.
+        """
         padded = self._padding.padded(len(data))
         return _MESSAGE.pack(hashlib.sha256(data).digest(), raw_size, padded, flags)
 
     def seal(self, data: bytes, message: bytes) -> bytes:
-        """The stored form of a piece with this message."""
+        """Return the stored form of a piece with this message."""
         padded = data.ljust(self._padding.padded(len(data)), b"\0")
         return aes_gcm(self._key_of(message)).encrypt(_ZERO_NONCE, padded, None)
 
     def keys(self, messages: bytes) -> PieceKeys:
-        """The keys of the pieces with these messages."""
+        """Return the keys of the pieces with these messages."""
         starts = range(0, len(messages), MESSAGE_BYTES)
         found = [self._key_of(messages[start : start + MESSAGE_BYTES]) for start in starts]
         return PieceKeys(b"".join(found))
@@ -133,11 +135,11 @@ class PieceKeys:
         return len(self._bytes) // KEY_BYTES
 
     def reveal(self) -> bytes:
-        """All keys, for the sealed description that is encrypted itself."""
+        """Return all keys, for the sealed description that is encrypted itself."""
         return self._bytes
 
     def key(self, index: int) -> bytes:
-        """The key of one piece."""
+        """Return the key of one piece."""
         return self._bytes[index * KEY_BYTES : (index + 1) * KEY_BYTES]
 
     def __repr__(self) -> str:
@@ -164,7 +166,9 @@ class TenantPieces(_TenantClass):
         raw_size: int,  # noqa: ARG002 - in the key, or the leaf
         flags: int = 0,  # noqa: ARG002
     ) -> bytes:
-        """The ``size`` bytes of a piece.  Raises IntegrityError if it is not the one of its key."""
+        """Return the *size* bytes of a piece.  Raises IntegrityError if it is not the one of its
+        key.
+        """
         from cryptography.exceptions import InvalidTag
 
         if not 0 <= index < len(self._keys) or len(stored) != self.stored_size(size):
@@ -190,7 +194,7 @@ class PublicPieces:
     __slots__ = ()
 
     def stored_size(self, size: int) -> int:
-        """``size``."""
+        """*size*."""
         return size
 
     def open(
@@ -201,7 +205,7 @@ class PublicPieces:
         raw_size: int,  # noqa: ARG002 - in the key, or the leaf
         flags: int = 0,  # noqa: ARG002
     ) -> bytes | memoryview:
-        """The bytes themselves, which their leaf has proven."""
+        """Return the bytes themselves, which their leaf has proven."""
         if len(stored) != size:
             raise IntegrityError(f"piece {index} of a public blob has {len(stored)} bytes")
         return stored

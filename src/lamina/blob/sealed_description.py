@@ -49,7 +49,7 @@ class SealedBlob(msgspec.Struct, frozen=True, kw_only=True):
         return SealClass.PUBLIC if self.piece_keys is None else SealClass.TENANT
 
     def opener(self) -> PieceOpener:
-        """What opens its pieces."""
+        """Return what opens its pieces."""
         if self.key is not None:
             return PieceSeal(self.key, self.blob_id, self.padding)
         if self.piece_keys is not None:
@@ -75,7 +75,7 @@ class _Description(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def encode_description(blobs: Sequence[SealedBlob]) -> bytes:
-    """The JSON text, with the keys in it: encrypt it."""
+    """Return the JSON text, with the keys in it: encrypt it."""
     entries = tuple(
         _Entry(
             id=blob.blob_id.hex(),
@@ -93,7 +93,10 @@ def encode_description(blobs: Sequence[SealedBlob]) -> bytes:
 
 
 def decode_description(data: bytes) -> tuple[SealedBlob, ...]:
-    """Raises FormatError, which never quotes the text; UnsupportedError for another suite."""
+    """Parse the description of a sealed image: its blobs, in their order.
+
+    Raises FormatError, which never quotes the text; UnsupportedError for another suite.
+    """
     if len(data) > MAX_DESCRIPTION_BYTES:
         raise FormatError(f"the sealed description has {len(data)} bytes")
     try:

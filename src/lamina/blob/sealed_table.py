@@ -30,7 +30,7 @@ class SealedTable(ChunkTable):
     def open_sealed(
         cls, buffer: Buffer, entry: BlobEntry, leaves: LeafTable, seal: PieceOpener
     ) -> Self:
-        """As :meth:`from_meta`, of a blob with these leaves, which this seal opens."""
+        """Do as :meth:`from_meta` for a blob with these leaves, which this seal opens."""
         table = cls.from_meta(buffer, entry)
         if leaves.piece_count != table.piece_count:
             raise FormatError(

@@ -23,7 +23,8 @@ Nothing vouches for what is read here, as for any chunk table: the digests of th
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -64,7 +65,7 @@ class Windows(Protocol):
     """Where the frames of the windows come from."""
 
     def has(self, number: int) -> bool:
-        """Whether the frame is here."""
+        """Tell whether the frame is here."""
         ...
 
     def frame(self, number: int) -> bytes:
@@ -80,18 +81,27 @@ class OpenWindows(Protocol):
     """Makes a :class:`Windows` of the place of the first frame in the table and all sizes."""
 
     def __call__(self, start: int, sizes: Sequence[int]) -> Windows:
-        """Return where frames of these sizes come from, the first of which is at ``start``."""
+        """Return where frames of these sizes come from, the first of which is at *start*."""
         ...
 
 
-def encode_split(head: bytes, windows: Sequence[bytes], context_count: int) -> StoredTable:
-    """Return the stored form of a table; ``head`` are its records and its contexts."""
+def pack_window(window: bytes) -> tuple[bytes, int]:
+    """Return the frame of a window, and the size of the window."""
+    return compress(Compressor.ZSTD, window, WINDOW_LEVEL), len(window)
+
+
+def encode_split(
+    head: bytes, windows: Sequence[tuple[bytes, int]], context_count: int
+) -> StoredTable:
+    """Return the stored form of a table; *head* are its records and its contexts, *windows*
+    were packed by :func:`pack_window`.
+    """
     if not windows:
         return StoredTable(compress(Compressor.ZSTD, head, TABLE_LEVEL), 0)
-    frames = [compress(Compressor.ZSTD, window, WINDOW_LEVEL) for window in windows]
+    frames = [frame for frame, _ in windows]
     first = compress(Compressor.ZSTD, head, TABLE_LEVEL)
     sizes = Struct(f"<{len(frames)}I").pack(*map(len, frames))
-    context_size = context_count * CONTEXT_SIZE + sum(map(len, windows))
+    context_size = context_count * CONTEXT_SIZE + sum(size for _, size in windows)
     directory = DIRECTORY.pack(
         SKIPPABLE,
         DIRECTORY.size - 8 + len(sizes),
@@ -114,7 +124,7 @@ class SplitTable(ChunkTable):
 
     @classmethod
     def open_head(cls, head: Buffer, entry: BlobEntry, windows: OpenWindows) -> SplitTable:
-        """Return the table whose first bytes are ``head``.
+        """Return the table whose first bytes are *head*.
 
         Raises FormatError if it contradicts itself or the blob table entry.
         """
@@ -159,18 +169,19 @@ class SplitTable(ChunkTable):
         frame = self._windows.frame(self._number(context))
         return memoryview(decompress(Compressor.ZSTD, frame, context.dict_size))
 
-    def lacks_window(self, piece: Piece) -> bool:
-        """Whether :meth:`get_window` has something to do for a piece."""
-        number = self._window_of(piece)
-        return number is not None and not self._windows.has(number)
+    def preparations(self, pieces: Iterable[Piece]) -> Iterator[Callable[[], None]]:
+        """Yield calls that get the windows which decoding needs and which are not here; they raise
+        what getting a window raises.
+        """
+        for piece in pieces:
+            number = self._window_of(piece)
+            if number is not None and not self._windows.has(number):
+                yield partial(self._get_window, number)
 
-    def get_window(self, piece: Piece) -> None:
-        """Get the window that decoding a piece needs; raises what that raises."""
-        number = self._window_of(piece)
-        if number is not None:
-            self._windows.frame(number)
+    def _get_window(self, number: int) -> None:
+        self._windows.frame(number)
 
-    def forget_windows(self) -> None:
+    def forget_prepared(self) -> None:
         """Get all windows anew when they are needed."""
         self._windows.forget()
 
@@ -205,4 +216,4 @@ def _read_directory(view: memoryview, entry: BlobEntry) -> tuple[tuple[int, ...]
 
 
 def _bad(entry: BlobEntry, what: str) -> FormatError:
-    return FormatError(f"Chunk table of blob {entry.blob_id}: {what}.")
+    return FormatError(f"chunk table of blob {entry.blob_id}: {what}")

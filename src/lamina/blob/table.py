@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
 from lamina.blob.ci_header import (
     MAX_TABLE_SIZE,
     check_ci_header,
+    check_contexts,
     checked_table_size,
     encrypted_error,
     read_ci_header,
@@ -40,7 +41,7 @@ from lamina.blob.layout import (
 )
 from lamina.blob.neighbours import run_around
 from lamina.blob.piece import Piece
-from lamina.blob.words import as_bytes, as_words
+from lamina.blob.u64_array import as_bytes, as_u64s
 from lamina.codec.compress import Compressor, decompress
 from lamina.codec.zstd_span import decode_frames
 from lamina.erofs.layout import BlobEntry, BlobFeature, round_up
@@ -82,25 +83,24 @@ class ChunkTable:
         if len(view) != self._plain_size():
             raise self._bad(f"is {len(view)} bytes long, not {self._plain_size()}")
         records_size = self.chunk_count * self._words_per_record * 8
-        self._words = as_words(view[:records_size])
+        self._words = as_u64s(view[:records_size])
         self._extra = view[records_size:]
         if entry.features & _WITH_CONTEXTS:
-            self._check_contexts(records_size)
+            check_contexts(header, entry, records_size)
 
     @classmethod
     def from_meta(cls, buffer: Buffer, entry: BlobEntry) -> Self:
         """Return the table of an ``image/<blob>.blob.meta``: padded payload, then header.
 
-        Raises:
-            FormatError: the header contradicts the blob table entry, or the length is wrong.
-            UnsupportedError: the blob is encrypted with AES-XTS, or has no chunk table.
+        Raises FormatError: the header contradicts the blob table entry, or the length is wrong;
+        UnsupportedError: the blob is encrypted with AES-XTS, or has no chunk table.
         """
         view = memoryview(buffer).cast("B")
         padded_size = round_up(checked_table_size(entry), 4096)
         if len(view) != padded_size + CI_HEADER_SIZE:
             raise FormatError(
-                f"Chunk table of blob {entry.blob_id}: file of {len(view)} bytes, "
-                f"expected {padded_size + CI_HEADER_SIZE}."
+                f"chunk table of blob {entry.blob_id}: file of {len(view)} bytes, "
+                f"expected {padded_size + CI_HEADER_SIZE}"
             )
         header = read_ci_header(view[padded_size:], entry.blob_id)
         return cls(view[: entry.ci_uncompressed_size], header, entry)
@@ -111,7 +111,7 @@ class ChunkTable:
         size = checked_table_size(entry)
         view = memoryview(buffer).cast("B")
         if len(view) != entry.ci_compressed_size + CI_HEADER_SIZE:
-            raise FormatError(f"Chunk table of blob {entry.blob_id}: {len(view)} bytes is too few.")
+            raise FormatError(f"chunk table of blob {entry.blob_id}: {len(view)} bytes is too few")
         header = read_ci_header(view[entry.ci_compressed_size :], entry.blob_id)
         stored = view[: entry.ci_compressed_size]
         payload: Buffer = stored
@@ -157,8 +157,7 @@ class ChunkTable:
 
         The range is cut at the end of the blob.
 
-        Raises:
-            FormatError: some part of the range belongs to no chunk.
+        Raises FormatError: some part of the range belongs to no chunk.
         """
         end = min(offset + size_bytes, self.uncompressed_size)
         if offset < 0 or offset >= end:
@@ -171,7 +170,7 @@ class ChunkTable:
         return range(first, last + 1)
 
     def _chunk_at(self, offset: int) -> int:
-        """Return the last chunk that begins at or before ``offset``."""
+        """Return the last chunk that begins at or before *offset*."""
         # Every read comes through here, so the bare words are searched; _cover checks the result.
         words, step = self._words, self._words_per_record
         mask, wanted = (0xFFFFFFFF, offset >> 12) if self._is_v2 else (V1_OFFSET_MASK, offset)
@@ -185,7 +184,7 @@ class ChunkTable:
         return low
 
     def _cover(self, chunk: int, offset: int) -> int:
-        """Return where the chunk that must hold ``offset`` ends, with its padding."""
+        """Return where the chunk that must hold *offset* ends, with its padding."""
         if chunk < self.chunk_count:
             start, size = self.chunk_extent(chunk)
             end = round_up(start + size, 4096)
@@ -239,12 +238,10 @@ class ChunkTable:
         return chunk if firsts is None else bisect_right(firsts, chunk) - 1
 
     def piece(self, piece: int) -> Piece:
-        """Return piece number ``piece``.
+        """Return piece number *piece*.
 
-        Raises:
-            FormatError: it reaches out of the data region of the blob, or its sizes contradict each
-                other.
-            UnsupportedError: it is encrypted with AES-XTS.
+        Raises FormatError: it reaches out of the data region of the blob, or its sizes contradict
+        each other; UnsupportedError: it is encrypted with AES-XTS.
         """
         if not 0 <= piece < self.piece_count:
             raise self._bad(f"there is no piece {piece}")
@@ -258,8 +255,7 @@ class ChunkTable:
         Other than with :meth:`piece_of` nothing is counted first, so one read of a big blob stays
         cheap, and however many chunks share a pack.
 
-        Raises:
-            FormatError, UnsupportedError: as :meth:`piece`.
+        Raises FormatError, UnsupportedError: as :meth:`piece`.
         """
         members = self.neighbours(chunk)
         return self._piece(-1, members.start, len(members))
@@ -322,6 +318,16 @@ class ChunkTable:
         """Return the bytes of a piece as they were compressed; only sealing makes a difference."""
         return stored
 
+    def preparations(
+        self,
+        pieces: Iterable[Piece],  # noqa: ARG002 - for split tables
+    ) -> Iterator[Callable[[], None]]:
+        """Yield what has to be done before pieces can be decoded: nothing where all is here."""
+        return iter(())
+
+    def forget_prepared(self) -> None:
+        """Forget what :meth:`preparations` got: bytes that were decoded with it are wrong."""
+
     def pieces(self) -> Iterator[Piece]:
         """Yield all pieces in order."""
         return map(self.piece, range(self.piece_count))
@@ -381,19 +387,9 @@ class ChunkTable:
         """Return how long the payload must be."""
         return self.entry.ci_uncompressed_size
 
-    def _check_contexts(self, records_size: int) -> None:
-        header = self.header
-        context_bytes = self.entry.ci_uncompressed_size - records_size
-        if header.context_offset != records_size or header.context_size > context_bytes:
-            raise self._bad("its contexts lie outside the table")
-        if header.context_count > self.chunk_count:
-            raise self._bad(f"{header.context_count} contexts for {self.chunk_count} chunks")
-        if header.context_count * CONTEXT_SIZE > header.context_size:
-            raise self._bad(f"{header.context_count} contexts do not fit")
-
     def _check_chunk_number(self, chunk: int) -> None:
         if not 0 <= chunk < self.chunk_count:
             raise self._bad(f"there is no chunk {chunk}")
 
     def _bad(self, what: str) -> FormatError:
-        return FormatError(f"Chunk table of blob {self.entry.blob_id}: {what}.")
+        return FormatError(f"chunk table of blob {self.entry.blob_id}: {what}")

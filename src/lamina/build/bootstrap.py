@@ -7,15 +7,14 @@ filled in afterwards.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
 
 from lamina.build.options import ConvertOptions
 from lamina.build.plan import LayerPlan
 from lamina.codec.compress import Compressor
 from lamina.erofs.layout import (
     BLOB_ENTRY,
+    BLOCK_SIZE,
     CHUNK_ENTRY,
     DEVICE_SLOT_OFFSET,
     DEVICE_SLOT_SIZE,
@@ -26,16 +25,16 @@ from lamina.erofs.layout import (
     ExtendedSuperblock,
 )
 from lamina.erofs.tree import Node
-from lamina.erofs.writer import BootstrapOptions, named_node, write_bootstrap
+from lamina.erofs.writer import BootstrapOptions, lay_out_bootstrap, named_node
 
-LOG: Final = logging.getLogger("lamina")
+BLOB_INDEX_OFFSET = 32
 
 
 def lay_out(
     root: Node, plans: Sequence[LayerPlan], chunk_count: int, options: ConvertOptions
-) -> bytes:
-    """Return the bootstrap of a tree over the blobs of ``plans``, with room for ``chunk_count``
-    chunk entries.
+) -> bytearray:
+    """Return the bootstrap of a tree over the blobs of ``plans``, up to its table of chunks, which
+    will have ``chunk_count``.
     """
     blobs = [_unfinished(plan, options) for plan in plans]
     wanted = BootstrapOptions(
@@ -44,35 +43,49 @@ def lay_out(
         digester=options.digester,
         prefetch=options.prefetch,
     )
-    return write_bootstrap(root, blobs, bytes(CHUNK_ENTRY.size * chunk_count), wanted)
+    return lay_out_bootstrap(root, blobs, CHUNK_ENTRY.size * chunk_count, wanted)
 
 
-def warn_of_missing(root: Node, options: ConvertOptions) -> None:
-    """Tell which paths that are to be fetched early the image has not."""
-    for path in options.prefetch:
-        if named_node(root, path) is None:
-            shown = path.decode(errors="backslashreplace")
-            LOG.warning("the image has no %s to prefetch; links are not followed", shown)
+def missing_paths(root: Node, options: ConvertOptions) -> list[bytes]:
+    """Return the paths that are to be fetched early and that the image has not."""
+    return [path for path in options.prefetch if named_node(root, path) is None]
 
 
-def fill_in(bootstrap: bytes, blobs: Sequence[BlobEntry], chunk_table: bytes) -> bytes:
-    """Return a laid-out bootstrap with the finished blobs, in the same order, and their chunk table
-    in it.
+def fill_in(
+    image: bytearray, blobs: Sequence[BlobEntry], chunk_tables: Iterable[bytes | bytearray]
+) -> bytearray:
+    """Return a laid-out bootstrap after the finished blobs were written into it, and the chunk
+    entries of each, in the same order, were appended.
     """
-    image = bytearray(bootstrap)
     fields = EXTENDED_SUPERBLOCK.unpack_from(image, EXTENDED_SUPERBLOCK_OFFSET)
     extended = ExtendedSuperblock._make(fields)
     assert extended.blob_table_size == BLOB_ENTRY.size * len(blobs)
-    assert extended.chunk_table_size == len(chunk_table)
     for index, blob in enumerate(blobs):
         entry = blob._replace(index=index, chunk_size=extended.chunk_size).pack()
         start = extended.blob_table_offset + BLOB_ENTRY.size * index
         image[start : start + BLOB_ENTRY.size] = entry
         slot = DEVICE_SLOT_OFFSET + DEVICE_SLOT_SIZE * index
         image[slot : slot + len(blob.blob_id)] = blob.blob_id.encode()
-    start = extended.chunk_table_offset
-    image[start : start + len(chunk_table)] = chunk_table
-    return bytes(image)
+    for index, table in enumerate(chunk_tables):
+        start = len(image)
+        image += table
+        set_blob_index(image, start, index)
+    assert len(image) == extended.chunk_table_offset + extended.chunk_table_size
+    image += bytes(-len(image) % BLOCK_SIZE)
+    return image
+
+
+def chunk_table_offset(image: bytearray) -> int:
+    """Return where the table of chunks of a bootstrap begins."""
+    fields = EXTENDED_SUPERBLOCK.unpack_from(image, EXTENDED_SUPERBLOCK_OFFSET)
+    return ExtendedSuperblock._make(fields).chunk_table_offset
+
+
+def set_blob_index(entries: bytearray, start: int, blob_index: int) -> None:
+    """Give the 80-byte chunk entries from ``start`` on another blob index (RAFS v6 §1.9)."""
+    count = (len(entries) - start) // CHUNK_ENTRY.size
+    for place, byte in enumerate(blob_index.to_bytes(4, "little"), start + BLOB_INDEX_OFFSET):
+        entries[place :: CHUNK_ENTRY.size] = bytes([byte]) * count
 
 
 def _unfinished(plan: LayerPlan, options: ConvertOptions) -> BlobEntry:

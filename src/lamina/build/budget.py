@@ -11,23 +11,34 @@ from __future__ import annotations
 import mmap
 from typing import Final
 
-from lamina.errors import UnsupportedError
+from lamina.errors import FormatError, UnsupportedError
 
-MAX_ENTRIES: Final = 3 << 19
-"""Most entries of an image, directories that no entry describes among them: over 1.5 million."""
+MAX_ENTRIES: Final = 5 << 18
+"""Most entries of an image, directories that no entry describes among them: a million files and the
+folders that they are in, by seven or ten as those of Node packages.
+"""
 
 MAX_TEXT_BYTES: Final = 192 << 20
-"""Most bytes of names, link targets and extended attributes of an image, counted as below."""
+"""Most bytes that names, link targets and extended attributes take, counted as below."""
 
-LONG_TEXT_BYTES: Final = 256
-"""What a name and a target have together at most, as a rule."""
+MAX_MEMORY_BYTES: Final = 740_000_000
+"""Most bytes that entries, texts and chunks take together.  With what does not depend on the image,
+all processes of a conversion or indexing stay below 800 MiB.
+"""
 
-DIRECTORY_BYTES: Final = 256
+# What each takes when there is most of it: in the trees, in a bootstrap on its way from one process
+# to the other, and in the tables of chunks.  Measured with a million of each (docs/performance.md).
+ENTRY_BYTES: Final = 190
+DIRECTORY_BYTES: Final = 1150
 """What a directory takes more than a file."""
-
+CHUNK_BYTES: Final = 220
+KNOWN_CHUNK_BYTES: Final = 48
+"""A chunk that an earlier file has as well."""
 SET_BYTES: Final = 128
-ATTRIBUTE_BYTES: Final = 64
-"""What a set of extended attributes, and each of them, takes in memory beside its bytes."""
+ATTRIBUTE_BYTES: Final = 190
+"""A set of extended attributes, and each of them, beside its bytes; equal sets are kept once."""
+INODE_ATTRIBUTE_BYTES: Final = 8
+"""What an attribute takes in an inode at most, beside its bytes."""
 
 MAX_LINK_PARTS: Final = 1 << 21
 """Most parts of link targets that are gone through to find where entries belong, which takes some
@@ -38,17 +49,25 @@ PUBLISHED_ENTRIES: Final = 256
 PUBLISHED_BYTES: Final = 1 << 16
 """How much may be added until others see it."""
 
+PUBLISHED_CHUNKS: Final = 1 << 12
+
+MAX_CHUNKS: Final = 1 << 24
+"""Of a layer, in a blob and in lower ones."""
+
+SUMS: Final = 3
+"""Of a share: entries, bytes of texts, bytes of directories and chunks."""
+
 
 class Budget:
     """The sums of one image, in memory that forked processes share; each share has one writer."""
 
     def __init__(self, shares: int = 1) -> None:
-        self._memory = mmap.mmap(-1, 16 * shares)
+        self._memory = mmap.mmap(-1, 8 * SUMS * shares)
         self._view = memoryview(self._memory).cast("Q")
 
     def share(self, number: int = 0) -> Share:
         """Return what one writer adds to."""
-        return Share(self._view, 2 * number)
+        return Share(self._view, SUMS * number)
 
     def close(self) -> None:
         """Give the memory back; may be called again."""
@@ -62,7 +81,7 @@ class Share:
     def __init__(self, sums: memoryview[int], place: int) -> None:
         self._sums = sums
         self._place = place
-        self._entries = self._text_bytes = self._link_parts = 0
+        self._entries = self._text_bytes = self._other_bytes = self._link_parts = 0
 
     def follow(self, parts: int) -> None:
         """Count the *parts* of a link target that are about to be gone through.
@@ -73,44 +92,89 @@ class Share:
         if self._link_parts > MAX_LINK_PARTS:
             raise _too_much(f"{MAX_LINK_PARTS} parts of link targets on the ways to their entries")
 
-    def add(self, entries: int, text_bytes: int) -> None:
-        """Count *entries* and the bytes of their names, targets and attributes.
+    def add(self, entries: int, text_bytes: int, directories: int = 0) -> None:
+        """Count *entries*, the *directories* among them, and what their names, targets and
+        attributes take.
 
         Raises UnsupportedError if the image has too much of either.
         """
         self._entries += entries
         self._text_bytes += text_bytes
+        self._other_bytes += DIRECTORY_BYTES * directories
         if self._entries >= PUBLISHED_ENTRIES or self._text_bytes >= PUBLISHED_BYTES:
             self.flush()
+
+    def add_chunks(self, new: int, known: int = 0) -> None:
+        """Count chunks, at once; raises UnsupportedError if the image has too many."""
+        self._other_bytes += CHUNK_BYTES * new + KNOWN_CHUNK_BYTES * known
+        self.flush()
 
     def flush(self) -> None:
         """Let all see what was added.  Raises as :meth:`add`."""
         sums, place = self._sums, self._place
         sums[place] += self._entries
         sums[place + 1] += self._text_bytes
-        self._entries = self._text_bytes = 0
-        if sum(sums[::2]) > MAX_ENTRIES:
+        sums[place + 2] += self._other_bytes
+        self._entries = self._text_bytes = self._other_bytes = 0
+        entries, text_bytes, other_bytes = (sum(sums[column::SUMS]) for column in range(SUMS))
+        if entries > MAX_ENTRIES:
             raise _too_much(f"{MAX_ENTRIES} entries")
-        if sum(sums[1::2]) > MAX_TEXT_BYTES:
+        if text_bytes > MAX_TEXT_BYTES:
             raise _too_much(
                 f"{MAX_TEXT_BYTES >> 20} MiB of names, link targets and extended attributes"
             )
+        if ENTRY_BYTES * entries + text_bytes + other_bytes > MAX_MEMORY_BYTES:
+            raise UnsupportedError(
+                f"the layers of the image have more entries, names and chunks together than "
+                f"{MAX_MEMORY_BYTES // 1_000_000} MB of memory hold",
+                hint="larger chunks take less of it, if most of it is chunks",
+            )
+
+
+class ChunkCounter:
+    """Counts the chunks of a layer in its share, some at a time."""
+
+    def __init__(self, share: Share, chunk_size: int) -> None:
+        self.due = 0
+        """With how many chunks :meth:`count` is to be called again."""
+        self._share = share
+        self._chunk_size = chunk_size
+        self._new = self._known = 0
+
+    def count(self, total: int, known: int = 0) -> None:
+        """Count chunks, so many in all, of which some were *known*.
+
+        Raises FormatError if the layer has too many, UnsupportedError if the image has.
+        """
+        if total >= MAX_CHUNKS:
+            raise FormatError(
+                f"the layer has {MAX_CHUNKS} or more chunks of {self._chunk_size} bytes",
+                hint="choose a larger chunk size",
+            )
+        new = total - known
+        self._share.add_chunks(new - self._new, known - self._known)
+        self._new, self._known = new, known
+        self.due = total + PUBLISHED_CHUNKS
 
 
 def _too_much(what: str) -> UnsupportedError:
     return UnsupportedError(
-        f"The layers of the image have more than {what} together.",
-        hint="No ordinary image has so much; split it if it is yours.",
+        f"the layers of the image have more than {what} together",
+        hint="no ordinary image has so much; split it if it is yours",
     )
 
 
 def text_bytes(path: bytes, link: bytes) -> int:
-    """Return what a name and a link target count; long ones are in several places at a time."""
-    size = len(path) + len(link)
-    return size + 2 * max(0, size - LONG_TEXT_BYTES)
+    """Return what a path and a link target count: the name and the target are in the tree and in
+    bootstraps, and while an index is made the whole path is kept as well.
+    """
+    return 5 * len(path) - 4 * (path.rfind(b"/") + 1) + 4 * len(link)
 
 
-def attributes_bytes(xattrs: dict[bytes, bytes]) -> int:
-    """Return what a set of extended attributes counts; its bytes are kept in two forms."""
+def attributes_bytes(xattrs: dict[bytes, bytes], *, is_new: bool = True) -> int:
+    """Return what extended attributes of one entry count; if the set is not new, in inodes alone,
+    each of which has its own copy.
+    """
     text = sum(map(len, xattrs)) + sum(map(len, xattrs.values()))
-    return SET_BYTES + ATTRIBUTE_BYTES * len(xattrs) + 2 * text
+    inode = 2 * (INODE_ATTRIBUTE_BYTES * (1 + len(xattrs)) + text)
+    return inode + (SET_BYTES + ATTRIBUTE_BYTES * len(xattrs) + 2 * text if is_new else 0)

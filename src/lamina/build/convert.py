@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import io
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from lamina.build.image_build import Phases, built_image
+from lamina.build.image_build import Job, Phases, built_image
 from lamina.build.options import ConvertOptions, ConvertReport, ImageReport
 from lamina.errors import NotFoundError, UsageError
-from lamina.registry.manifest import (
+from lamina.http.client_options import ClientOptions
+from lamina.oci.manifest import (
     NYDUS_MANIFEST_ARTIFACT,
     OCI_CONFIG,
     OCI_INDEX,
@@ -22,27 +24,30 @@ from lamina.registry.manifest import (
     SEALED_ARTIFACT,
     SEALED_SUITE,
     Descriptor,
-    Index,
+    ImageIndex,
     Manifest,
     Platform,
     describe,
     encode,
-    parse_manifest,
 )
-from lamina.registry.platform import is_wanted, parse_platform
-from lamina.registry.reference import Reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.oci.platform import is_wanted, parse_platform
+from lamina.oci.reference import Reference
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
 from lamina.registry.resolve import (
     Found,
-    RepositoryDocuments,
     check_layers,
-    find_ordinary,
     read_config,
+    read_ordinary,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lamina.build.assembly import BuiltImage
-    from lamina.build.sealing import SealOptions
+    from lamina.build.own_start import OwnStart
+    from lamina.build.package import BootstrapLayer
+    from lamina.build.sealing import SealedPart, SealOptions
 
 
 def convert(
@@ -55,7 +60,7 @@ def convert(
 ) -> ConvertReport:
     """Convert the image that ``source`` names and push it as ``destination``.
 
-    Call it before the process starts threads: it forks workers.
+    Call it before the process starts threads: it forks one.
 
     Raises:
         UsageError: impossible options, or a source that is native already.
@@ -69,18 +74,15 @@ def convert(
         open_repository(source, options=source_client) as origin,
         open_repository(destination, write=True, options=destination_client) as target,
     ):
-        return convert_between(origin, target, options, source_client)
+        return convert_between(origin, target, options)
 
 
 def convert_between(
-    source: Repository,
-    destination: Repository,
-    options: ConvertOptions,
-    source_client: ClientOptions | None = None,
+    source: Repository, destination: Repository, options: ConvertOptions
 ) -> ConvertReport:
     """Do as :func:`convert` between repositories that are open."""
     start = time.perf_counter()
-    conversion = _Conversion(source, source_client, destination, options)
+    conversion = _Conversion(source, destination, options)
     descriptor, reports = conversion.run()
     return ConvertReport(
         digest=descriptor.digest,
@@ -95,12 +97,10 @@ class _Conversion:
     def __init__(
         self,
         source: Repository,
-        client: ClientOptions | None,
         destination: Repository,
         options: ConvertOptions,
     ) -> None:
         self._source = source
-        self._client = client
         self._destination = destination
         self._options = options
         self._wanted = [parse_platform(text) for text in options.platforms]
@@ -109,28 +109,16 @@ class _Conversion:
     def run(self) -> tuple[Descriptor, list[ImageReport]]:
         tag = self._destination.reference.tag
         with self.phases("open source"):
-            descriptor, data = self._source.manifest()
-            document = parse_manifest(data, f"manifest of {self._source.reference}")
-        if isinstance(document, Manifest):
-            pushed, report = self._convert(descriptor, document, None, tag)
-            return pushed, [report]
-        with self.phases("open source"):
-            chosen = find_ordinary(
-                document,
-                RepositoryDocuments(self._source),
-                self._wanted,
-                str(self._source.reference),
-            )
-        if len(chosen) == 1:
-            found = chosen[0]
-            pushed, report = self._convert(
-                found.descriptor, found.manifest, found.descriptor.platform, tag
-            )
-            return pushed, [report]
-        return self._convert_index(document, chosen, tag)
+            index, chosen = read_ordinary(self._source, self._wanted)
+        if index is not None and len(chosen) > 1:
+            return self._convert_index(index, chosen, tag)
+        (found,) = chosen
+        platform = None if index is None else found.descriptor.platform
+        pushed, report = self._convert(found.descriptor, found.manifest, platform, tag)
+        return pushed, [report]
 
     def _convert_index(
-        self, source: Index, chosen: list[Found], tag: str | None
+        self, source: ImageIndex, chosen: list[Found], tag: str | None
     ) -> tuple[Descriptor, list[ImageReport]]:
         entries, reports = [], []
         plain = self._options.seal is None
@@ -151,7 +139,7 @@ class _Conversion:
             from lamina.blob.seal import SUITE
 
             annotations = {SEALED_SUITE: SUITE}
-        index = Index(
+        index = ImageIndex(
             schema_version=2,
             media_type=OCI_INDEX,
             manifests=tuple(entries),
@@ -171,24 +159,23 @@ class _Conversion:
         if manifest.is_nydus or manifest.is_sealed:
             kind = "sealed" if manifest.is_sealed else "native"
             raise UsageError(
-                f"{self._source.reference} is a {kind} image already.",
-                hint="Use `lamina copy` to copy it.",
+                f"{self._source.reference} is a {kind} image already",
+                hint="use `lamina copy` to copy it",
             )
         config = read_config(self._source, manifest)
         check_layers(manifest, config, str(self._source.reference))
         platform = platform or config.platform
         if not is_wanted(platform, self._wanted):
-            raise NotFoundError(f"{self._source.reference} is an image for {platform}.")
-        with built_image(
-            self._source,
-            self._client,
-            self._destination,
-            manifest.layers,
-            self._options,
-            self.phases,
-            config.rootfs.diff_ids,
-        ) as built:
-            pushed, bootstrap_layer_bytes = self._push_image(
+            raise NotFoundError(f"{self._source.reference} is an image for {platform}")
+        diff_ids = config.rootfs.diff_ids
+        with ExitStack() as stack:
+            source: Repository = self._source
+            layers: Sequence[Descriptor] = manifest.layers
+            if manifest.is_encrypted:
+                source, layers = self._decrypted(descriptor.digest, manifest, diff_ids, stack)
+            job = Job(source, self._destination, layers, self._options, diff_ids)
+            built = stack.enter_context(built_image(job, self.phases))
+            pushed, bootstrap_layer_bytes, start_bytes = self._push_image(
                 (descriptor.digest, manifest, config.raw), built, tag
             )
         report = ImageReport(
@@ -198,13 +185,25 @@ class _Conversion:
             layers=tuple(built.layers),
             bootstrap_bytes=len(built.bootstrap),
             bootstrap_layer_bytes=bootstrap_layer_bytes,
+            start_bytes=start_bytes,
         )
         return pushed, report
 
+    def _decrypted(
+        self, digest: str, manifest: Manifest, diff_ids: Sequence[str], stack: ExitStack
+    ) -> tuple[Repository, Sequence[Descriptor]]:
+        from lamina.trust.encryption.decrypted_repository import decrypted
+
+        keys = self._options.keys
+        keys = None if keys is None else keys.for_image(digest)
+        return decrypted(self._source, manifest, diff_ids, keys, stack)
+
     def _push_image(
         self, source: tuple[str, Manifest, bytes], built: BuiltImage, tag: str | None
-    ) -> tuple[Descriptor, int]:
-        """Push all that follows the blobs; return (manifest, bytes of the bootstrap layer)."""
+    ) -> tuple[Descriptor, int, int]:
+        """Push all that follows the blobs; return (manifest, bytes of the bootstrap layer, of the
+        start artifact).
+        """
         digest, manifest, config = source
         if self._options.seal is not None:
             return self._push_sealed(config, built, tag, self._options.seal)
@@ -213,27 +212,42 @@ class _Conversion:
 
         with self.phases("pack bootstrap"):
             last = bootstrap_layer(built.bootstrap, built.metas)
+        with self.phases("make start artifact"):
+            own = self._own_start(last, last.descriptor.digest)
         with self.phases("push manifest"):
-            new_config = converted_config(config, built.descriptors, last.diff_id)
+            blobs = [*built.descriptors, *(start.layer for start in own)]
+            new_config = converted_config(config, blobs, last.diff_id)
+            for start in own:
+                self._push(*start)
             self._push(last.descriptor, last.data)
             self._push(describe(OCI_CONFIG, new_config), new_config)
-            layers = [*built.descriptors, last.descriptor]
+            layers = [*blobs, last.descriptor]
             data = converted_manifest(manifest, digest, new_config, layers)
             pushed = self._destination.push_manifest(tag, OCI_MANIFEST, data)
-        return pushed, len(last.data)
+        return pushed, len(last.data), sum(len(start.data) for start in own)
 
     def _push_sealed(
         self, config: bytes, built: BuiltImage, tag: str | None, seal: SealOptions
-    ) -> tuple[Descriptor, int]:
+    ) -> tuple[Descriptor, int, int]:
         from lamina.build.sealed_package import sealed_package
 
         with self.phases("pack bootstrap"):
-            package = sealed_package(built, config, seal.recipients)
+            package = sealed_package(built, config, seal.recipients, self._own_start)
         with self.phases("push manifest"):
             for descriptor, data in package.blobs:
                 self._push(descriptor, data)
             pushed = self._destination.push_manifest(tag, OCI_MANIFEST, package.manifest)
-        return pushed, package.metadata_bytes
+        return pushed, package.metadata_bytes, package.start_bytes
+
+    def _own_start(
+        self, last: BootstrapLayer, digest: str, sealed: Sequence[SealedPart] = ()
+    ) -> list[OwnStart]:
+        """Return the start artifact that is part of the image, if one is wanted."""
+        if self._options.profile is None:
+            return []
+        from lamina.build.own_start import make_own_start
+
+        return [make_own_start(self._destination, self._options, last, digest, sealed)]
 
     def _push(self, descriptor: Descriptor, data: bytes) -> None:
         if not self._destination.has_blob(descriptor.digest, descriptor.size):

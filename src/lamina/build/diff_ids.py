@@ -12,7 +12,7 @@ from lamina.registry.verify import new_hash
 
 if TYPE_CHECKING:
     from lamina.build.scan import TarStream
-    from lamina.registry.manifest import Descriptor
+    from lamina.oci.manifest import Descriptor
 
 
 class CheckedTar:
@@ -28,7 +28,7 @@ class CheckedTar:
 
     @property
     def compression(self) -> str:
-        """How the layer is compressed."""
+        """Tell how the layer is compressed."""
         return self._stream.compression
 
     def read(self, size: int = -1, /) -> bytes | bytearray:
@@ -47,7 +47,7 @@ class CheckedTar:
             raise IntegrityError(
                 f"the layer {self._layer.digest} has the diff_id {algorithm}:{found}, but the "
                 f"configuration of the image says {self._diff_id}",
-                hint="The image was put together wrongly; containerd and podman refuse it too.",
+                hint="the image was put together wrongly; containerd and podman refuse it too",
             )
 
 

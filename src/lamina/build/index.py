@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from lamina.build.index_build import IndexOptions, build_from_layers
 from lamina.build.index_table import IndexBlob
 from lamina.errors import NotFoundError, UsageError
-from lamina.registry.manifest import (
+from lamina.http.client_options import ClientOptions
+from lamina.oci.layers_manifest import layers_annotation, layers_manifest, tree_name
+from lamina.oci.manifest import (
+    EMPTY,
     INDEX_TABLE_HEAD,
     NYDUS_FS_VERSION,
     NYDUS_MANIFEST_ARTIFACT,
@@ -23,26 +29,25 @@ from lamina.registry.manifest import (
     OCI_CONFIG,
     OCI_MANIFEST,
     Descriptor,
-    Index,
     Manifest,
     describe,
     parse_config,
-    parse_manifest,
 )
-from lamina.registry.platform import is_wanted, parse_platform
-from lamina.registry.reference import Reference
+from lamina.oci.platform import is_wanted, parse_platform
+from lamina.oci.reference import Reference
+from lamina.registry.open_repository import open_for_attaching
 from lamina.registry.referrers import push_referrer
-from lamina.registry.repository import ClientOptions, Repository, open_repository
+from lamina.registry.repository import Repository
 from lamina.registry.resolve import (
     Found,
-    RepositoryDocuments,
     check_layers,
-    find_ordinary,
     read_config,
+    read_ordinary,
 )
 
 if TYPE_CHECKING:
     from lamina.build.index_merge import BuiltIndex
+    from lamina.build.package import BootstrapLayer
 
 __all__ = ["IndexOptions", "IndexReport", "build_index", "index_image", "index_manifest"]
 
@@ -59,14 +64,15 @@ class IndexReport:
     layer_bytes: int
     table_bytes: tuple[int, ...]
     bootstrap_layer_bytes: int
+    layer_trees_bytes: int
     by_table: bool
     table_problem: str
     elapsed_s: float
 
     @property
     def index_bytes(self) -> int:
-        """Bytes of the index as pushed, without its manifest and configuration."""
-        return sum(self.table_bytes) + self.bootstrap_layer_bytes
+        """Return the bytes of the index as pushed, without its manifest and configuration."""
+        return sum(self.table_bytes) + self.bootstrap_layer_bytes + self.layer_trees_bytes
 
 
 def index_image(
@@ -86,13 +92,16 @@ def index_image(
     """
     options = options or IndexOptions()
     options.check()
-    with open_repository(reference, write=True, options=client) as repository:
+    with open_for_attaching(reference, options=client) as repository:
         chosen = _chosen(repository, options)
         if tag is not None and len(chosen) > 1:
             raise UsageError(
                 f"{reference} has {len(chosen)} platforms, whose indexes cannot share a tag",
-                hint="Choose one with --platform.",
+                hint="choose one with --platform",
             )
+        _check_tag(reference, tag)
+        if options.sized is not None:
+            options.sized(sum(layer.size for _, image in chosen for layer in image.layers))
         return [
             build_index(
                 repository,
@@ -105,6 +114,22 @@ def index_image(
             )
             for descriptor, manifest in chosen
         ]
+
+
+def _check_tag(reference: Reference, tag: str | None) -> None:
+    """Refuse a tag with which the reference would not mean the image any more."""
+    if tag is None or reference.digest is not None:
+        return
+    if reference.tag is None:
+        raise UsageError(
+            f"{reference} means the only image there, and with the tag {tag!r} there would be two",
+            hint=f"say which image it is: {reference}:TAG",
+        )
+    if tag == reference.tag:
+        raise UsageError(
+            f"{reference} would not mean the image any more, but its index",
+            hint="leave --tag out: the index is found without one",
+        )
 
 
 def build_index(
@@ -123,18 +148,20 @@ def build_index(
     """
     start = time.perf_counter()
     options = options or IndexOptions()
-    refuse_native(manifest)
+    refuse_unfit(manifest)
     parsed = parse_config(config)
     check_layers(manifest, parsed, str(repository.reference))
     built = build_from_layers(repository, manifest.layers, options, client, parsed.rootfs.diff_ids)
-    pushed = _attach(repository, source, config, built, tag)
+    trees = _layer_trees(built, parsed.rootfs.diff_ids) if options.layer_trees else None
+    pushed = _attach(repository, source, config, built, tag, trees)
     return IndexReport(
-        platform=str(parsed.platform),
+        platform=str(parsed.platform) if parsed.architecture else "",
         digest=pushed.digest,
         source_digest=source.digest,
         layer_bytes=sum(layer.size for layer in manifest.layers),
         table_bytes=tuple(len(blob.data) for blob in built.blobs),
         bootstrap_layer_bytes=len(built.last.data),
+        layer_trees_bytes=0 if trees is None else len(trees.data),
         by_table=built.by_table,
         table_problem=built.table_problem,
         elapsed_s=time.perf_counter() - start,
@@ -144,9 +171,20 @@ def build_index(
 def refuse_native(manifest: Manifest) -> None:
     """Raise UsageError for what has no layers of its own to index."""
     if manifest.is_nydus:
-        raise UsageError("The image is a native image or an index already.")
+        raise UsageError("the image is a native image or an index already")
     if manifest.is_sealed:
-        raise UsageError("The image is sealed, so it is lazy already.")
+        raise UsageError("the image is sealed, so it is lazy already")
+
+
+def refuse_unfit(manifest: Manifest) -> None:
+    """Raise UsageError for what has no layers of its own to index, or encrypted ones."""
+    refuse_native(manifest)
+    if manifest.is_encrypted:
+        raise UsageError(
+            "the image is encrypted, and an index beside it would show names and parts of files",
+            hint="convert --seal --decryption-key FILE makes an image that is encrypted and lazy; "
+            "run and mount index it on the node: --index always --decryption-key FILE",
+        )
 
 
 def index_manifest(
@@ -186,10 +224,31 @@ def _annotations(blob: IndexBlob) -> dict[str, str]:
     return found
 
 
+def _layer_trees(built: BuiltIndex, diff_ids: Sequence[str]) -> BootstrapLayer:
+    from lamina.build.package import metadata_layer
+
+    trees = zip(diff_ids, built.layer_trees, strict=True)
+    # An image may have one layer twice.
+    return metadata_layer(list({tree_name(layer): tree for layer, tree in trees}.items()), {})
+
+
 def _attach(
-    repository: Repository, source: Descriptor, config: bytes, built: BuiltIndex, tag: str | None
+    repository: Repository,
+    source: Descriptor,
+    config: bytes,
+    built: BuiltIndex,
+    tag: str | None,
+    trees: BootstrapLayer | None,
 ) -> Descriptor:
     manifest, new_config, tables = index_manifest(source, config, built)
+    if trees is not None:
+        manifest = replace(
+            manifest, annotations={**manifest.annotations, **layers_annotation(trees.descriptor)}
+        )
+        attached = layers_manifest(source, trees.descriptor)
+        repository.push_blob(trees.descriptor, io.BytesIO(trees.data))
+        repository.push_blob(attached.config, io.BytesIO(EMPTY))
+        push_referrer(repository, attached)
     for table, blob in zip(tables, built.blobs, strict=True):
         repository.push_blob(table, io.BytesIO(blob.data))
     repository.push_blob(built.last.descriptor, io.BytesIO(built.last.data))
@@ -200,13 +259,12 @@ def _attach(
 def _chosen(repository: Repository, options: IndexOptions) -> list[Found]:
     """Return the manifests of the wanted platforms, with their descriptors."""
     wanted = [parse_platform(text) for text in options.platforms]
-    descriptor, data = repository.manifest()
-    where = str(repository.reference)
-    document = parse_manifest(data, f"manifest of {where}")
-    if isinstance(document, Index):
-        return find_ordinary(document, RepositoryDocuments(repository), wanted, where)
-    refuse_native(document)
-    platform = read_config(repository, document).platform
+    index, chosen = read_ordinary(repository, wanted)
+    if index is not None:
+        return chosen
+    (found,) = chosen
+    refuse_unfit(found.manifest)
+    platform = read_config(repository, found.manifest).platform
     if not is_wanted(platform, wanted):
-        raise NotFoundError(f"{where} is an image for {platform}.")
-    return [Found(descriptor, document)]
+        raise NotFoundError(f"{repository.reference} is an image for {platform}")
+    return chosen

@@ -6,7 +6,8 @@ processes start before the modules for that are loaded.
 
 from __future__ import annotations
 
-import os
+from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -19,22 +20,22 @@ from lamina.build.budget import Budget
 from lamina.build.image_build import no_garbage_collection
 from lamina.build.index_layer import IndexedLayer, index_layer
 from lamina.build.index_table import IndexBlob, index_blob
+from lamina.build.known_chunks import KnownChunks
 from lamina.build.layer_tocs import have_tables, layers_by_table
 from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, check_jobs
-from lamina.build.plan import KnownChunks, LayerPlan, plan_layer
+from lamina.build.plan import LayerPlan, plan_layer
 from lamina.build.scan import LayerScan
-from lamina.build.tasks import SharedCounters
+from lamina.build.shared_counters import SharedCounters
 from lamina.build.workers import Workers
 from lamina.codec.digest import Digester
 from lamina.errors import FormatError, IntegrityError, UnsupportedError, UsageError
-from lamina.linux.heap import keep_freed_memory
-from lamina.registry.manifest import Descriptor
-from lamina.registry.repository import (
-    ClientOptions,
-    RangesIgnoredError,
-    Repository,
-    open_repository,
-)
+from lamina.http.client_options import ClientOptions
+from lamina.oci.manifest import Descriptor
+from lamina.posix.heap import keep_freed_memory
+from lamina.posix.processors import processor_count
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
+from lamina.source.blob_source import RangesIgnoredError
 
 if TYPE_CHECKING:
     from lamina.build.index_merge import BuiltIndex
@@ -51,8 +52,9 @@ class IndexOptions:
     points in a gzip layer, in compressed bytes: what is fetched at least for a small file.
     ``by_table`` lets tables of contents that the layers bring along be used instead of reading
     them; chunk size and digester are then theirs.  ``platforms`` are those wanted of a
-    multi-platform image (none: all).  ``progress`` is told how many more bytes of the layers were
-    read.
+    multi-platform image (none: all).  ``layer_trees`` asks for the tree of each layer too.
+    ``progress`` is told how many more bytes of the layers were read, and ``sized`` before that how
+    many they are.
     """
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
@@ -61,16 +63,18 @@ class IndexOptions:
     by_table: bool = True
     jobs: int = 0
     platforms: Sequence[str] = ()
+    layer_trees: bool = False
     progress: Callable[[int], None] | None = None
+    sized: Callable[[int], None] | None = None
 
     def check(self) -> None:
         """Raise UsageError for values that make no sense."""
         size = self.chunk_size
         # A chunk that is stored as it is must fit in 24 bits (RAFS v6 §2.4).
         if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE // 2:
-            raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 8 MiB.")
+            raise UsageError(f"the chunk size {size} is no power of two from 4 KiB to 8 MiB")
         if self.spacing_bytes < 1:
-            raise UsageError(f"Access points cannot be {self.spacing_bytes} bytes apart.")
+            raise UsageError(f"access points cannot be {self.spacing_bytes} bytes apart")
         check_jobs(self.jobs)
 
 
@@ -140,8 +144,10 @@ def _index(number: int) -> LayerIndex:
     blob = None
     if plan.chunk_count:
         blob = index_blob(descriptor.hex, layer, plan, options.chunk_size, options.digester)
-    layer.scan.digests = b""
-    return LayerIndex(layer.scan, plan, blob)
+    # What a blob was made of is not needed any more.
+    scan = layer.scan
+    scan.digests, scan.chunk_sizes, scan.chunk_offsets = b"", array("I"), array("Q")
+    return LayerIndex(scan, plan.take_tree_part(), blob)
 
 
 def build_from_layers(
@@ -160,8 +166,8 @@ def build_from_layers(
     for layer in layers:
         if not layer.digest.startswith("sha256:"):
             raise UnsupportedError(
-                f"The layer {layer.digest[:80]} is not named by SHA-256, as blobs of an index are.",
-                hint="Convert the image: lamina convert.",
+                f"the layer {layer.digest[:80]} is not named by SHA-256, as blobs of an index are",
+                hint="convert the image: lamina convert",
             )
     known: Sequence[IndexedLayer] = ()
     problem = ""
@@ -172,17 +178,20 @@ def build_from_layers(
         except (FormatError, IntegrityError, UnsupportedError, RangesIgnoredError) as error:
             problem = str(error)
     with closing(_Job(repository, client, layers, options, known, diff_ids)) as job:
-        jobs = min(options.jobs or len(os.sched_getaffinity(0)), len(layers))
+        jobs = min(options.jobs or processor_count(), len(layers))
         with no_garbage_collection(), Workers(jobs, _set_up, job) as workers:
-            futures = [workers.submit(_index, number) for number in range(len(layers))]
+            futures = deque(workers.submit(_index, number) for number in range(len(layers)))
             workers.no_more()
             # Loaded this late, it does not keep the workers from starting.
             from lamina.build.index_merge import IndexMerge
 
             share = job.budget.share(len(layers))
-            merge = IndexMerge(options.chunk_size, options.digester, share)
-            for layer, future in zip(layers, futures, strict=True):
-                merge.add(layer.hex, *_wait(future, job))
+            merge = IndexMerge(
+                options.chunk_size, options.digester, share, layer_trees=options.layer_trees
+            )
+            for layer in layers:
+                # What a layer was is not kept once it is merged.
+                merge.add(layer.hex, *_wait(futures.popleft(), job))
             return merge.finish(by_table=bool(known), table_problem=problem)
 
 

@@ -12,6 +12,7 @@ from lamina.archive.gzip_points import GzipPoints
 from lamina.archive.stream import GZIP_MAGIC, check_media_type
 from lamina.archive.zstd_frames import MAGIC, is_skippable
 from lamina.archive.zstd_points import ZstdPoints
+from lamina.blob.split_table import pack_window
 from lamina.build.diff_ids import checked_tar
 from lamina.build.scan import LayerScan, scan_layer
 from lamina.build.toc_annotations import rounds_times
@@ -19,7 +20,7 @@ from lamina.codec.digest import Digester
 
 if TYPE_CHECKING:
     from lamina.build.budget import Share
-    from lamina.registry.manifest import Descriptor
+    from lamina.oci.manifest import Descriptor
     from lamina.registry.repository import Repository
 
 READ_BYTES = 1 << 20
@@ -40,7 +41,7 @@ class IndexedLayer(NamedTuple):
 
     @property
     def map(self) -> PointMap:
-        """The boundaries and points."""
+        """Return the boundaries and points."""
         return PointMap(self.ins, self.outs, self.points)
 
 
@@ -113,7 +114,7 @@ def _points(
     head: bytes, read_input: Callable[[], bytes], spacing_bytes: int
 ) -> GzipPoints | ZstdPoints | _PlainPoints:
     if head[:2] == GZIP_MAGIC:
-        return GzipPoints(read_input, spacing_bytes)
+        return GzipPoints(read_input, spacing_bytes, pack_window)
     if head[:4] == MAGIC or (len(head) >= 4 and is_skippable(head[:4])):
         return ZstdPoints(read_input)
     return _PlainPoints(read_input)

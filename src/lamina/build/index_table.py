@@ -9,6 +9,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 from lamina.archive.access_points import AccessPoint
+from lamina.blob.builder import entries_of_columns
 from lamina.blob.ci_header import entry_of
 from lamina.blob.layout import (
     CHUNK_COMPRESSED,
@@ -20,12 +21,12 @@ from lamina.blob.layout import (
     CiHeader,
     pack_v2,
 )
-from lamina.blob.split_table import encode_split
+from lamina.blob.split_table import encode_split, pack_window
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.plan import LayerPlan
 from lamina.codec.compress import Compressor
 from lamina.codec.digest import Digester
-from lamina.erofs.layout import CHUNK_ENTRY, CHUNK_FLAG_COMPRESSED, BlobEntry, BlobFeature
+from lamina.erofs.layout import CHUNK_FLAG_COMPRESSED, BlobEntry, BlobFeature
 
 _FEATURES = (
     BlobFeature.ALIGNED | BlobFeature.CHUNK_INFO_V2 | BlobFeature.SEPARATE | BlobFeature.CAP_TAR_TOC
@@ -40,8 +41,15 @@ class IndexBlob(NamedTuple):
 
     data: bytes
     entry: BlobEntry
-    chunk_entries: bytes
+    chunk_entries: bytearray
     head_size: int
+
+
+class _Places(NamedTuple):
+    """Where the stored bytes around each chunk begin, and how many they are."""
+
+    starts: array[int]
+    sizes: array[int]
 
 
 class _Context(NamedTuple):
@@ -61,7 +69,7 @@ def index_blob(
 
     A stream that can be entered at too few points becomes one that is read whole.
     """
-    offsets = array("Q", [layer.scan.chunk_offsets[number] for number in plan.chunks])
+    offsets = array("Q", map(layer.scan.chunk_offsets.__getitem__, plan.chunks))
     contexts: list[_Context] = []
     owners = array("I")
     if layer.scan.compression != "none":
@@ -72,7 +80,7 @@ def index_blob(
     records = _records(plan, offsets, places, contexts, owners)
     packed, windows = _encode_contexts(contexts)
     encoded = encode_split(records + packed, windows, len(contexts))
-    extra_size = len(packed) + sum(map(len, windows))
+    extra_size = len(packed) + sum(size for _, size in windows)
     header = CiHeader(
         features=_features(layer.scan.compression, has_contexts=bool(contexts)),
         compressor=Compressor.ZSTD,
@@ -138,71 +146,71 @@ def _contexts(
 
 def _places(
     layer: IndexedLayer, plan: LayerPlan, offsets: array[int], *, compressed: bool
-) -> list[tuple[int, int]]:
-    """Return (offset, size) of the stored bytes around each chunk."""
+) -> _Places:
     if not compressed:
-        return list(zip(offsets, plan.chunk_sizes, strict=True))
+        return _Places(offsets, plan.chunk_sizes)
     boundaries = layer.map
-    places = []
+    places = _Places(array("Q"), array("I"))
     for offset, size in zip(offsets, plan.chunk_sizes, strict=True):
         start = boundaries.in_before(offset)
         end = boundaries.in_after(offset + size, layer.size)
-        places.append((start, min(end - start, MAX_STORED_SIZE_V2)))
+        places.starts.append(start)
+        places.sizes.append(min(end - start, MAX_STORED_SIZE_V2))
     return places
 
 
 def _records(
     plan: LayerPlan,
     offsets: array[int],
-    places: list[tuple[int, int]],
+    places: _Places,
     contexts: list[_Context],
     owners: array[int],
 ) -> bytes:
-    words: list[int] = []
+    words = array("Q", bytes(3 * 8 * len(offsets)))
     flags = CHUNK_COMPRESSED | CHUNK_ZRAN if contexts else 0
-    rows = zip(plan.addresses, plan.chunk_sizes, places, offsets, strict=True)
-    for number, (address, size, (start, stored_size), offset) in enumerate(rows):
-        data = 0
-        if contexts:
-            owner = owners[number]
-            data = owner << 32 | offset - contexts[owner].point.out_offset
-        words += pack_v2(address, size, start, stored_size, flags, data)
-    values = array("Q", words)
+    rows = zip(plan.addresses, plan.chunk_sizes, strict=True)
+    words[0::3] = array("Q", (pack_v2(*row, 0, 0, flags)[0] for row in rows))
+    places_of = zip(places.starts, places.sizes, strict=True)
+    words[1::3] = array("Q", (start | size << 40 for start, size in places_of))
+    if contexts:
+        starts = [context.point.out_offset for context in contexts]
+        owned = zip(owners, offsets, strict=True)
+        words[2::3] = array("Q", (owner << 32 | at - starts[owner] for owner, at in owned))
     if sys.byteorder == "big":
-        values.byteswap()
-    return values.tobytes()
+        words.byteswap()
+    return words.tobytes()
 
 
-def _encode_contexts(contexts: list[_Context]) -> tuple[bytes, list[bytes]]:
-    """Return the contexts and their windows, equal windows once."""
+def _encode_contexts(contexts: list[_Context]) -> tuple[bytes, list[tuple[bytes, int]]]:
+    """Return the contexts and their packed windows, equal windows once."""
     known: dict[bytes, int] = {}
-    windows: list[bytes] = []
+    windows: list[tuple[bytes, int]] = []
     total = 0
     records = []
     for point, in_size, out_size in contexts:
-        window = point.window
-        place = known.setdefault(window, total)
-        if window and place == total:
-            windows.append(window)
-            total += len(window)
+        point = point.with_packed(pack_window)
+        frame, size = point.packed
+        place = known.setdefault(frame, total)
+        if size and place == total:
+            windows.append(point.packed)
+            total += size
         # fmt: off
         records.append(ZRAN_CONTEXT.pack(point.in_offset, point.out_offset, place, in_size,
-                                         out_size, len(window), point.byte, point.bits))
+                                         out_size, size, point.byte, point.bits))
         # fmt: on
     return b"".join(records), windows
 
 
 def _chunk_entries(
-    plan: LayerPlan, layer: IndexedLayer, places: list[tuple[int, int]], *, compressed: bool
-) -> bytes:
+    plan: LayerPlan, layer: IndexedLayer, places: _Places, *, compressed: bool
+) -> bytearray:
     """Return the 80-byte entries of the chunks, of blob 0."""
-    digests = plan.digests(layer.scan)
-    flags = CHUNK_FLAG_COMPRESSED if compressed else 0
-    rows = zip(plan.chunk_sizes, plan.addresses, places, strict=True)
-    # fmt: off
-    return b"".join([
-        CHUNK_ENTRY.pack(digests[32 * index : 32 * index + 32], 0, flags, stored_size, size, start,
-                         address, 0, index, 0)
-        for index, (size, address, (start, stored_size)) in enumerate(rows)
-    ])
-    # fmt: on
+    flags = CHUNK_FLAG_COMPRESSED << 32 if compressed else 0
+    rows = zip(places.sizes, plan.chunk_sizes, strict=True)
+    return entries_of_columns(
+        layer.scan.digests_of(plan.chunks),
+        array("Q", [flags]) * plan.chunk_count,
+        array("Q", (stored | size << 32 for stored, size in rows)),
+        array("Q", places.starts),
+        array("Q", plan.addresses),
+    )

@@ -80,9 +80,7 @@ def copy_content(image: Image, status: Stat, write: Callable[[bytes], object]) -
     while offset < status.size:
         data = image.pread(status, offset, min(COPY_BYTES, status.size - offset))
         if not data:
-            raise IntegrityError(
-                f"{shown(status.path)} ends after {offset} of {status.size} bytes."
-            )
+            raise IntegrityError(f"{shown(status.path)} ends after {offset} of {status.size} bytes")
         write(data)
         offset += len(data)
 

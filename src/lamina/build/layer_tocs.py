@@ -18,16 +18,16 @@ from lamina.archive.access_points import FOLLOWING_BYTES, AccessPoint, PointMap
 from lamina.archive.layer_toc import LayerToc, TocChunk, TocFile, TocMember
 from lamina.archive.stream import check_media_type
 from lamina.blob.layout import MAX_ZRAN_INPUT, MAX_ZRAN_OUTPUT
-from lamina.build.budget import Budget, Share, attributes_bytes, text_bytes
+from lamina.build.budget import MAX_CHUNKS, Budget, Share, attributes_bytes, text_bytes
 from lamina.build.index_layer import IndexedLayer
 from lamina.build.options import DEFAULT_CHUNK_SIZE, MIN_CHUNK_SIZE
-from lamina.build.scan import MAX_CHUNKS, LayerScan, entry_row
+from lamina.build.scan import LayerScan, entry_row
 from lamina.build.toc_annotations import pinned_table, rounds_times
 from lamina.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
     from lamina.archive.tar import Entry
-    from lamina.registry.manifest import Descriptor
+    from lamina.oci.manifest import Descriptor
     from lamina.registry.repository import Repository
 
 MAX_CHUNK_SIZE: Final = 4 << 20
@@ -44,7 +44,7 @@ class TocLayers(NamedTuple):
 
 
 def have_tables(layers: Iterable[Descriptor]) -> bool:
-    """Whether the manifest says of some layer that it has a table of contents."""
+    """Tell whether the manifest says of some layer that it has a table of contents."""
     return any(pinned_table(layer) for layer in layers)
 
 
@@ -94,7 +94,7 @@ def _fetch(repository: Repository, layer: Descriptor) -> LayerToc:
         return zstd_chunked.parse_toc(stored, *place[::2], pinned.checksum, pinned.json_digest)
     footer_offset = layer.size - estargz.FOOTER_BYTES
     if footer_offset <= 0:
-        raise FormatError("The layer is too short for an eStargz footer.")
+        raise FormatError("the layer is too short for an eStargz footer")
     footer = repository.read_range(layer.digest, footer_offset, estargz.FOOTER_BYTES)
     if zstd_chunked.is_footer(footer):
         place = zstd_chunked.footer_place(footer, layer.size)
@@ -189,7 +189,7 @@ class _Stream:
 
     def _open(self, offset: int) -> None:
         if not self._member < offset < self._layer_bytes:
-            raise FormatError("The parts of files are not in the order of the table of contents.")
+            raise FormatError("the parts of files are not in the order of the table of contents")
         if self._map.points:
             self._close(offset)
         self._member, self._begin = offset, self._end

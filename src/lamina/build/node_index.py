@@ -7,104 +7,101 @@ is complete here before it is opened.  The index stays in the store and is attac
 from __future__ import annotations
 
 import io
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+
+import msgspec
 
 from lamina.blob.table import ChunkTable
 from lamina.build.index import index_manifest, refuse_native
 from lamina.build.index_build import IndexOptions, build_from_layers
 from lamina.build.index_merge import BuiltIndex
-from lamina.fetch.source import RepositorySource
-from lamina.image.errors import NoIndexError, UntrustedIndexError
-from lamina.image.indexed import BUILT_INDEX
-from lamina.image.metadata_layer import unpack_metadata_layer
-from lamina.image.open import RECORD, find_manifest, node_store, open_image
-from lamina.image.residency import fetch, whole_image
-from lamina.registry.manifest import OCI_MANIFEST, Descriptor, Manifest, encode
-from lamina.registry.reference import Reference, parse_reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository
-from lamina.registry.resolve import check_layers, read_config
+from lamina.content.residency import all_extents, fetch
+from lamina.oci.manifest import OCI_MANIFEST, Descriptor, ImageConfig, Manifest, encode
+from lamina.oci.reference import parse_reference
+from lamina.opening.manifest import find_platform
+from lamina.opening.metadata_layer import unpack_metadata_layer
+from lamina.opening.open_image import open_image
+from lamina.opening.place import Place
+from lamina.opening.plaintext_storage_policy import refuse_shared_storage
+from lamina.opening.request import OpenRequest
+from lamina.opening.version import Version
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
+from lamina.registry.repository_source import RepositorySource
+from lamina.registry.resolve import check_layers, load_config
+from lamina.source.blob_source import BlobSource
 from lamina.store.node import NodeStore
-
-if TYPE_CHECKING:
-    from lamina.image.access import Access
-    from lamina.image.native import NativeImage
-    from lamina.registry.manifest import Platform
+from lamina.store.records import IMAGE, INDEX, IndexRecord
+from lamina.store.scratch import scratch_folder
 
 Progress = Callable[[str, int, int], None]
 """Told a step's name, its bytes in all, and how many of them were done since the last call."""
 
 
-def open_always(
-    reference: str | Reference,
-    *,
-    store: NodeStore | str | os.PathLike[str] | None = None,
-    options: ClientOptions | None = None,
-    platform: str | Platform | None = None,
-    refresh: bool = False,
-    access: Access | None = None,
-    progress: Progress | None = None,
-) -> NativeImage:
-    """Do as :func:`lamina.image.open.open_image`, but index an image that has no index, or none
-    that a policy lets be used.
-
-    Indexing forks processes, so threads should not run yet.  Raises what opening, pulling and
-    :func:`lamina.build.index_build.build_from_layers` raise.
-    """
-    where = parse_reference(reference) if isinstance(reference, str) else reference
-    node = node_store(store)
-
-    def attempt() -> NativeImage:
-        return open_image(
-            where, store=node, options=options, platform=platform, refresh=refresh, access=access
-        )
-
-    try:
-        return attempt()
-    except (NoIndexError, UntrustedIndexError):
-        index_here(where, node, options, platform, progress or _ignore)
-    return attempt()
-
-
 def index_here(
-    where: Reference,
-    node: NodeStore,
-    options: ClientOptions | None,
-    platform: str | Platform | None,
-    progress: Progress,
+    place: Place, request: OpenRequest, version: Version, progress: Progress | None = None
 ) -> None:
-    """Index an ordinary image and keep the index in the store; from a registry also its files."""
+    """Index an ordinary image and keep the index in the store; from a registry also its files.
+
+    An :class:`~lamina.opening.open_image.Indexer`.  Indexing forks processes, so threads should not
+    run yet.  Raises what pulling and :func:`lamina.build.index_build.build_from_layers` raise.
+    """
+    where, repository, store = place.reference, place.repository, place.store
+    tell = progress or _ignore
     with ExitStack() as stack:
-        repository = stack.enter_context(open_repository(where, options=options))
-        manifest, digest = find_manifest(repository, node, where, platform, prefer="oci")
+        wanted = version.reference
+        manifest, digest = find_platform(place, wanted, request.platform, prefer="oci")
         refuse_native(manifest)
-        config = read_config(repository, manifest)
+        config = load_config(manifest, place)
         check_layers(manifest, config, str(where))
         layers = repository
         if where.is_remote:
-            folder = stack.enter_context(
-                tempfile.TemporaryDirectory(dir=node.root, prefix=".pull-")
-            )
-            layers = stack.enter_context(
-                open_repository(parse_reference(f"oci:{folder}"), write=True)
-            )
-            _pull(repository, layers, manifest, progress)
-        total = sum(layer.size for layer in manifest.layers)
+            folder = stack.enter_context(scratch_folder(store.root))
+            layout = parse_reference(f"oci:{folder}/layout")
+            layers = stack.enter_context(open_repository(layout, write=True))
+            _pull(repository, layers, manifest, tell)
+        clear, parts = _in_clear(layers, place, version.release, (manifest, digest), config, stack)
         # Layers that were pulled are read: chunks are finer than by their tables of contents.
-        indexing = IndexOptions(
-            by_table=not where.is_remote, progress=lambda done: progress("index", total, done)
-        )
-        built = build_from_layers(
-            layers, manifest.layers, indexing, diff_ids=config.rootfs.diff_ids
-        )
+        built = _indexed(clear, parts, config, tell, by_table=not where.is_remote)
         kind = manifest.media_type or OCI_MANIFEST
         image = Descriptor(media_type=kind, digest=digest, size=len(manifest.raw))
-        _keep(node, image, config.raw, built)
+        _keep(store, image, config.raw, built)
         if where.is_remote:
-            _fill(where.with_version(digest=digest), node, options, layers, progress)
+            pinned = str(where.with_version(digest=digest))
+            _fill(msgspec.structs.replace(request, pinned=pinned), RepositorySource(layers), tell)
+
+
+def _in_clear(
+    repository: Repository,
+    place: Place,
+    release: int | None,
+    image: tuple[Manifest, str],
+    config: ImageConfig,
+    resources: ExitStack,
+) -> tuple[Repository, Sequence[Descriptor]]:
+    """Return where the layers are read from, and as what, decrypted if they are encrypted."""
+    manifest, digest = image
+    if not manifest.is_encrypted:
+        return repository, manifest.layers
+    from lamina.trust.encryption.decrypted_repository import decrypted
+
+    refuse_shared_storage(place.store.root)
+    keys = None if place.keys is None else place.keys.for_image(digest, release)
+    return decrypted(repository, manifest, config.rootfs.diff_ids, keys, resources)
+
+
+def _indexed(
+    repository: Repository,
+    layers: Sequence[Descriptor],
+    config: ImageConfig,
+    progress: Progress,
+    *,
+    by_table: bool,
+) -> BuiltIndex:
+    total = sum(layer.size for layer in layers)
+    options = IndexOptions(by_table=by_table, progress=lambda done: progress("index", total, done))
+    return build_from_layers(repository, layers, options, diff_ids=config.rootfs.diff_ids)
 
 
 def _pull(
@@ -126,22 +123,16 @@ def _keep(node: NodeStore, image: Descriptor, config: bytes, built: BuiltIndex) 
         table = ChunkTable.from_stored(blob.data, blob.entry)
         tables[blob.entry.blob_id] = node.put_metadata(table.to_meta())
     digest = node.put_metadata(encode(manifest))
-    node.put_record(RECORD, digest, files._replace(tables=tables).encode())
-    node.put_record(BUILT_INDEX, image.digest, digest.encode("ascii"))
+    node.records.write(IMAGE, digest, msgspec.structs.replace(files, tables=tables))
+    node.records.write(INDEX, image.digest, IndexRecord(digest, built.by_table))
 
 
-def _fill(
-    where: Reference,
-    node: NodeStore,
-    options: ClientOptions | None,
-    layers: Repository,
-    progress: Progress,
-) -> None:
+def _fill(request: OpenRequest, layers: BlobSource, progress: Progress) -> None:
     """Unpack the layers that were pulled into the store."""
-    source = RepositorySource(layers)
-    with open_image(where, store=node, options=options, sources=[source]) as image:
+    filling = msgspec.structs.replace(request, index="auto", policy=None, start=None)
+    with open_image(filling, sources=[layers]) as image:
         total = sum(blob.size_bytes for blob in image.blobs)
-        fetch(image, whole_image(image), lambda done: progress("unpack", total, done))
+        fetch(image, all_extents(image), lambda done: progress("unpack", total, done))
 
 
 def _ignore(_step: str, _total_bytes: int, _done_bytes: int) -> None:

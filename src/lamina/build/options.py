@@ -16,6 +16,8 @@ from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.build.sealing import SealOptions
+    from lamina.build.start_profile import Profile
+    from lamina.trust.encryption.recipients import DecryptionKeys
 
 DEFAULT_CHUNK_SIZE = 128 << 10
 DEFAULT_PACK_SIZE = 128 << 10
@@ -37,13 +39,16 @@ def work_folder(work_dir: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConvertProgress:
-    """How far a conversion is, in bytes; totals grow as layers become known."""
+    """How far a conversion is, in bytes; totals grow as layers become known, the one of what is
+    pushed as pieces are packed.
+    """
 
     read_bytes: int
     total_read_bytes: int
     packed_bytes: int
     total_packed_bytes: int
     pushed_bytes: int
+    total_pushed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,14 @@ class ConvertOptions:
     ``chunk_size`` is a power of two from 4 KiB to 16 MiB.  ``pack_size`` is the most plaintext that
     small chunks are compressed together in, at most ``chunk_size``; 0 packs nothing, which readers
     before Nydus 2.3 need. ``prefetch`` are absolute paths.  ``platforms`` are
-    ``os/architecture[/variant]``; empty means all of an index. ``jobs`` is the number of processes,
-    0 one a processor.  ``max_layer_bytes`` bounds one decompressed layer. ``work_dir`` takes the
-    temporary files, which are as large as the decompressed image; None means ``$TMPDIR``, or
-    ``/var/tmp``.  ``progress`` is called from the converting thread a few times a second.  With
-    ``seal`` the image is sealed, else plain.
+    ``os/architecture[/variant]``; empty means all of an index. ``jobs`` is the number of threads
+    that compress, and of layers that are read ahead, 0 one a processor.  ``max_layer_bytes`` bounds
+    one decompressed layer. ``work_dir`` takes blobs until they are pushed, if the destination is no
+    OCI layout, which gets them in place; None means ``$TMPDIR``, or ``/var/tmp``.
+    ``progress`` is called from the converting thread a few times a second.  With ``seal`` the image
+    is sealed, else plain.  The pages of ``profile`` become a start artifact, which is part of the
+    image and called ``profile_name``, or as the program.  ``keys`` open a source whose layers are
+    encrypted.
     """
 
     chunk_size: int = DEFAULT_CHUNK_SIZE
@@ -72,29 +80,36 @@ class ConvertOptions:
     work_dir: str | None = None
     progress: Callable[[ConvertProgress], None] | None = None
     seal: SealOptions | None = None
+    keys: DecryptionKeys | None = None
+    profile: Profile | None = None
+    profile_name: str | None = None
 
     def check(self) -> None:
         """Raise UsageError for values that make no sense."""
         size = self.chunk_size
         if size & (size - 1) or not MIN_CHUNK_SIZE <= size <= MAX_CHUNK_SIZE:
-            raise UsageError(f"The chunk size {size} is no power of two from 4 KiB to 16 MiB.")
+            raise UsageError(f"the chunk size {size} is no power of two from 4 KiB to 16 MiB")
         if not 0 <= self.pack_size <= size:
             raise UsageError(
-                f"The pack size {self.pack_size} is not between 0 and the chunk size {size}."
+                f"the pack size {self.pack_size} is not between 0 and the chunk size {size}"
             )
         if self.compressor == Compressor.GZIP:
-            raise UsageError(
-                "Chunks cannot be compressed with gzip.", hint="Use zstd, lz4 or none."
-            )
+            raise UsageError("chunks cannot be compressed with gzip", hint="use zstd, lz4 or none")
         levels = LEVELS.get(self.compressor)
         if self.level is not None and levels is not None and self.level not in levels:
             raise UsageError(
-                f"The level {self.level} is not one of {self.compressor.name.lower()}.",
-                hint=f"Levels are {levels[0]} to {levels[-1]}.",
+                f"the level {self.level} is not one of {self.compressor.name.lower()}",
+                hint=f"levels are {levels[0]} to {levels[-1]}",
             )
         check_jobs(self.jobs)
+        if self.profile is not None:
+            from lamina.blob.page_proof import require_numpy
+
+            require_numpy()
+            if self.digester != Digester.BLAKE3:
+                raise UsageError("a start artifact needs chunk digests that are BLAKE3")
         if any(not path.startswith(b"/") for path in self.prefetch):
-            raise UsageError("Prefetch paths must be absolute.")
+            raise UsageError("prefetch paths must be absolute")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +141,14 @@ class ImageReport:
     layers: tuple[LayerReport, ...]
     bootstrap_bytes: int
     bootstrap_layer_bytes: int
+    start_bytes: int = 0
+    """Of its own start artifact."""
 
     @property
     def image_bytes(self) -> int:
-        """Bytes of all layers as pushed."""
-        return sum(layer.blob_bytes for layer in self.layers) + self.bootstrap_layer_bytes
+        """Return the bytes of all layers as pushed."""
+        blobs = sum(layer.blob_bytes for layer in self.layers)
+        return blobs + self.bootstrap_layer_bytes + self.start_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,4 +169,4 @@ class ConvertReport:
 def check_jobs(jobs: int) -> None:
     """Raise UsageError for a number of processes that makes no sense; 0 is one a processor."""
     if not 0 <= jobs <= MOST_JOBS:
-        raise UsageError(f"The number of jobs is {jobs}, and must be from 0 to {MOST_JOBS}.")
+        raise UsageError(f"the number of jobs is {jobs}, and must be from 0 to {MOST_JOBS}")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lamina.archive.tar import DIRECTORY, Entry
 from lamina.archive.tar_writer import END_MARK, encode_entry, file_entry, padding
 from lamina.blob.seal_class import SealClass
+from lamina.codec.digest import Digester, digest
 from lamina.errors import FormatError
-from lamina.registry.manifest import (
+from lamina.oci.bootstrap_root import BootstrapRoot
+from lamina.oci.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
     NYDUS_BOOTSTRAP_MARK,
@@ -35,6 +38,7 @@ from lamina.registry.manifest import (
     encode,
     parse_document,
 )
+from lamina.posix.processors import processor_count
 from lamina.version import VERSION
 
 if TYPE_CHECKING:
@@ -59,55 +63,81 @@ class BootstrapLayer(NamedTuple):
     diff_id: str
 
 
-def bootstrap_layer(bootstrap: bytes, metas: Sequence[tuple[str, bytes]]) -> BootstrapLayer:
+def bootstrap_layer(
+    bootstrap: bytes | bytearray, metas: Sequence[tuple[str, bytes]]
+) -> BootstrapLayer:
     """Return the layer with the merged bootstrap and the (blob id, blob.meta) of each blob."""
-    annotations = {NYDUS_BOOTSTRAP_MARK: "true", NYDUS_FS_VERSION: FS_VERSION}
+    root = BootstrapRoot(digest(Digester.BLAKE3, bootstrap).hex(), len(bootstrap))
+    annotations = {NYDUS_BOOTSTRAP_MARK: "true", NYDUS_FS_VERSION: FS_VERSION, **root.annotation}
     return metadata_layer(metadata_files(bootstrap, metas), annotations)
 
 
 def metadata_files(
-    bootstrap: bytes, metas: Sequence[tuple[str, bytes]]
-) -> list[tuple[bytes, bytes]]:
+    bootstrap: bytes | bytearray, metas: Sequence[tuple[str, bytes]]
+) -> list[tuple[bytes, bytes | bytearray]]:
     """Return the (path, content) that every metadata layer has."""
-    tables = [(b"image/%s.blob.meta" % blob_id.encode(), meta) for blob_id, meta in metas]
+    tables: list[tuple[bytes, bytes | bytearray]] = [
+        (b"image/%s.blob.meta" % blob_id.encode(), meta) for blob_id, meta in metas
+    ]
     return [(BOOTSTRAP_PATH, bootstrap), *tables]
 
 
 def metadata_layer(
-    files: Sequence[tuple[bytes, bytes]], annotations: dict[str, str]
+    files: Sequence[tuple[bytes, bytes | bytearray]], annotations: dict[str, str]
 ) -> BootstrapLayer:
     """Return a layer with files in the folder ``image``."""
     directory = Entry(b"image", DIRECTORY, 0o755, 0, 0, 0, 0, 0, b"", 0, 0, {}, 0)
-    parts = [encode_entry(directory)]
+    archive: list[bytes | bytearray] = [encode_entry(directory)]
     for path, data in files:
-        parts += (encode_entry(file_entry(path, len(data), 0o444)), data, padding(len(data)))
-    archive = b"".join([*parts, END_MARK])
-    data = compress_layer(archive)
-    descriptor = describe(OCI_LAYER_GZIP, data, annotations)
-    return BootstrapLayer(data, descriptor, "sha256:" + hashlib.sha256(archive).hexdigest())
+        header = encode_entry(file_entry(path, len(data), 0o444))
+        archive += (header, data, padding(len(data)))
+    archive.append(END_MARK)
+    diff_id = hashlib.sha256()
+    for part in archive:
+        diff_id.update(part)
+    packed = compress_layer(archive)
+    descriptor = describe(OCI_LAYER_GZIP, packed, annotations)
+    return BootstrapLayer(packed, descriptor, "sha256:" + diff_id.hexdigest())
 
 
-def compress_layer(archive: bytes) -> bytes:
-    """Return one gzip member without a name or time, compressed by all processors.
+def compress_layer(archive: Sequence[bytes | bytearray]) -> bytes:
+    """Return one gzip member without a name or time, compressed by all processors, of an archive in
+    pieces of any length.
 
     Parts are deflated on their own, each with the window before it, and end at a byte (RFC 1951
     §3.2.4); how they are cut does not depend on the machine.
     """
-    starts = range(0, max(len(archive), 1), GZIP_PART_BYTES)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        parts = list(pool.map(lambda start: _deflate_part(archive, start), starts))
-    trailer = struct.pack("<II", zlib.crc32(archive), len(archive) & 0xFFFFFFFF)
+    ends = list(accumulate(map(len, archive)))
+    size = ends[-1] if ends else 0
+    checksum = 0
+    for piece in archive:
+        checksum = zlib.crc32(piece, checksum)
+
+    def cut(start: int, end: int) -> bytes:
+        number = bisect_right(ends, start)
+        found = []
+        while start < min(end, size):
+            piece, piece_start = archive[number], ends[number] - len(archive[number])
+            found.append(piece[start - piece_start : end - piece_start])
+            start, number = ends[number], number + 1
+        return b"".join(found)
+
+    def deflate(start: int) -> bytes:
+        end = start + GZIP_PART_BYTES
+        window = cut(max(0, start - GZIP_WINDOW_BYTES), start)
+        return _deflate_part(cut(start, end), window, is_last=end >= size)
+
+    with ThreadPoolExecutor(processor_count()) as pool:
+        parts = list(pool.map(deflate, range(0, max(size, 1), GZIP_PART_BYTES)))
+    trailer = struct.pack("<II", checksum, size & 0xFFFFFFFF)
     return b"".join([GZIP_HEADER, *parts, trailer])
 
 
-def _deflate_part(archive: bytes, start: int) -> bytes:
-    end = start + GZIP_PART_BYTES
-    window = archive[max(0, start - GZIP_WINDOW_BYTES) : start]
+def _deflate_part(part: bytes, window: bytes, *, is_last: bool) -> bytes:
     strategy, memory = zlib.Z_DEFAULT_STRATEGY, 8
     engine = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, -15, memory, strategy, window)
-    last = end >= len(archive)
-    flush = zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH
-    return engine.compress(memoryview(archive)[start:end]) + engine.flush(flush)
+    flush = zlib.Z_FINISH if is_last else zlib.Z_SYNC_FLUSH
+    return engine.compress(part) + engine.flush(flush)
 
 
 def blob_descriptor(blob_id: str, size_bytes: int) -> Descriptor:
@@ -141,7 +171,7 @@ def converted_config(source: bytes, blobs: Sequence[Descriptor], diff_id: str) -
     rootfs = document.get("rootfs")
     history = document.get("history")
     if not isinstance(rootfs, dict | None) or not isinstance(history, list | None):
-        raise FormatError("The image configuration is malformed: its rootfs or history is.")
+        raise FormatError("the image configuration is malformed: its rootfs or history is")
     diff_ids = [blob.digest for blob in blobs] + [diff_id]
     changes: dict[str, Any] = {
         "rootfs": {"type": "layers", **(rootfs or {}), "diff_ids": diff_ids},

@@ -1,5 +1,4 @@
-"""Second phase of a conversion: find duplicate chunks, and give every new one its place before it
-is compressed.
+"""Find duplicate chunks, and give every new one its place in the blob of its layer, as they come.
 
 A chunk that an earlier file or a lower layer has is a reference to it.  The others become pieces of
 the layer's blob: a full chunk alone, small files and tails of files together in packs.  A pack
@@ -11,11 +10,11 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import accumulate
+from enum import Enum
 
-from lamina.build.pack import Segment
+from lamina.build.known_chunks import LAYER_SHIFT, KnownChunks
 from lamina.build.scan import LayerScan
 from lamina.codec.digest import DIGEST_SIZE
 from lamina.erofs.layout import (
@@ -26,172 +25,182 @@ from lamina.erofs.layout import (
 )
 from lamina.errors import FormatError
 
-SEGMENT_BYTES = 8 << 20
-"""Plaintext of one packing task: small enough that the last one does not keep the other processors
-waiting.
-"""
-
-LAYER_SHIFT = 32
 SLOT_MASK = (1 << LAYER_SHIFT) - 1
-
-
-class KnownChunks:
-    """Digest -> (layer, slot) of the first chunk with it, over all layers so far."""
-
-    def __init__(self) -> None:
-        self._found: dict[bytes, int] = {}
-
-    def resolve(self, layer: int, digests: bytes) -> tuple[array[int], array[int]]:
-        """Return (a reference per chunk, the numbers of the chunks that are new), adding the new
-        ones.
-
-        A reference is ``layer << 32 | slot``; slots count the new chunks of a layer in archive
-        order.
-        """
-        references = array("Q")
-        fresh = array("I")
-        setdefault, add = self._found.setdefault, references.append
-        own = layer << LAYER_SHIFT
-        for number, start in enumerate(range(0, len(digests), DIGEST_SIZE)):
-            reference = setdefault(digests[start : start + DIGEST_SIZE], own)
-            add(reference)
-            if reference == own:
-                fresh.append(number)
-                own += 1
-        return references, fresh
 
 
 @dataclass(slots=True)
 class LayerPlan:
     """The new chunks of a layer in storage order, which is their numbering in the blob.
 
-    ``references`` has one ``layer << 32 | slot`` for each chunk of each file; ``encoded`` maps a
-    slot to its EROFS chunk index without the device (RAFS v6 §1.11).  ``chunks`` maps a chunk
-    number to its number in the scan, and ``addresses`` to its place in the blob's uncompressed
-    space.  ``piece_counts`` is the number of chunks a piece.
+    ``references`` has one ``layer << 32 | slot`` for each chunk of each file; slots count the new
+    chunks of a layer in archive order.  ``encoded`` maps a slot to its EROFS chunk index without
+    the device (RAFS v6 §1.11), ``fresh`` to its number in the archive, and ``first_known`` is the
+    place of slot 0 among all known chunks.  ``slots`` maps a chunk number to its slot, and
+    ``addresses`` to its place in the blob's uncompressed space.  ``piece_counts`` is the number of
+    chunks a piece.
     """
 
     layer: int
-    references: array[int]
-    chunks: array[int] = field(default_factory=lambda: array("I"))
+    first_known: int = 0
+    references: array[int] = field(default_factory=lambda: array("Q"))
+    fresh: array[int] = field(default_factory=lambda: array("I"))
+    encoded: array[int] = field(default_factory=lambda: array("Q"))
+    slots: array[int] = field(default_factory=lambda: array("I"))
     chunk_sizes: array[int] = field(default_factory=lambda: array("I"))
     addresses: array[int] = field(default_factory=lambda: array("Q"))
-    encoded: array[int] = field(default_factory=lambda: array("Q"))
     piece_counts: array[int] = field(default_factory=lambda: array("I"))
     uncompressed_size: int = 0
     new_bytes: int = 0
+    chunk_count: int = 0
+    """Number of chunks in the layer's own blob, once it is planned."""
 
     @property
-    def chunk_count(self) -> int:
-        """Number of chunks in the layer's own blob."""
-        return len(self.chunks)
+    def chunks(self) -> array[int]:
+        """Return the number in the archive of each chunk of the blob."""
+        fresh = self.fresh
+        return array("I", map(fresh.__getitem__, self.slots))
+
+    def take_tree_part(self) -> LayerPlan:
+        """Return what the trees need of the plan, which is left without it."""
+        part = LayerPlan(
+            self.layer,
+            references=self.references,
+            encoded=self.encoded,
+            uncompressed_size=self.uncompressed_size,
+            chunk_count=self.chunk_count,
+        )
+        self.references, self.encoded, self.addresses = array("Q"), array("Q"), array("Q")
+        self.fresh, self.slots = array("I"), array("I")
+        return part
 
     @property
     def lower_layers(self) -> list[int]:
-        """The lower layers that this one takes chunks from."""
+        """Return the lower layers that this one takes chunks from."""
         found = {reference >> LAYER_SHIFT for reference in self.references}
         return sorted(found - {self.layer})
 
-    def digests(self, scan: LayerScan) -> bytes:
-        """Return the digests of the blob's chunks, 32 bytes each, by chunk number."""
-        source = scan.digests
-        return b"".join(
-            [source[number * DIGEST_SIZE : (number + 1) * DIGEST_SIZE] for number in self.chunks]
+
+class Fate(Enum):
+    """What becomes of a chunk: nothing, for it is known; a piece of its own; part of a pack."""
+
+    KNOWN = 0
+    ALONE = 1
+    PACKED = 2
+
+
+# Looked up once: members of an enumeration are slow to get at, and there is one for each file.
+_KNOWN, _ALONE, _PACKED = Fate.KNOWN, Fate.ALONE, Fate.PACKED
+
+
+class LayerPlanner:
+    """Plans one layer while its chunks come; lower layers were planned with the same ``known``.
+
+    ``on_pack`` is called when a pack is full, before the chunk that has no room in it is planned.
+    Small chunks are packed up to ``pack_size`` bytes.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        known: KnownChunks,
+        chunk_size: int,
+        pack_size: int,
+        on_pack: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.plan = LayerPlan(layer, len(known))
+        self._known = known
+        self._chunk_size = chunk_size
+        self._pack_size = pack_size
+        self._on_pack = on_pack
+        self._own = layer << LAYER_SHIFT
+        self._pack: list[tuple[int, int]] = []
+        self._pack_bytes = 0
+
+    def add(self, digest: bytes, size: int) -> Fate:
+        """Plan the next chunk of ``size`` bytes."""
+        plan, own = self.plan, self._own
+        reference = self._known.find_or_add(digest, own)
+        plan.references.append(reference)
+        if reference != own:
+            return _KNOWN
+        self._own = own + 1
+        slot = own & SLOT_MASK
+        plan.fresh.append(len(plan.references) - 1)
+        plan.encoded.append(0)
+        plan.new_bytes += size
+        if size == self._chunk_size or size > self._pack_size:
+            self._store(slot, size)
+            plan.piece_counts.append(1)
+            return _ALONE
+        if self._pack_bytes + size > self._pack_size:
+            self._close_pack()
+        self._pack.append((slot, size))
+        self._pack_bytes += size
+        return _PACKED
+
+    def finish(self) -> LayerPlan:
+        """Close the last pack and return the plan.
+
+        Raises FormatError if the layer does not fit in one blob.
+        """
+        if self._pack:
+            self._close_pack()
+        plan = self.plan
+        count = plan.chunk_count = len(plan.slots)
+        if count >= MAX_CHUNKS_PER_BLOB or plan.uncompressed_size > MAX_BLOB_UNCOMPRESSED_SIZE:
+            raise FormatError(
+                f"the layer has {count} chunks, which do not fit in one blob",
+                hint="choose a larger chunk size",
+            )
+        return plan
+
+    def _close_pack(self) -> None:
+        self._on_pack()
+        for slot, size in self._pack:
+            self._store(slot, size)
+        self.plan.piece_counts.append(len(self._pack))
+        self._pack.clear()
+        self._pack_bytes = 0
+
+    def _store(self, slot: int, size: int) -> None:
+        plan = self.plan
+        index, address = len(plan.slots), plan.uncompressed_size
+        plan.slots.append(slot)
+        plan.chunk_sizes.append(size)
+        plan.addresses.append(address)
+        plan.uncompressed_size = address + round_up(size, BLOCK_SIZE)
+        plan.encoded[slot] = (
+            index & 0xFFFF | (index >> 16 & 0xFF) << 24 | (address >> 12 & 0xFFFFFFFF) << 32
         )
 
 
 def plan_layer(layer: int, scan: LayerScan, known: KnownChunks, pack_size: int) -> LayerPlan:
-    """Plan the blob of a layer; lower layers must have been planned with the same ``known``.
+    """Plan the blob of a layer that was scanned; lower layers were planned with the same ``known``.
 
     Raises FormatError if the layer does not fit in one blob.
     """
-    references, fresh = known.resolve(layer, scan.digests)
-    plan = LayerPlan(layer, references)
-    slot_sizes = array("I", [scan.chunk_sizes[number] for number in fresh])
-    order = _storage_order(slot_sizes, scan.chunk_size, pack_size, plan.piece_counts)
-    plan.chunks = array("I", [fresh[slot] for slot in order])
-    plan.chunk_sizes = array("I", [slot_sizes[slot] for slot in order])
-    ends = accumulate((round_up(size, BLOCK_SIZE) for size in plan.chunk_sizes), initial=0)
-    plan.addresses = array("Q", ends)
-    plan.uncompressed_size = plan.addresses.pop()
-    plan.new_bytes = sum(slot_sizes)
-    if len(order) >= MAX_CHUNKS_PER_BLOB or plan.uncompressed_size > MAX_BLOB_UNCOMPRESSED_SIZE:
-        raise FormatError(
-            f"The layer has {len(order)} chunks, which do not fit in one blob.",
-            hint="Choose a larger chunk size.",
-        )
-    plan.encoded = array("Q", bytes(8 * len(order)))
-    for index, (slot, address) in enumerate(zip(order, plan.addresses, strict=True)):
-        plan.encoded[slot] = index & 0xFFFF | index >> 16 << 24 | address >> 12 << 32
-    return plan
-
-
-def _storage_order(
-    sizes: array[int], chunk_size: int, pack_size: int, piece_counts: array[int]
-) -> list[int]:
-    """Return the slots in storage order, appending the number of chunks of each piece to
-    ``piece_counts``.
-    """
-    order: list[int] = []
-    pack: list[int] = []
-    pack_bytes = 0
-    for slot, size in enumerate(sizes):
-        if size == chunk_size or size > pack_size:
-            order.append(slot)
-            piece_counts.append(1)
-            continue
-        if pack_bytes + size > pack_size:
-            order += pack
-            piece_counts.append(len(pack))
-            pack = []
-            pack_bytes = 0
-        pack.append(slot)
-        pack_bytes += size
-    if pack:
-        order += pack
-        piece_counts.append(len(pack))
-    return order
-
-
-def segments(
-    plan: LayerPlan, scan: LayerScan, room_of: Callable[[int], int] = int
-) -> Iterator[Segment]:
-    """Cut the plan into packing tasks; ``room_of`` tells what a piece of some bytes can take."""
-    offsets = array("Q", [scan.chunk_offsets[number] for number in plan.chunks])
-    first_chunk = first_piece = 0
-    chunk = packed_offset = size = room = 0
-    for piece, count in enumerate(plan.piece_counts, 1):
-        piece_size = sum(plan.chunk_sizes[chunk : chunk + count])
-        size += piece_size
-        room += room_of(piece_size)
-        chunk += count
-        if size >= SEGMENT_BYTES or piece == len(plan.piece_counts):
-            yield Segment(
-                packed_offset,
-                offsets[first_chunk:chunk],
-                plan.chunk_sizes[first_chunk:chunk],
-                plan.piece_counts[first_piece:piece],
-                first_piece,
-            )
-            packed_offset += room
-            first_chunk, first_piece, size, room = chunk, piece, 0, 0
+    planner = LayerPlanner(layer, known, scan.chunk_size, pack_size)
+    digests = memoryview(scan.digests)
+    for start, size in zip(range(0, len(digests), DIGEST_SIZE), scan.chunk_sizes, strict=True):
+        planner.add(bytes(digests[start : start + DIGEST_SIZE]), size)
+    return planner.finish()
 
 
 def encode_references(
-    references: array[int], plans: Sequence[LayerPlan], blob_indexes: Mapping[int, int]
+    references: array[int], plans: Mapping[int, LayerPlan], blob_indexes: Mapping[int, int]
 ) -> bytes:
     """Return the 8-byte EROFS chunk indexes of references, the layers' blobs being numbered by
     ``blob_indexes``.
     """
     devices = {layer: (index + 1) << 16 for layer, index in blob_indexes.items()}
-    tables = [plan.encoded for plan in plans]
+    tables = {layer: plan.encoded for layer, plan in plans.items()}
     words = array(
         "Q",
-        [
+        (
             tables[reference >> LAYER_SHIFT][reference & SLOT_MASK]
             | devices[reference >> LAYER_SHIFT]
             for reference in references
-        ],
+        ),
     )
     if sys.byteorder == "big":
         words.byteswap()

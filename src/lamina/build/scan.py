@@ -1,29 +1,38 @@
-"""First phase of a conversion: read a layer once, and keep its headers, its chunk digests and its
-plaintext.
+"""Read a layer once, and keep its headers and its chunk digests.
 
-The tar stream goes to a spool file as it is inflated and hashed, while its bytes are still in the
-processor's cache; later phases read chunks back by their offset.  The result travels between
-processes, so it is made of a few flat buffers instead of an object per file or chunk.
+A conversion is handed the chunks as they come (:func:`stream_layer`); an index needs their offsets
+alone, and a comparison reads them back from a copy of the tar stream (:func:`scan_layer`).  What is
+kept of entries travels between processes, so it is made of a few flat buffers instead of an object
+per file or chunk.
 """
 
 from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
 from lamina.archive.blocks import BLOCK_BYTES, BlockReader
-from lamina.build.budget import DIRECTORY_BYTES, Budget, Share, attributes_bytes, text_bytes
-from lamina.build.sparse_chunks import Chunk, SparseChunks
-from lamina.codec.digest import Digester, hasher
-from lamina.errors import FormatError
+from lamina.build.budget import (
+    PUBLISHED_BYTES,
+    PUBLISHED_ENTRIES,
+    Budget,
+    ChunkCounter,
+    Share,
+    attributes_bytes,
+    text_bytes,
+)
+from lamina.build.sparse_chunks import SparseChunks, SpooledChunks
+from lamina.codec.digest import Digester, chosen_digests, hasher, keeping_hasher
 
 COLUMNS = 8
 MTIME_COLUMN = 4
-MAX_CHUNKS = 1 << 24
+SIZE_COLUMN = 6
+BATCH_ENTRIES = 1024
+BATCH_TEXT_BYTES = 1 << 20
 MODE_OF_KIND = {
     tar.REGULAR: stat.S_IFREG,
     tar.HARD_LINK: 0,
@@ -34,6 +43,7 @@ MODE_OF_KIND = {
     tar.FIFO: stat.S_IFIFO,
 }
 NO_XATTRS: dict[bytes, bytes] = {}
+_DEVICES = (tar.CHARACTER, tar.BLOCK_DEVICE)
 
 
 class TarStream(Protocol):
@@ -45,6 +55,16 @@ class TarStream(Protocol):
 
     def read(self, size: int, /) -> bytes | bytearray:
         """Return the next bytes, b"" at the end."""
+
+
+class LayerSink(Protocol):
+    """Takes what is in a layer while it is read."""
+
+    def add_entries(self, entries: LayerScan) -> None:
+        """Take some more entries, without chunks."""
+
+    def add_chunk(self, digest: bytes, pieces: Sequence[memoryview], size: int) -> None:
+        """Take the next chunk: its digest, and its bytes in pieces."""
 
 
 class ScannedEntry(NamedTuple):
@@ -84,7 +104,7 @@ class LayerScan:
     links: bytes = b""
     numbers: array[int] = field(default_factory=lambda: array("q"))
     xattrs: dict[int, dict[bytes, bytes]] = field(default_factory=dict)
-    digests: bytes = b""
+    digests: bytes | bytearray = b""
     chunk_sizes: array[int] = field(default_factory=lambda: array("I"))
     chunk_offsets: array[int] = field(default_factory=lambda: array("Q"))
     tar_bytes: int = 0
@@ -95,6 +115,10 @@ class LayerScan:
         """Number of entries."""
         return len(self.numbers) // COLUMNS
 
+    def digests_of(self, chunks: Sequence[int]) -> bytearray:
+        """Return the digests of some chunks, 32 bytes each."""
+        return chosen_digests(self.digests, chunks)
+
     def round_times(self) -> None:
         """Round the times of all entries to seconds, as the tables of stargz do."""
         numbers = self.numbers
@@ -103,20 +127,32 @@ class LayerScan:
                 numbers[at] = rounded_time(numbers[at], numbers[at + 1])
                 numbers[at + 1] = 0
 
+    @property
+    def columns(self) -> list[array[int]]:
+        """Return the numbers of all entries, a column each: kind, mode, user, group, seconds and
+        nanoseconds of the time, size, and device.
+        """
+        return [self.numbers[column::COLUMNS] for column in range(COLUMNS)]
+
+    def texts(self) -> tuple[Iterator[bytes], Iterator[bytes]]:
+        """Return the paths and the link targets of all entries."""
+        empty = not self.numbers
+        return (iter(()), iter(())) if empty else (_texts(self.paths), _texts(self.links))
+
+    def entry(self, number: int, path: bytes, link: bytes, first_chunk: int = 0) -> ScannedEntry:
+        """Return an entry, whose texts are known."""
+        row = self.numbers[number * COLUMNS : (number + 1) * COLUMNS]
+        extra = self.xattrs.get(number, NO_XATTRS)
+        count = -(-row[SIZE_COLUMN] // self.chunk_size)
+        return ScannedEntry._make((path, link, *row, extra, first_chunk, count))
+
     def entries(self) -> Iterator[ScannedEntry]:
         """Yield the entries in the order of the archive."""
-        if not self.numbers:
-            return
-        chunk_size, xattrs = self.chunk_size, self.xattrs
         first = 0
-        make = ScannedEntry._make
-        rows = zip(*[iter(self.numbers)] * COLUMNS, strict=True)
-        texts = zip(_texts(self.paths), _texts(self.links), rows, strict=True)
-        for number, (path, link, row) in enumerate(texts):
-            count = -(-row[6] // chunk_size)
-            extra = xattrs.get(number, NO_XATTRS) if xattrs else NO_XATTRS
-            yield make((path, link, *row, extra, first, count))
-            first += count
+        for number, (path, link) in enumerate(zip(*self.texts(), strict=True)):
+            entry = self.entry(number, path, link, first)
+            yield entry
+            first += entry.chunk_count
 
 
 def scan_layer(
@@ -136,24 +172,74 @@ def scan_layer(
     """
     scan = LayerScan(chunk_size, compression=stream.compression)
     reader = BlockReader(_tee(stream, spool))
-    texts = _Texts(budget or Budget().share())
+    budget = budget or Budget().share()
+    texts = _Texts(budget)
     digests = bytearray()
+    counter = ChunkCounter(budget, chunk_size)
     start_digest = hasher(digester)
-    sparse: SparseChunks | None = None
+    sparse = SparseChunks(chunk_size, start_digest)
+    spooled: SpooledChunks | None = None
     add_row = scan.numbers.extend
     for entry in tar.walk(reader, with_sparse=spool is not None):
         texts.add(entry, scan)
         add_row(entry_row(entry))
         if entry.segments is not None:
             assert spool is not None
-            sparse = sparse or SparseChunks(spool.fileno(), chunk_size, start_digest)
-            _scan_sparse(sparse.cut(reader, entry), scan, digests)
+            spooled = spooled or SpooledChunks(spool.fileno())
+            for chunk in sparse.cut(reader, entry):
+                digests += chunk.digest
+                scan.chunk_sizes.append(chunk.size)
+                scan.chunk_offsets.append(spooled.place(chunk))
+                counter.count(len(scan.chunk_sizes))
         elif entry.size:
-            _scan_data(reader, entry.size, scan, start_digest, digests)
+            _scan_data(reader, entry.size, scan, start_digest, digests, counter)
+    counter.count(len(scan.chunk_sizes))
     scan.tar_bytes = reader.drain()
     texts.finish(scan)
-    scan.digests = bytes(digests)
+    scan.digests = digests
     return scan
+
+
+def stream_layer(
+    stream: TarStream,
+    chunk_size: int,
+    digester: Digester,
+    budget: Share,
+    sink: LayerSink,
+    *,
+    round_times: bool = False,
+) -> None:
+    """Read a decompressed layer to its end, and hand out its entries, some at a time, and chunks.
+    What is kept of entries is counted in ``budget``; ``round_times`` as a table of stargz does.
+
+    Raises as :func:`scan_layer`.
+    """
+    reader = BlockReader(lambda: stream.read(BLOCK_BYTES))
+    batch, texts = LayerScan(chunk_size), _Texts(budget)
+    start_digest = keeping_hasher(digester)
+    sparse = SparseChunks(chunk_size, start_digest)
+
+    def hand_out() -> None:
+        texts.finish(batch)
+        if round_times:
+            batch.round_times()
+        sink.add_entries(batch)
+
+    for entry in tar.walk(reader, with_sparse=True):
+        texts.add(entry, batch)
+        batch.numbers.extend(entry_row(entry))
+        if entry.segments is not None:
+            for chunk in sparse.cut(reader, entry):
+                sink.add_chunk(
+                    chunk.digest, chunk.pieces or [memoryview(bytes(chunk.size))], chunk.size
+                )
+        elif entry.size:
+            _stream_data(reader, entry.size, chunk_size, start_digest, sink)
+        if batch.entry_count >= BATCH_ENTRIES or texts.size_bytes >= BATCH_TEXT_BYTES:
+            hand_out()
+            batch, texts = LayerScan(chunk_size), _Texts(budget)
+    reader.drain()
+    hand_out()
 
 
 def rounded_time(seconds: int, nanoseconds: int) -> int:
@@ -171,27 +257,52 @@ class _Texts:
         self._budget = budget
         self._paths, self._links = bytearray(), bytearray()
         self._attributes: dict[tuple[tuple[bytes, bytes], ...], dict[bytes, bytes]] = {}
+        self._attribute_bytes = 0
+        self._counted = self._counted_bytes = self._counted_directories = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes that wait."""
+        return len(self._paths) + len(self._links) + self._attribute_bytes
 
     def add(self, entry: tar.Entry, scan: LayerScan) -> None:
         """Add those of an entry; equal sets of attributes are kept once."""
-        size = text_bytes(entry.path, entry.link)
+        path, link = entry.path, entry.link
+        size = text_bytes(path, link)
         if entry.kind == tar.DIRECTORY:
-            size += DIRECTORY_BYTES
+            self._counted_directories += 1
         if entry.xattrs:
-            key = tuple(entry.xattrs.items())
-            kept = self._attributes.get(key)
-            if kept is None:
-                kept = self._attributes[key] = entry.xattrs
-                size += attributes_bytes(kept)
-            scan.xattrs[scan.entry_count] = kept
-        self._budget.add(1, size)
-        self._paths += entry.path + b"\0"
-        self._links += entry.link + b"\0"
+            size += self._add_attributes(entry.xattrs, scan)
+        self._counted += 1
+        self._counted_bytes += size
+        if self._counted >= PUBLISHED_ENTRIES or self._counted_bytes >= PUBLISHED_BYTES:
+            self._count()
+        self._paths += path
+        self._paths.append(0)
+        if link:
+            self._links += link
+        self._links.append(0)
 
     def finish(self, scan: LayerScan) -> None:
         """Give the names and targets to a scan."""
+        self._count()
         self._budget.flush()
         scan.paths, scan.links = bytes(self._paths[:-1]), bytes(self._links[:-1])
+
+    def _add_attributes(self, xattrs: dict[bytes, bytes], scan: LayerScan) -> int:
+        """Return the bytes to be counted for a set of attributes of the next entry."""
+        key = tuple(xattrs.items())
+        kept = self._attributes.get(key)
+        size = attributes_bytes(xattrs, is_new=kept is None)
+        if kept is None:
+            kept = self._attributes[key] = xattrs
+            self._attribute_bytes += size
+        scan.xattrs[scan.entry_count] = kept
+        return size
+
+    def _count(self) -> None:
+        self._budget.add(self._counted, self._counted_bytes, self._counted_directories)
+        self._counted = self._counted_bytes = self._counted_directories = 0
 
 
 def _texts(joined: bytes) -> Iterator[bytes]:
@@ -213,7 +324,7 @@ def entry_row(entry: tar.Entry) -> tuple[int, ...]:
         entry.mtime,
         entry.mtime_ns,
         entry.size,
-        encode_rdev(entry.device_major, entry.device_minor),
+        encode_rdev(entry.device_major, entry.device_minor) if entry.kind in _DEVICES else 0,
     )
 
 
@@ -238,32 +349,46 @@ def _scan_data(
     scan: LayerScan,
     start_digest: Callable[..., Any],
     digests: bytearray,
+    counter: ChunkCounter,
 ) -> None:
     """Digest the chunks of one file."""
     chunk_size = scan.chunk_size
     offset = reader.offset
     for start in range(0, size_bytes, chunk_size):
         length = min(chunk_size, size_bytes - start)
-        pieces = list(reader.pieces(length))
-        state = start_digest(pieces[0])
-        for piece in pieces[1:]:
-            state.update(piece)
-        digests += state.digest()
+        digest, _ = _next_chunk(reader, length, start_digest)
+        digests += digest
         scan.chunk_sizes.append(length)
         scan.chunk_offsets.append(offset + start)
-    if len(scan.chunk_sizes) >= MAX_CHUNKS:
-        raise FormatError(
-            f"The layer has {MAX_CHUNKS} or more chunks of {chunk_size} bytes.",
-            hint="Choose a larger chunk size.",
-        )
+        if len(scan.chunk_sizes) >= counter.due:
+            counter.count(len(scan.chunk_sizes))
 
 
-def _scan_sparse(chunks: Iterator[Chunk], scan: LayerScan, digests: bytearray) -> None:
-    """Note the chunks of one sparse file."""
-    for chunk in chunks:
-        digests += chunk.digest
-        scan.chunk_sizes.append(chunk.size)
-        scan.chunk_offsets.append(chunk.offset)
+def _stream_data(
+    reader: BlockReader,
+    size_bytes: int,
+    chunk_size: int,
+    start_digest: Callable[..., Any],
+    sink: LayerSink,
+) -> None:
+    """Hand out the chunks of one file."""
+    for start in range(0, size_bytes, chunk_size):
+        length = min(chunk_size, size_bytes - start)
+        sink.add_chunk(*_next_chunk(reader, length, start_digest), length)
+
+
+def _next_chunk(
+    reader: BlockReader, size_bytes: int, start_digest: Callable[..., Any]
+) -> tuple[bytes, Sequence[memoryview]]:
+    """Return the digest of the next bytes, and themselves in pieces."""
+    whole = reader.view(size_bytes)
+    if whole is not None:
+        return start_digest(whole).digest(), (whole,)
+    state, pieces = start_digest(), []
+    for piece in reader.pieces(size_bytes):
+        state.update(piece)
+        pieces.append(piece)
+    return state.digest(), pieces
 
 
 def encode_rdev(major: int, minor: int) -> int:

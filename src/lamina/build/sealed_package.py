@@ -9,13 +9,13 @@ layer or nowhere.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from lamina.blob.seal import SUITE
 from lamina.blob.sealed_description import CONFIG_NAME, FILE_NAME, encode_description
 from lamina.build.package import metadata_files, metadata_layer
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     NYDUS_BUILDER_VERSION,
     OCI_CONFIG,
     OCI_MANIFEST,
@@ -31,12 +31,21 @@ from lamina.registry.manifest import (
     parse_config,
     parse_document,
 )
-from lamina.trust.image_encryption import encrypt_layer
+from lamina.trust.encryption.image_encryption import encrypt_layer
 from lamina.version import VERSION
 
 if TYPE_CHECKING:
     from lamina.build.assembly import BuiltImage
-    from lamina.trust.recipients import Recipients
+    from lamina.build.own_start import OwnStart
+    from lamina.build.package import BootstrapLayer
+    from lamina.build.sealing import SealedPart
+    from lamina.trust.encryption.recipients import Recipients
+
+
+MakeOwnStart = Callable[["BootstrapLayer", str, "Sequence[SealedPart]"], "list[OwnStart]"]
+"""Makes the start artifacts that are part of an image, of the metadata layer in clear, its digest
+as pushed, and the sealed blobs.
+"""
 
 
 class SealedPackage(NamedTuple):
@@ -45,9 +54,12 @@ class SealedPackage(NamedTuple):
     blobs: list[tuple[Descriptor, bytes]]
     manifest: bytes
     metadata_bytes: int
+    start_bytes: int
 
 
-def sealed_package(built: BuiltImage, config: bytes, recipients: Recipients) -> SealedPackage:
+def sealed_package(
+    built: BuiltImage, config: bytes, recipients: Recipients, own_start: MakeOwnStart
+) -> SealedPackage:
     """Return all of a sealed image but its data blobs; ``config`` is that of the source."""
     leaves = b"".join([part.leaf_table for part in built.sealed])
     leaf_layer = describe(SEALED_LEAVES, leaves)
@@ -60,31 +72,31 @@ def sealed_package(built: BuiltImage, config: bytes, recipients: Recipients) -> 
     ]
     plain = metadata_layer(files, {SEALED_SUITE: SUITE})
     sealed = io.BytesIO()
-    layer = encrypt_layer(
-        plain.descriptor, cast("BinaryIO", io.BytesIO(plain.data)), sealed, recipients
-    )
-    clear = _clear_config(config, [*built.descriptors, leaf_layer], plain.diff_id)
+    layer = encrypt_layer(plain.descriptor, [plain.data], sealed, recipients)
+    own = own_start(plain, layer.digest, built.sealed)
+    public = [*built.descriptors, *(start.layer for start in own), leaf_layer]
+    clear = _clear_config(config, public, plain.diff_id)
     named = describe(OCI_CONFIG, clear)
     manifest = Manifest(
         schema_version=2,
         media_type=OCI_MANIFEST,
         artifact_type=SEALED_ARTIFACT,
         config=named,
-        layers=(*built.descriptors, leaf_layer, layer),
+        layers=(*public, layer),
         annotations={SEALED_SUITE: SUITE, NYDUS_BUILDER_VERSION: f"lamina {VERSION}"},
     )
-    blobs = [(leaf_layer, leaves), (layer, sealed.getvalue()), (named, clear)]
-    return SealedPackage(blobs, encode(manifest), layer.size)
+    blobs = [(leaf_layer, leaves), (layer, sealed.getvalue()), (named, clear), *own]
+    return SealedPackage(blobs, encode(manifest), layer.size, sum(len(start.data) for start in own))
 
 
 def _secret_config(source: bytes) -> bytes:
-    """The source's configuration without the digests of its layers, which nobody needs."""
+    """Return the source's configuration without the digests of its layers."""
     document = parse_document(source, "image configuration", ImageConfig)
     return encode({name: value for name, value in document.items() if name != "rootfs"})
 
 
 def _clear_config(source: bytes, blobs: Sequence[Descriptor], diff_id: str) -> bytes:
-    """A configuration with the platform and the digests of what is pushed."""
+    """Return a configuration with the platform and the digests of what is pushed."""
     found = parse_config(source)
     return encode(
         ImageConfig(

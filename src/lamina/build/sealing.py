@@ -21,7 +21,7 @@ from lamina.erofs.layout import BlobFeature, round_up
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
-    from lamina.trust.recipients import Recipients
+    from lamina.trust.encryption.recipients import Recipients
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,11 @@ class SealOptions:
     public: tuple[int, ...] = ()
 
     def blob_seals(self, count: int) -> list[BlobSeal]:
-        """A seal for each of ``count`` layers.  Raises UsageError for layers that are not there."""
+        """Return a seal for each of ``count`` layers.
+
+        Raises:
+            UsageError: a layer that is named is not there.
+        """
         public = set()
         for number in self.public:
             if not -count <= number < count:
@@ -64,13 +68,13 @@ class BlobSeal:
 
     @property
     def seal_class(self) -> SealClass:
-        """The class of the blob."""
+        """Return the class of the blob."""
         if self.is_public:
             return SealClass.PUBLIC
         return SealClass.PRIVATE if self.tenant is None else SealClass.TENANT
 
     def pieces(self) -> PieceSeal | TenantSeal | PublicPieces:
-        """What seals its pieces; make it once a process."""
+        """Return what seals its pieces; make it once a process."""
         if self.is_public:
             return PublicPieces()
         if self.tenant is not None:
@@ -90,7 +94,9 @@ class SegmentSeal:
         """Of the tenant class: what the keys of the pieces are made of."""
 
     def seal(self, data: bytes, raw_size: int) -> bytes:
-        """The stored form of the next piece, which is compressed if it is not ``raw_size`` long."""
+        """Return the stored form of the next piece, which is compressed if it is not ``raw_size``
+        long.
+        """
         index = self._next
         self._next += 1
         flags = COMPRESSED if len(data) != raw_size else 0
@@ -117,13 +123,13 @@ class SealedPart(NamedTuple):
 def finish_sealed(
     columns: BlobColumns, sha256: Sha256, size_bytes: int, options: BlobOptions
 ) -> FinishedBlob:
-    """A blob of nothing but sealed pieces; ``sha256`` and ``size_bytes`` are of all of them.
+    """Return a blob of nothing but sealed pieces; ``sha256`` and ``size_bytes`` are of all of them.
 
     Its chunk table says where the pieces would lie without sealing.
     """
     blob_id = sha256.hexdigest()
     if not columns.chunk_sizes:
-        return FinishedBlob(b"", blob_id, size_bytes, None, b"")
+        return FinishedBlob((), blob_id, size_bytes, None, b"")
     table = encode_table(columns, BlobFeature.ALIGNED, 0)
     entry = entry_of(
         table.header,
@@ -135,7 +141,7 @@ def finish_sealed(
         uncompressed_size=columns.uncompressed_size,
     )
     padded = table.payload.ljust(round_up(len(table.payload), 4096), b"\0")
-    return FinishedBlob(b"", blob_id, size_bytes, entry, padded + table.header.pack())
+    return FinishedBlob((), blob_id, size_bytes, entry, padded + table.header.pack())
 
 
 def describe_sealed(

@@ -9,7 +9,6 @@ unpacking does, and as much space.
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from array import array
 from collections.abc import Iterator
@@ -25,15 +24,17 @@ from lamina.build.options import MAX_LAYER_BYTES, work_folder
 from lamina.build.scan import scan_layer
 from lamina.build.toc_annotations import rounds_times
 from lamina.codec.digest import Digester
-from lamina.erofs.tree import Node
+from lamina.erofs.tree import Child, Node
 from lamina.errors import UsageError
+from lamina.http.client_options import ClientOptions
 from lamina.image.base import ImageBase, Stat, Where, below, shown
 from lamina.image.errors import FileKindError, NotDirectoryError
 from lamina.image.file import require_file
-from lamina.registry.manifest import Descriptor, Platform, parse_manifest
-from lamina.registry.reference import Reference, parse_reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository
-from lamina.registry.resolve import RepositoryDocuments, check_layers, find_image, load_config
+from lamina.oci.manifest import Descriptor, Platform
+from lamina.oci.reference import Reference, parse_reference
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
+from lamina.registry.resolve import check_layers, read_config, read_image
 
 CHUNK_SIZE = 16 << 20
 LAYER_SHIFT = 48
@@ -47,28 +48,27 @@ def open_source_image(
     platform: str | Platform | None = None,
     work_dir: str | None = None,
     max_layer_bytes: int = MAX_LAYER_BYTES,
+    layers: int | None = None,
 ) -> SourceImage:
-    """Open an OCI or Docker image that was not converted; all of its layers are read.
+    """Open an OCI or Docker image that was not converted; all of its layers are read, or the
+    lowest ``layers`` alone.
 
     ``platform`` chooses from an index, this machine's by default.  Raises what reading the image
     and its layers raises, and UsageError for a native image.
     """
     where = parse_reference(reference) if isinstance(reference, str) else reference
     with open_repository(where, options=options) as repository:
-        descriptor, data = repository.manifest()
-        document = parse_manifest(data, f"manifest of {where}")
-        documents = RepositoryDocuments(repository)
-        manifest = find_image(descriptor, document, documents, platform, prefer="oci").manifest
+        manifest = read_image(repository, platform).manifest
         if manifest.is_nydus:
-            raise UsageError(f"{where} is a native image, not an ordinary one.")
-        config = load_config(manifest, documents)
+            raise UsageError(f"{where} is a native image, not an ordinary one")
+        config = read_config(repository, manifest)
         check_layers(manifest, config, str(where))
         with ExitStack() as stack:
             budget = Budget()
             stack.callback(budget.close)
             tree = MergedTree(budget.share())
             spools = []
-            for number, layer in enumerate(manifest.layers):
+            for number, layer in enumerate(manifest.layers[:layers]):
                 spool = stack.enter_context(
                     tempfile.TemporaryFile(buffering=0, dir=work_folder(work_dir))
                 )
@@ -109,23 +109,26 @@ class SourceImage(ImageBase):
         self._resources = resources
         self._nodes: list[Node] = []
         self._numbers: dict[int, int] = {}
-        self._names: dict[int, int] = {}
-        for _, node in root.walk():
-            key = id(node)
+        self._names: list[int] = []
+        for _, parent, child in root.walk_children():
+            key = _key(child)
             if key not in self._numbers:
                 self._numbers[key] = len(self._nodes)
-                self._nodes.append(node)
-            self._names[key] = self._names.get(key, 0) + 1
+                self._nodes.append(parent.node(child))
+                self._names.append(0)
+            self._names[self._numbers[key]] += 1
 
     @property
     def root(self) -> Stat:
-        """The root directory."""
-        return self._stat(b"/", self._nodes[0])
+        """Return the root directory."""
+        return self._stat(b"/", 0)
 
     def child(self, directory: Stat, name: bytes) -> Stat | None:
         """Return the entry ``name`` of a directory, or None."""
-        node = (self._nodes[directory.ino].children or {}).get(name)
-        return None if node is None else self._stat(below(directory, name), node)
+        child = (self._nodes[directory.ino].children or {}).get(name)
+        if child is None:
+            return None
+        return self._stat(below(directory, name), self._numbers[_key(child)])
 
     def scandir(self, where: Where) -> Iterator[tuple[bytes, Stat]]:
         """Yield (name, Stat) of a directory in byte order."""
@@ -134,7 +137,7 @@ class SourceImage(ImageBase):
         if children is None:
             raise NotDirectoryError(f"{shown(here.path)} is not a directory")
         for name in sorted(children):
-            yield name, self._stat(below(here, name), children[name])
+            yield name, self._stat(below(here, name), self._numbers[_key(children[name])])
 
     def readlink(self, where: Where) -> bytes:
         """Return the target of a symbolic link; raises FileKindError if it is none."""
@@ -168,12 +171,16 @@ class SourceImage(ImageBase):
         """Free the temporary files; may be called again."""
         self._resources.close()
 
-    def _stat(self, path: bytes, node: Node) -> Stat:
-        nlink = self._names[id(node)]
+    def _stat(self, path: bytes, number: int) -> Stat:
+        node, nlink = self._nodes[number], self._names[number]
         if node.children is not None:
-            nlink = 2 + sum(child.children is not None for child in node.children.values())
-        rdev = node.rdev if stat.S_IFMT(node.mode) in (stat.S_IFCHR, stat.S_IFBLK) else 0
+            nlink = 2 + sum(isinstance(child, Node) for child in node.children.values())
         # fmt: off
-        return Stat(path, self._numbers[id(node)], node.mode, nlink, node.uid, node.gid, node.size,
-                    node.mtime, node.mtime_ns, rdev)
+        return Stat(path, number, node.mode, nlink, node.uid, node.gid, node.size, node.mtime,
+                    node.mtime_ns, node.rdev)
         # fmt: on
+
+
+def _key(child: Child) -> int:
+    """Return what an inode has alone: rows are negative, addresses are not."""
+    return -1 - child if isinstance(child, int) else id(child)

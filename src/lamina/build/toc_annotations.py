@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from lamina.registry.manifest import Descriptor
+from lamina.oci.manifest import Descriptor
 
 STARGZ_DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
 """Digest of a table as JSON, of eStargz and of stargz's zstd:chunked."""
@@ -43,7 +43,7 @@ def pinned_table(layer: Descriptor) -> PinnedTable | None:
 
 
 def rounds_times(layer: Descriptor) -> bool:
-    """Whether the table of a layer has times that are rounded to the nearest second.
+    """Tell whether the table of a layer has times that are rounded to the nearest second.
 
     Then everything that reads the layer rounds them, by its table or not: what an image is must not
     depend on how it was read (docs/adr/0015).

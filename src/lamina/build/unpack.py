@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 
 from lamina.build.layer_tar import UnpackReport, copy_content, write_layer
 from lamina.build.options import work_folder
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import StoreError, UsageError, os_hint
+from lamina.http.client_options import ClientOptions
 from lamina.image.base import Image, MetDirectories, Stat, shown
 from lamina.image.first_names import FirstNames
-from lamina.image.native import NativeImage
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     OCI_CONFIG,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
@@ -29,8 +30,8 @@ from lamina.registry.manifest import (
     encode,
     parse_document,
 )
-from lamina.registry.reference import Reference
-from lamina.registry.repository import ClientOptions, open_repository
+from lamina.oci.reference import Reference
+from lamina.registry.open_repository import open_repository
 
 GZIP_LEVEL = 2
 DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -53,7 +54,7 @@ def unpack_to_folder(image: Image, folder: str | os.PathLike[str]) -> UnpackRepo
     try:
         os.makedirs(base, mode=0o755, exist_ok=True)
         if os.listdir(base):
-            raise UsageError(f"{base} is not empty.", hint="Name a new or empty folder.")
+            raise UsageError(f"{base} is not empty", hint="name a new or empty folder")
         root_fd = os.open(base, DIRECTORY_FLAGS & ~os.O_NOFOLLOW)
     except OSError as error:
         raise StoreError(f"{base} cannot be made: {error.strerror}", hint=os_hint(error)) from error
@@ -211,7 +212,7 @@ def _named(path: bytes) -> Iterator[None]:
 
 
 def unpack_to_image(
-    image: NativeImage,
+    image: LazyImage,
     destination: Reference,
     *,
     client: ClientOptions | None = None,
@@ -270,7 +271,7 @@ def _gzip_engine() -> Any:
     return engine.compressobj(GZIP_LEVEL, engine.DEFLATED, 31)
 
 
-def _one_layer_config(image: NativeImage, diff_id: str) -> bytes:
+def _one_layer_config(image: LazyImage, diff_id: str) -> bytes:
     document = parse_document(image.config.raw, "image configuration", ImageConfig)
     return encode(
         {

@@ -3,7 +3,8 @@
 Fork keeps start-up to milliseconds and hands over open files and the repository without pickling;
 so the pool must be made before the converter starts threads of its own.  Each worker has a pipe
 for tasks and one for answers, and a thread of the converter that waits for it.  A worker never
-outlives the converter: the kernel kills it when the thread that forked it ends.
+outlives the converter: Linux kills it when the thread that forked it ends, and elsewhere it ends
+when it has done what it was sent.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
 from lamina.errors import Error, StoreError, os_hint
-from lamina.linux.process import set_parent_death_signal
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 AHEAD_BYTES = 16 << 10
 """Largest task that is sent to a worker before it is free: two of them fit in its pipe."""
+
+PROTOCOL = 5
+"""Of pickle: the first that has byte arrays without a copy."""
 
 FAILED = 70
 """Exit status of a worker that could not go on (sysexits.h, EX_SOFTWARE)."""
@@ -47,6 +50,13 @@ class _Task(NamedTuple):
 
     future: Future[Any]
     data: bytes
+
+
+class _Answer(NamedTuple):
+    """A pickled answer in parts: a result and None, or None and an error."""
+
+    parts: list[Any]
+    is_result: bool
 
 
 class Workers:
@@ -75,7 +85,7 @@ class Workers:
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a task; tasks start in the order in which they come."""
-        queued = _Task(Future(), pickle.dumps((task, args, kwargs)))
+        queued = _Task(Future(), pickle.dumps((task, args, kwargs), PROTOCOL))
         with self._changed:
             self._tasks.append(queued)
             self._changed.notify()
@@ -172,8 +182,8 @@ def _receive(worker: _Worker, future: Future[Any]) -> None:
     except (OSError, EOFError, pickle.UnpicklingError):
         answer = None
         error = Error(
-            "A worker process of the conversion died.",
-            hint="The machine may be out of memory; use fewer jobs.",
+            "a worker process of the conversion died",
+            hint="the machine may be out of memory; use fewer jobs",
         )
     if error is None:
         future.set_result(answer)
@@ -189,7 +199,10 @@ def _run_worker(
     try:
         # Tasks make no reference cycles, and what was inherited shall stay shared.
         gc.disable()
-        set_parent_death_signal(signal.SIGKILL)
+        if sys.platform == "linux":
+            from lamina.linux.process import set_parent_death_signal
+
+            set_parent_death_signal(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(FAILED)
         # The converter decides what an interrupt means; it ends its workers itself.
@@ -203,24 +216,30 @@ def _run_worker(
 
 
 def _answer(tasks: BinaryIO, answers: BinaryIO, setup: Callable[[T], None], state: T) -> None:
-    setup_answer, usable = _run(setup, state)
+    setup_answer = _run(setup, state)
+    usable = setup_answer.is_result
     while True:
         try:
             task, args, kwargs = pickle.load(tasks)  # noqa: S301 - from the process that forked us
         except EOFError:
             return
-        answers.write(_run(task, *args, **kwargs)[0] if usable else setup_answer)
+        parts = _run(task, *args, **kwargs).parts if usable else setup_answer.parts[:]
+        del args, kwargs
+        # What was written is not kept while the rest waits to be read.
+        parts.reverse()
+        while parts:
+            answers.write(parts.pop())
         answers.flush()
 
 
-def _run(task: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bytes, bool]:
-    """Return (pickled answer: a result and None, or None and an error; whether it is a result)."""
+def _run(task: Callable[..., Any], *args: Any, **kwargs: Any) -> _Answer:
+    """Do a task; whatever goes wrong is its answer."""
     error: Exception
     try:
-        return pickle.dumps((task(*args, **kwargs), None)), True
+        return _Answer(_pickled((task(*args, **kwargs), None)), is_result=True)
     except OSError as failure:
         error = StoreError(
-            f"A temporary file cannot be written or read: {failure.strerror}.",
+            f"a temporary file cannot be written or read: {failure.strerror}",
             hint=os_hint(failure),
         )
     except Exception as failure:  # noqa: BLE001 - the converter gets it
@@ -234,4 +253,17 @@ def _run(task: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bytes, bo
         pickle.loads(data)  # noqa: S301 - our own bytes
     except Exception:  # noqa: BLE001 - any failure means that it cannot travel
         data = pickle.dumps((None, Error(str(error), hint=getattr(error, "hint", None))))
-    return data, False
+    return _Answer([data], is_result=False)
+
+
+class _Parts(list[Any]):
+    """A file for pickle, which hands large bytes on as they are, without a copy."""
+
+    def write(self, data: Any) -> None:
+        self.append(data)
+
+
+def _pickled(value: object) -> list[Any]:
+    parts = _Parts()
+    pickle.Pickler(parts, PROTOCOL).dump(value)
+    return parts

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     import sys
 
-    from lamina.cli.frame import run_command
+    from lamina.cli.dispatch import run_command
 
     return run_command(sys.argv[1:] if arguments is None else list(arguments))
 

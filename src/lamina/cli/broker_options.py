@@ -4,16 +4,17 @@ here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
     from lamina.cli.parser import Parser
-    from lamina.trust.kbs.provider import KbsKeyProvider
-    from lamina.trust.key_provider import KeyProvider
-    from lamina.trust.secret import Secret
+    from lamina.opening.request import KeyBroker
+    from lamina.trust.broker.provider import KbsKeyProvider
+    from lamina.trust.crypto.secret import Secret
+    from lamina.trust.encryption.key_provider import KeyProvider
 
 EVIDENCE: Final = ("sample", "tsm")
 STORE_PASSWORD_ENVIRONMENT: Final = (
@@ -62,46 +63,54 @@ def add_broker_options(parser: Parser) -> None:
 
 
 def broker_provider(args: argparse.Namespace) -> KbsKeyProvider | None:
-    """The provider that ``--kbs`` names, or None."""
-    from lamina.trust.kbs.provider import make_provider
+    """Return the provider that ``--kbs`` names, or None."""
+    broker = key_broker(args)
+    if broker is None:
+        return None
+    from msgspec.structs import asdict
 
-    arguments = broker_arguments(args)
-    return make_provider(**arguments) if arguments else None
+    from lamina.trust.broker.provider import make_provider
+
+    return make_provider(**asdict(broker))
 
 
-def broker_arguments(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The arguments of that provider, for a process that makes it itself; None without one."""
+def key_broker(args: argparse.Namespace) -> KeyBroker | None:
+    """Return the broker that ``--kbs`` names, as a value; None without one."""
     if not args.kbs:
         return None
-    return {
-        "url": args.kbs,
-        "ca_file": args.kbs_ca,
-        "evidence": args.kbs_evidence,
-        "measurement": args.kbs_measurement,
-        "init_data_file": args.kbs_init_data,
-    }
+    from lamina.opening.request import KeyBroker
+
+    return KeyBroker(
+        url=args.kbs,
+        ca_file=args.kbs_ca,
+        evidence=args.kbs_evidence,
+        measurement=args.kbs_measurement,
+        init_data_file=args.kbs_init_data,
+    )
 
 
 def brokers(args: argparse.Namespace) -> Mapping[str, KeyProvider]:
-    """Providers beside the configured ones, by the name in annotations."""
+    """Return the key brokers that options name, by their names in
+    ``org.opencontainers.image.enc.keys.provider.*``.
+    """
     provider = broker_provider(args)
     if provider is None:
         return {}
-    from lamina.trust.kbs.provider import PROVIDER_NAME
+    from lamina.trust.broker.provider import PROVIDER_NAME
 
     return {PROVIDER_NAME: provider}
 
 
 def store_passphrase(args: argparse.Namespace, *, twice: bool = False) -> Secret:
-    """The passphrase of the broker's store: ``--passphrase-fd`` or ``--passphrase-file``, else
-    ``LAMINA_KBS_PASSWORD``, else asked for on the terminal.  Standard input is not read unless it
-    is the descriptor: keys come from there.
+    """Return the passphrase of the broker's store: ``--passphrase-fd`` or ``--passphrase-file``,
+    else ``LAMINA_KBS_PASSWORD``, else asked for on the terminal.  Standard input is not read unless
+    it is the descriptor: keys come from there.
     """
     import sys
 
     from lamina.cli.key_options import ask_passphrase
     from lamina.errors import UsageError
-    from lamina.trust.secret import read_passphrase, take_from_environment
+    from lamina.trust.crypto.secret import read_passphrase, take_from_environment
 
     variable = STORE_PASSWORD_ENVIRONMENT[0]
     # Taken in any case: no child may inherit it.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 from argparse import Namespace
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from lamina.cli import story
+from lamina.cli import console
 from lamina.cli.broker_options import store_passphrase
+from lamina.cli.end_signals import held_end_signals
 from lamina.cli.output import print_json
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
-    from lamina.trust.kbs.server import BrokerServer
-
-_END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    from lamina.kbs.server import BrokerServer
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -31,11 +30,11 @@ def listen_address(text: str) -> tuple[str, int]:
 
 def serve(args: Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    from lamina.trust.kbs.audit import AuditLog
-    from lamina.trust.kbs.broker import Broker
-    from lamina.trust.kbs.key_store import KeyStore
-    from lamina.trust.kbs.server import BrokerServer, server_context
-    from lamina.trust.kbs.sessions import Sessions
+    from lamina.kbs.audit import AuditLog
+    from lamina.kbs.broker import Broker
+    from lamina.kbs.key_store import KeyStore
+    from lamina.kbs.server import BrokerServer, server_context
+    from lamina.kbs.sessions import Sessions
 
     address = listen_address(args.listen)
     certificate = args.tls_cert or os.path.join(args.dir, "tls.crt")
@@ -47,13 +46,11 @@ def serve(args: Namespace) -> int:
     audit_path = os.path.join(args.dir, "audit.jsonl")
     with AuditLog(audit_path) as audit:
         broker = Broker(store, audit, Sessions(args.session_time))
-        with BrokerServer(address, broker, context) as server:
+        with held_end_signals() as wait, BrokerServer(address, broker, context) as server:
             host = f"[{address[0]}]" if ":" in address[0] else address[0]
             url = f"https://{host}:{server.server_address[1]}"
-            # Before anybody knows the address: a signal must not find the server without a waiter.
-            signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
             _announce(args, url)
-            _run_until_signal(server)
+            _run_until_signal(server, wait)
     return 0
 
 
@@ -61,14 +58,16 @@ def _announce(args: Namespace, url: str) -> None:
     if args.json:
         print_json({"url": url})
         sys.stdout.flush()
-    story.tell(f"serving keys on {url}")
-    story.warn("sample evidence is believed, which proves nothing: for development and tests only")
+    console.info(f"serving keys on {url}")
+    console.warning(
+        "sample evidence is believed, which proves nothing: for development and tests only"
+    )
 
 
-def _run_until_signal(server: BrokerServer) -> None:
-    """The server works in a thread; this one waits for a signal."""
+def _run_until_signal(server: BrokerServer, wait: Callable[[], None]) -> None:
+    """Wait for a signal while the server works in a thread."""
     thread = threading.Thread(target=server.run, name="key broker")
     thread.start()
-    signal.sigwait(_END_SIGNALS)
+    wait()
     server.shutdown()
     thread.join()

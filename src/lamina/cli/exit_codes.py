@@ -21,7 +21,7 @@ class ExitCode(NamedTuple):
 
 
 def exit_codes() -> list[ExitCode]:
-    """All codes that every verb shares, ascending."""
+    """Return all codes that every verb shares, ascending."""
     families = [errors.Error, *(item for item in vars(errors).values() if _is_family(item))]
     table = [ExitCode(0, "", "Success.")]
     table += [ExitCode(family.exit_code, family.__name__, _meaning(family)) for family in families]

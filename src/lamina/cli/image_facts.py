@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 from lamina.cli.output import binary_size, share, shown_text
 
 if TYPE_CHECKING:
-    from lamina.image.native import NativeImage
-    from lamina.registry.manifest import Descriptor, ImageConfig, Manifest
-    from lamina.registry.repository import Repository
+    from lamina.content.lazy_image import LazyImage
+    from lamina.oci.manifest import Descriptor, ImageConfig, Manifest
+    from lamina.registry.resolve import Documents
 
 FACT_KEYS: Final = (
     ("reference", "as given"),
@@ -52,16 +52,19 @@ FACT_KEYS: Final = (
 )
 
 
-def manifest_facts(repository: Repository, platform: str | None) -> dict[str, Any]:
-    """What manifest and configuration say; nothing else is fetched."""
-    from lamina.registry.manifest import Index, parse_manifest
-    from lamina.registry.resolve import RepositoryDocuments, find_image, list_entries
+def manifest_facts(
+    documents: Documents, named: tuple[Descriptor, bytes], platform: str | None
+) -> dict[str, Any]:
+    """Return what manifest and configuration say, of what the reference names; nothing else is
+    fetched.
+    """
+    from lamina.oci.manifest import ImageIndex, parse_manifest
+    from lamina.registry.resolve import find_image, list_entries
 
-    top, data = repository.manifest(None)
-    documents = RepositoryDocuments(repository)
+    top, data = named
     index = parse_manifest(data)
     facts: dict[str, Any] = {}
-    if isinstance(index, Index):
+    if isinstance(index, ImageIndex):
         entries = list_entries(index, documents)
         facts = {"index_digest": top.digest, "platforms": list(map(_entry_facts, entries))}
     descriptor, document = find_image(top, index, documents, platform)
@@ -69,7 +72,7 @@ def manifest_facts(repository: Repository, platform: str | None) -> dict[str, An
         **_kind(document),
         "digest": descriptor.digest,
         "media_type": descriptor.media_type,
-        **_config_facts(repository, document),
+        **_config_facts(documents, document),
         **facts,
         "size": sum(layer.size for layer in document.layers),
         "layers": [
@@ -81,7 +84,7 @@ def manifest_facts(repository: Repository, platform: str | None) -> dict[str, An
 
 
 def _kind(manifest: Manifest) -> dict[str, Any]:
-    from lamina.image.indexed import is_index_image
+    from lamina.opening.lazy_index import is_index_image
 
     if manifest.subject is not None and is_index_image(manifest):
         return {"kind": "index", "subject": manifest.subject.digest}
@@ -93,7 +96,7 @@ def _kind(manifest: Manifest) -> dict[str, Any]:
 
 
 def _entry_facts(entry: Descriptor) -> dict[str, Any]:
-    from lamina.registry.platform import says_platform
+    from lamina.oci.platform import says_platform
 
     return {
         "platform": str(entry.platform) if says_platform(entry.platform) else None,
@@ -103,8 +106,8 @@ def _entry_facts(entry: Descriptor) -> dict[str, Any]:
 
 
 def _entry_kind(entry: Descriptor) -> str:
-    from lamina.registry.manifest import SEALED_ARTIFACT
-    from lamina.registry.platform import is_artifact, is_nydus
+    from lamina.oci.manifest import SEALED_ARTIFACT
+    from lamina.oci.platform import is_artifact, is_nydus
 
     if entry.artifact_type == SEALED_ARTIFACT:
         return "sealed"
@@ -113,10 +116,10 @@ def _entry_kind(entry: Descriptor) -> str:
     return "other" if is_artifact(entry) else "oci"
 
 
-def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
-    from lamina.registry.resolve import read_config
+def _config_facts(documents: Documents, manifest: Manifest) -> dict[str, Any]:
+    from lamina.registry.resolve import load_config
 
-    config = read_config(repository, manifest)
+    config = load_config(manifest, documents)
     return {
         "platform": str(config.platform) if config.architecture else None,
         **config_facts(config),
@@ -124,7 +127,7 @@ def _config_facts(repository: Repository, manifest: Manifest) -> dict[str, Any]:
 
 
 def config_facts(config: ImageConfig) -> dict[str, Any]:
-    """When an image was made and what it runs."""
+    """Return when an image was made and what it runs."""
     import msgspec
 
     runtime = msgspec.to_builtins(config.config)
@@ -139,8 +142,8 @@ def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
 
 
-def native_facts(image: NativeImage) -> dict[str, Any]:
-    """What the metadata layer of a native image says."""
+def native_facts(image: LazyImage) -> dict[str, Any]:
+    """Return what the metadata layer of a native image says."""
     from lamina.erofs.layout import BlobFeature
 
     bootstrap = image.bootstrap
@@ -153,7 +156,7 @@ def native_facts(image: NativeImage) -> dict[str, Any]:
             "pieces": blob.table.piece_count,
             "packed": bool(entry.features & BlobFeature.BATCH),
             "read_whole": entry.is_read_whole,
-            "ready_chunks": blob.cache.ready_count,
+            "ready_chunks": blob.ready_count,
         }
         for entry, blob in zip(bootstrap.blobs, image.blobs, strict=True)
     ]
@@ -172,7 +175,7 @@ Lines = Callable[[str], None]
 
 
 def print_facts(facts: dict[str, Any], print_line: Lines, size: Callable[[int], str]) -> None:
-    """The facts for people; what an image says of itself cannot steer their terminal."""
+    """Print the facts for people; what an image says of itself cannot steer their terminal."""
 
     def line(text: str) -> None:
         print_line(shown_text(text))

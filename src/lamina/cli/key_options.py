@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import argparse
 
     from lamina.cli.parser import Parser
-    from lamina.trust.keys import PrivateKey
-    from lamina.trust.secret import Secret
+    from lamina.trust.crypto.keys import PrivateKey
+    from lamina.trust.crypto.secret import Secret
 
 PROVIDER_ENVIRONMENT: Final = (
     "OCICRYPT_KEYPROVIDER_CONFIG",
@@ -41,38 +42,11 @@ def add_decryption_key_option(parser: Parser | argparse._ArgumentGroup) -> None:
     )
 
 
-def key_texts_for_later(texts: list[str]) -> list[str]:
-    """The values of ``--decryption-key`` for a process with other files and another folder: paths
-    are absolute, and a passphrase from a file descriptor is in the text, as others are that were.
-
-    Never log or store them.
-    """
-    import os
-
-    from lamina.trust.recipients import split_passphrase
-    from lamina.trust.secret import read_passphrase
-
-    later = []
-    for text in texts:
-        if text.startswith("provider:"):
-            later.append(text)
-            continue
-        scheme = next((s for s in ("jwe:", "pkcs7:") if text.startswith(s)), "")
-        path, kind, value = split_passphrase(text.removeprefix(scheme))
-        if kind == "file":
-            value = os.path.abspath(value)
-        elif kind == "fd":
-            kind, value = "pass", os.fsdecode(read_passphrase(f"fd={value}").reveal())
-        tail = f":{kind}={value}" if kind else ""
-        later.append(scheme + os.path.abspath(path) + tail)
-    return later
-
-
 def forget_passphrases() -> None:
     """For a verb that starts other programs: they do not inherit passphrases that the user has in
     the environment.
     """
-    from lamina.trust.secret import PASSWORD_VARIABLES, take_from_environment
+    from lamina.trust.crypto.secret import PASSWORD_VARIABLES, take_from_environment
 
     for name in PASSWORD_VARIABLES:
         passphrase = take_from_environment(name)
@@ -82,9 +56,10 @@ def forget_passphrases() -> None:
 
 def protect_process() -> None:
     """From now on this process has keys: no core dumps, no look into it by others."""
-    from lamina.linux.memory import forbid_core_dumps
+    if sys.platform == "linux":
+        from lamina.linux.memory import forbid_core_dumps
 
-    forbid_core_dumps()
+        forbid_core_dumps()
 
 
 PASSWORD_ENVIRONMENT: Final = (
@@ -94,14 +69,14 @@ PASSWORD_ENVIRONMENT: Final = (
 
 
 def key_passphrase(question: str, *, twice: bool = False) -> Secret:
-    """The passphrase of a signing key: ``COSIGN_PASSWORD``, else asked for on the terminal, else
-    the first line of standard input.
+    """Return the passphrase of a signing key: ``COSIGN_PASSWORD``, else asked for on the terminal,
+    else the first line of standard input.
     """
     import sys
 
-    from lamina.cli import story
-    from lamina.trust.cosign_key import PASSWORD_VARIABLE
-    from lamina.trust.secret import Secret, take_from_environment
+    from lamina.cli import console
+    from lamina.trust.crypto.cosign_key import PASSWORD_VARIABLE
+    from lamina.trust.crypto.secret import Secret, take_from_environment
 
     found = take_from_environment(PASSWORD_VARIABLE)
     if found is not None:
@@ -109,17 +84,17 @@ def key_passphrase(question: str, *, twice: bool = False) -> Secret:
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         if twice and not line:
-            story.warn("there is no passphrase on standard input, so the new key has none")
+            console.warning("there is no passphrase on standard input, so the new key has none")
         return Secret(line.rstrip("\r\n").encode())
     return ask_passphrase(question, twice=twice)
 
 
 def ask_passphrase(question: str, *, twice: bool) -> Secret:
-    """A passphrase that is typed on the terminal.  Raises UsageError if two differ."""
+    """Return a passphrase that is typed on the terminal.  Raises UsageError if two differ."""
     import getpass
 
     from lamina.errors import UsageError
-    from lamina.trust.secret import Secret
+    from lamina.trust.crypto.secret import Secret
 
     answer = getpass.getpass(f"{question}: ")
     if twice and getpass.getpass("The same again: ") != answer:
@@ -128,9 +103,9 @@ def ask_passphrase(question: str, *, twice: bool) -> Secret:
 
 
 def load_signing_key(path: str) -> PrivateKey:
-    """A private key of cosign's form, or PKCS#8 in PEM."""
-    from lamina.trust.cosign_key import is_cosign_key, read_key
-    from lamina.trust.keys import load_private_key, read_key_file
+    """Return a private key of cosign's form, or PKCS#8 in PEM."""
+    from lamina.trust.crypto.cosign_key import is_cosign_key, read_key
+    from lamina.trust.crypto.keys import load_private_key, read_key_file
 
     data = read_key_file(path, private=True)
     if is_cosign_key(data):

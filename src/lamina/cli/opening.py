@@ -8,22 +8,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lamina.cli import story
+from lamina.cli import console
 from lamina.cli.options import client_options, pair_options
 from lamina.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from lamina.image.access import Access
+    from contextlib import AbstractContextManager
+
+    from lamina.content.lazy_image import LazyImage
     from lamina.image.base import Image
     from lamina.image.errors import NoIndexError
-    from lamina.image.native import NativeImage
-    from lamina.registry.reference import Reference
-    from lamina.registry.repository import ClientOptions, Repository
+    from lamina.oci.start_manifest import StartRule
+    from lamina.opening.open_image import Opening
+    from lamina.opening.place import Place
+    from lamina.opening.request import OpenRequest
+    from lamina.opening.version import Version
+    from lamina.registry.repository import Repository
     from lamina.store.node import NodeStore
 
 
 def node_store(args: argparse.Namespace) -> NodeStore:
-    """The store that ``--store`` and ``--store-budget`` say.  Raises StoreError, UsageError."""
+    """Return the store that ``--store`` and ``--store-budget`` say.  Raises StoreError,
+    UsageError.
+    """
     from pathlib import Path
 
     from lamina.store.node import NodeStore
@@ -32,82 +39,84 @@ def node_store(args: argparse.Namespace) -> NodeStore:
     return NodeStore(root, budget=args.store_budget)
 
 
+def open_request(
+    args: argparse.Namespace,
+    image: str,
+    *,
+    refresh: bool = False,
+    start: StartRule | None = None,
+) -> OpenRequest:
+    """Return what the command line and the environment say of *image*, with nothing to ask later.
+
+    Raises UsageError.
+    """
+    from lamina.cli.broker_options import key_broker
+    from lamina.opening.request import OpenRequest
+    from lamina.trust import providers_file
+
+    return OpenRequest(
+        reference=image,
+        platform=args.platform,
+        index=args.index,
+        pull=args.pull,
+        refresh=refresh or args.pull == "always",
+        decryption_keys=tuple(args.decryption_key),
+        key_providers=providers_file(),
+        key_broker=key_broker(args),
+        policy=args.policy,
+        allow_older=args.allow_older,
+        client=client_options(args),
+        store=args.store,
+        store_budget=args.store_budget,
+        blob_dirs=tuple(args.blob_dir),
+        start=start,
+    )
+
+
 def is_folder(text: str) -> bool:
-    """Whether what a user wrote is a path, which no reference without a transport can be."""
+    """Tell whether what a user wrote is a path, which no reference without a transport can be."""
     return text in (".", "..") or text.startswith(("/", "./", "../"))
 
 
-def open_native(
-    args: argparse.Namespace,
-    reference: str | Reference,
-    access: Access | None = None,
-    *,
-    refresh: bool = False,
-) -> NativeImage:
+def open_native(args: argparse.Namespace, image: str) -> LazyImage:
     """Open a native image, or an ordinary one by its index, as ``--index`` says.
 
-    *access* is what :func:`proven` returned with the reference; without it keys and policy are read
-    here.  Raises NoIndexError with a hint for an ordinary image without an index.
+    Raises NoIndexError with a hint for an ordinary image without an index.
     """
-    store, options, access = node_store(args), client_options(args), access or image_access(args)
-    if args.index == "always":
-        return _open_always(args, (reference, refresh), store, options, access)
-    from lamina.image.open import open_image
-
-    return open_image(
-        reference,
-        store=store,
-        options=options,
-        platform=args.platform,
-        index=args.index,
-        refresh=refresh,
-        access=access,
-    )
+    with begin_opening(open_request(args, image)) as opening:
+        return opening.open(opening.version())
 
 
-def image_access(args: argparse.Namespace) -> Access | None:
-    """The keys and the policy that the command line and the environment give.
+def begin_opening(request: OpenRequest) -> AbstractContextManager[Opening]:
+    """Begin to open an image, for a verb that does something between the steps.
 
-    With keys this process is protected from being looked into.  Raises what reading them raises.
+    With keys this process is protected from being looked into.
     """
-    from lamina.cli.broker_options import brokers
-    from lamina.image.access import read_access
+    from lamina.opening.open_image import begin
 
-    access = read_access(
-        args.decryption_key, args.policy, brokers(args), allow_older=args.allow_older
-    )
-    if access is not None and access.keys:
+    if request.has_keys:
         from lamina.cli.key_options import protect_process
 
         protect_process()
-    return access
+    return begin(request, indexer=index_and_tell)
 
 
-def proven(
-    args: argparse.Namespace, text: str, *, refresh: bool = False
-) -> tuple[Reference, Access | None]:
-    """What *text* names, by the digest that ``--policy`` accepts if there is one, and the keys for
-    it: whoever reads it reads what was proven, whatever the registry answers next.
-
-    Raises TrustError, and what reading keys, policy, manifest and signatures raises.
+def index_and_tell(place: Place, request: OpenRequest, version: Version) -> None:
+    """Index an image on this node, and show how far that is: an
+    :class:`~lamina.opening.open_image.Indexer`.
     """
-    from lamina.registry.reference import parse_reference
+    from lamina.build.node_index import index_here
+    from lamina.cli.progress import open_meter, phase_bars
 
-    where, access = parse_reference(text), image_access(args)
-    if access is None or access.policy is None:
-        return where, access
-    from lamina.image.access import prove
-    from lamina.registry.repository import open_repository
-
-    with open_repository(where, options=client_options(args)) as repository:
-        return prove(access, repository, node_store(args), where, refresh=refresh)
+    with open_meter() as meter:
+        index_here(place, request, version, phase_bars(meter))
 
 
 @contextmanager
 def open_pair(args: argparse.Namespace) -> Iterator[tuple[Repository, Repository]]:
     """SRC for reading and DST for writing.  Raises what opening them raises."""
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
+    from lamina.oci.reference import parse_reference
+    from lamina.registry.open_repository import open_repository
 
     source_options, destination_options = pair_options(args)
     source, destination = parse_reference(args.source), parse_reference(args.destination)
@@ -118,53 +127,25 @@ def open_pair(args: argparse.Namespace) -> Iterator[tuple[Repository, Repository
         yield origin, target
 
 
-def _open_always(
-    args: argparse.Namespace,
-    wanted: tuple[str | Reference, bool],
-    store: NodeStore,
-    options: ClientOptions,
-    access: Access | None,
-) -> NativeImage:
-    from lamina.build.node_index import open_always
-    from lamina.cli.progress import Advance, open_meter
-
-    with open_meter() as meter:
-        steps: dict[str, Advance] = {}
-
-        def show(step: str, total_bytes: int, done_bytes: int) -> None:
-            if step not in steps:
-                steps[step] = meter.add(step, total_bytes)
-            steps[step](done_bytes)
-
-        return open_always(
-            wanted[0],
-            store=store,
-            options=options,
-            platform=args.platform,
-            refresh=wanted[1],
-            access=access,
-            progress=show,
-        )
-
-
 def open_any(args: argparse.Namespace, text: str) -> Image:
     """Open a folder, a native image or an ordinary OCI image, whatever the text names.
 
-    An ordinary image without an index is unpacked for it.
+    An ordinary image without an index is unpacked for it, in the version that was looked at.
     """
     if is_folder(text):
         return open_folder(text)
     from lamina.image.errors import NoIndexError
 
-    where, access = proven(args, text)
-    try:
-        return open_native(args, where, access)
-    except NoIndexError as error:
-        from lamina.build.source_image import open_source_image
+    with begin_opening(open_request(args, text)) as opening:
+        version = opening.version()
+        try:
+            return opening.open(version)
+        except NoIndexError as error:
+            from lamina.build.source_image import open_source_image
 
-        tell_unusable(error)
-
-        return open_source_image(where, options=client_options(args), platform=args.platform)
+            tell_unusable(error)
+            client, platform = opening.request.client, opening.request.platform
+            return open_source_image(version.reference, options=client, platform=platform)
 
 
 def tell_unusable(error: NoIndexError) -> None:
@@ -172,7 +153,7 @@ def tell_unusable(error: NoIndexError) -> None:
     from lamina.image.errors import UnusableIndexError
 
     if isinstance(error, UnusableIndexError):
-        story.warn(str(error))
+        console.warning(str(error))
 
 
 def open_folder(path: str) -> Image:

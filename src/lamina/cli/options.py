@@ -9,11 +9,11 @@ from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.cli.parser import Parser
-    from lamina.registry.repository import ClientOptions
+    from lamina.http.client_options import ClientOptions
 
 OUTPUT_TITLE: Final = "Output options"
-DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
 INDEX_USES: Final = ("auto", "always", "never")
+PULL_USES: Final = ("newer", "missing", "always", "never")
 REGISTRY_TITLE: Final = "Registry options"
 TRUST_TITLE: Final = "Trust options"
 
@@ -33,20 +33,30 @@ REGISTRY_ENVIRONMENT: Final = (
         "REGISTRY_AUTH_FILE, DOCKER_CONFIG",
         "where the credentials of registries are, when --authfile is not given",
     ),
+    (
+        "LAMINA_HOSTS_DIR",
+        "folders of mirrors, divided by colons, when --hosts-dir is not given",
+    ),
     ("HTTPS_PROXY, HTTP_PROXY, NO_PROXY", "proxies of the registries"),
 )
 
 
-def add_output_options(parser: Parser, *, short_verbose: bool = True, json: bool = True) -> None:
+def add_output_options(
+    parser: Parser,
+    *,
+    short_verbose: bool = True,
+    short_help: bool = True,
+    short_quiet: bool = True,
+    json: bool = True,
+) -> None:
     """``--json``, ``--quiet``, ``--verbose``, ``--log-format``, ``--help``; for every verb."""
     group = parser.add_argument_group(OUTPUT_TITLE)
     if json:
         group.add_argument(
             "--json", action="store_true", help="print JSON on standard output, one object a line"
         )
-    group.add_argument(
-        "-q", "--quiet", action="store_true", help="say nothing on standard error but errors"
-    )
+    quiet = ("-q", "--quiet") if short_quiet else ("--quiet",)
+    group.add_argument(*quiet, action="store_true", help="say nothing on standard error but errors")
     names = ("-v", "--verbose") if short_verbose else ("--verbose",)
     group.add_argument(
         *names, action="count", default=0, help="say more on standard error; twice for debugging"
@@ -58,7 +68,8 @@ def add_output_options(parser: Parser, *, short_verbose: bool = True, json: bool
         metavar="text|json",
         help="form of the lines on standard error",
     )
-    group.add_argument("-h", "--help", action="help", help="show this page")
+    spellings = ("-h", "--help") if short_help else ("--help",)
+    group.add_argument(*spellings, action="help", help="show this page")
 
 
 def add_store_option(parser: Parser | argparse._ArgumentGroup) -> None:
@@ -78,18 +89,22 @@ def add_store_option(parser: Parser | argparse._ArgumentGroup) -> None:
 
 def add_device_option(parser: Parser) -> None:
     """``--device``."""
+    from lamina.serve.devices import AUTO, device_names
+
     parser.add_argument(
         "--device",
-        choices=DEVICES,
-        default="auto",
+        choices=(AUTO, *device_names()),
+        default=AUTO,
         metavar="DEVICE",
         help="how the kernel gets at the bytes: fuse-blob (Linux 6.12, root), fanotify (Linux "
         "6.14, root), fuse (any), or auto: fuse-blob where it works, else fuse",
     )
 
 
-def add_registry_options(parser: Parser) -> None:
-    """How to reach and trust registries, and ``--index``; for every verb that opens an image."""
+def add_registry_options(parser: Parser, *, always_pulls: bool = False) -> None:
+    """Add how to reach and trust registries, ``--index`` and ``--pull``: for verbs that open an
+    image; not ``--pull`` for one that always asks.
+    """
     group = parser.add_argument_group(REGISTRY_TITLE)
     _add_platform_option(group, many=False)
     group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
@@ -102,8 +117,31 @@ def add_registry_options(parser: Parser) -> None:
         help="of an ordinary image: open it by the index that is attached to it (auto), never, "
         "or always, which pulls and indexes an image that has none",
     )
+    if always_pulls:
+        parser.set_defaults(pull="always")
+    else:
+        _add_pull_option(group)
+    group.add_argument(
+        "--blob-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="folder of blobs by digest, such as a content store of containerd or the blobs of an "
+        "OCI layout, that is asked before the registry; can be given more than once",
+    )
     add_store_option(group)
     add_trust_options(parser)
+
+
+def _add_pull_option(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--pull",
+        choices=PULL_USES,
+        default="newer",
+        metavar="newer|missing|always|never",
+        help="what a tag means: ask the registry for three seconds, then take what is known on "
+        "this node (newer); ask only if nothing is known; insist on an answer; or never ask",
+    )
 
 
 def add_trust_options(parser: Parser) -> None:
@@ -128,7 +166,9 @@ def add_trust_options(parser: Parser) -> None:
 
 
 def add_attaching_registry_options(parser: Parser) -> None:
-    """The same for a verb that reads some platforms of an image and adds to it."""
+    """Add the options of registries to a verb that reads some platforms of an image and adds to
+    it.
+    """
     group = parser.add_argument_group(REGISTRY_TITLE)
     _add_platform_option(group, many=True)
     group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
@@ -136,14 +176,14 @@ def add_attaching_registry_options(parser: Parser) -> None:
 
 
 def add_signing_registry_options(parser: Parser) -> None:
-    """The same for verbs that take what the reference names, all platforms of it together."""
+    """Add the options of registries to verbs that take all platforms of a reference together."""
     group = parser.add_argument_group(REGISTRY_TITLE)
     group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
     _add_client_options(group)
 
 
 def add_pair_options(parser: Parser, *, many_platforms: bool) -> None:
-    """The same for verbs that read one image and write another."""
+    """Add the options of registries, twice, to verbs that read one image and write another."""
     group = parser.add_argument_group(REGISTRY_TITLE)
     _add_platform_option(group, many=many_platforms)
     group.add_argument("--creds", metavar="USER[:PASSWORD]", help=_CREDENTIALS_HELP)
@@ -151,7 +191,10 @@ def add_pair_options(parser: Parser, *, many_platforms: bool) -> None:
         "--src-creds", metavar="USER[:PASSWORD]", help="credentials for SRC alone, as --creds"
     )
     group.add_argument(
-        "--dst-creds", metavar="USER[:PASSWORD]", help="credentials for DST alone, as --creds"
+        "--dst-creds",
+        "--dest-creds",
+        metavar="USER[:PASSWORD]",
+        help="credentials for DST alone, as --creds",
     )
     _add_client_options(group)
 
@@ -174,6 +217,13 @@ def _add_client_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--ca-file", metavar="FILE", help="PEM file of certificate authorities to trust"
+    )
+    group.add_argument(
+        "--hosts-dir",
+        metavar="DIR",
+        action="append",
+        help="folder that names the mirrors of registries in HOST/hosts.toml, as containerd's "
+        "/etc/containerd/certs.d; can be given more than once",
     )
     group.add_argument(
         "--plain-http",
@@ -223,10 +273,10 @@ def _ask_password(user: str) -> str:
 
 
 def client_options(args: argparse.Namespace, creds: str | None = None) -> ClientOptions:
-    """The registry client's options that the command line asks for; ``creds`` overrides
+    """Return the registry client's options that the command line asks for; ``creds`` overrides
     ``--creds``.
     """
-    from lamina.registry.repository import ClientOptions
+    from lamina.http.client_options import ClientOptions
 
     if creds is None:
         # Once, however many clients there are.
@@ -240,11 +290,12 @@ def client_options(args: argparse.Namespace, creds: str | None = None) -> Client
         authfile=args.authfile,
         username=username,
         password=password,
+        hosts_dirs=None if args.hosts_dir is None else tuple(args.hosts_dir),
     )
 
 
 def pair_options(args: argparse.Namespace) -> tuple[ClientOptions, ClientOptions]:
-    """The registry client's options for SRC and for DST."""
+    """Return the registry client's options for SRC and for DST."""
     return client_options(args, args.src_creds), client_options(args, args.dst_creds)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from lamina.errors import Error
 
@@ -49,22 +49,63 @@ def print_bytes(data: bytes | memoryview) -> None:
         raise _failure(error) from error
 
 
-def print_table(rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset()) -> None:
-    """Print rows in aligned columns; ``right`` are the columns aligned to the right."""
+GAP: Final = 2
+NARROWEST: Final = 12
+
+
+def print_table(
+    rows: Iterable[Sequence[str]], right: frozenset[int] = frozenset(), *narrow: int
+) -> None:
+    """Print rows in aligned columns; ``right`` are the columns aligned to the right.
+
+    On a terminal that is too narrow the columns ``narrow``, the first of them first, lose the
+    middle of what is too long; where nobody looks, nothing is lost.
+    """
     rows = list(rows)
     if not rows:
         return
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows = _fitted(rows, narrow)
+    widths = _widths(rows)
     for row in rows:
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        print_line("  ".join(cells).rstrip())
+        print_line((" " * GAP).join(cells).rstrip())
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+
+
+def _fitted(rows: list[Sequence[str]], narrow: Sequence[int]) -> list[Sequence[str]]:
+    """Shorten cells of the columns *narrow* as far as the terminal on standard output needs."""
+    try:
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        return rows
+    for column in narrow:
+        widths = _widths(rows)
+        # A row that ends in the last column makes some terminals begin another one.
+        excess = sum(widths) + GAP * (len(widths) - 1) - max(columns - 1, 40)
+        if excess > 0:
+            width = max(widths[column] - excess, NARROWEST)
+            rows = [
+                [*row[:column], _shortened(row[column], width), *row[column + 1 :]] for row in rows
+            ]
+    return rows
+
+
+def _shortened(text: str, width: int) -> str:
+    """Leave the middle of a text out; the end of a name says most."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def shown_name(name: bytes) -> str:
-    r"""A file name for a terminal: unprintable characters and bytes that are no UTF-8 as
+    r"""Return a file name for a terminal: unprintable characters and bytes that are no UTF-8 as
     ``\xNN``.
     """
     return shown_text(os.fsdecode(name))
@@ -86,7 +127,7 @@ def _escape(character: str) -> str:
 
 
 def human_size(size_bytes: int) -> str:
-    """A size in decimal units, three digits: ``139 MB``."""
+    """Return a size in decimal units, three digits: ``139 MB``."""
     size = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 999.5 or unit == "TB":
@@ -104,7 +145,7 @@ def share(part: int, whole: int) -> str:
 
 
 def binary_size(size_bytes: int) -> str:
-    """A size that is a power of two, or nearly: ``128 KiB``."""
+    """Return a size that is a power of two, or nearly: ``128 KiB``."""
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size_bytes >= 1 << shift:
             return f"{size_bytes / (1 << shift):g} {unit}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from lamina.cli.options import client_options
 from lamina.cli.output import human_size, print_json, print_line
 from lamina.cli.progress import open_meter
 
 if TYPE_CHECKING:
     from lamina.cli.image_facts import Lines
-    from lamina.registry.manifest import Manifest
-    from lamina.registry.reference import Reference
+    from lamina.oci.manifest import Manifest
+    from lamina.opening.open_image import Opening
+    from lamina.opening.version import Version
 
 
 def sealed_facts(manifest: Manifest) -> dict[str, Any]:
@@ -21,8 +21,8 @@ def sealed_facts(manifest: Manifest) -> dict[str, Any]:
     Raises FormatError, UnsupportedError.
     """
     from lamina.blob.seal import SUITE
-    from lamina.image.sealed import public_blobs
-    from lamina.trust.recipients import recipient_counts
+    from lamina.opening.sealed import public_blobs
+    from lamina.trust.encryption.recipients import recipient_counts
 
     blobs = [
         {
@@ -44,7 +44,7 @@ def sealed_facts(manifest: Manifest) -> dict[str, Any]:
 
 
 def print_sealed(facts: dict[str, Any], line: Lines) -> None:
-    """The same for people."""
+    """Print the facts of a sealed image for people."""
     wrapped = ", ".join(f"{name} ({count})" for name, count in facts["recipients"].items())
     line(f"  sealed     {facts['suite']}, keys for {wrapped or 'nobody'}")
     line(f"  metadata   {human_size(facts['metadata_bytes'])}, encrypted")
@@ -55,20 +55,16 @@ def print_sealed(facts: dict[str, Any], line: Lines) -> None:
         line(f"             root {blob['root']}")
 
 
-def check_sealed(args: Namespace, where: Reference) -> int:
+def check_sealed(args: Namespace, opening: Opening, version: Version) -> int:
     """``lamina check`` without a key: leaves against roots, with ``--data`` all pieces against
     leaves.
     """
-    from lamina.cli.opening import node_store
-    from lamina.image.open import find_manifest
-    from lamina.image.sealed_check import check_without_key
-    from lamina.registry.repository import open_repository
+    from lamina.opening.sealed_check import check_without_key
 
-    with open_repository(where, options=client_options(args)) as repository:
-        manifest, _ = find_manifest(repository, node_store(args), where, args.platform)
-        with open_meter() as meter:
-            advance = meter.add("check") if args.data else None
-            found = check_without_key(manifest, repository, advance)
+    manifest = opening.manifest(version).manifest
+    with open_meter() as meter:
+        advance = meter.add("check") if args.data else None
+        found = check_without_key(manifest, opening.place.repository, advance)
     if args.json:
         print_json({"ok": True, "key": False, **found._asdict()})
         return 0

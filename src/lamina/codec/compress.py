@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING
 from lamina.errors import FormatError, IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import zstandard
     from typing_extensions import Buffer
 
 GZIP_WINDOW_BITS = 16 + zlib.MAX_WBITS
+LARGE_BYTES = 4 << 20
+"""What malloc gives as pages of its own (``M_MMAP_THRESHOLD``)."""
 
 
 class Compressor(IntEnum):
@@ -53,15 +57,19 @@ _contexts = _ThreadContexts()
 
 
 def compress(kind: Compressor, data: Buffer, level: int | None = None) -> bytes:
-    """Return ``data`` compressed, even where that is longer than ``data`` itself.
+    """Return *data* compressed, even where that is longer than *data* itself.
 
-    ``level`` is the algorithm's own scale (None: its default; lz4 takes it as acceleration, 0 or 1
+    *level* is the algorithm's own scale (None: its default; lz4 takes it as acceleration, 0 or 1
     being the normal fast mode).
     """
     if level is None:
         level = DEFAULT_LEVEL[kind]
     if kind == Compressor.ZSTD:
-        return _zstd_compressor(level).compress(memoryview(data))
+        view = memoryview(data)
+        frame = _zstd_compressor(level).compress(view)
+        # The library's bytes take as much memory as the longest possible frame; of a large one, the
+        # kernel has never given what is not used.
+        return bytes(memoryview(frame)) if view.nbytes < LARGE_BYTES else frame
     if kind == Compressor.LZ4_BLOCK:
         import lz4.block
 
@@ -74,14 +82,29 @@ def compress(kind: Compressor, data: Buffer, level: int | None = None) -> bytes:
     return bytes(data)
 
 
+def compress_all(
+    kind: Compressor, pieces: Sequence[Buffer], level: int | None = None
+) -> list[bytes]:
+    """Return some buffers compressed, each as :func:`compress` does.
+
+    Where the library can, the interpreter's lock is given up once for all of them: a thread that
+    wants it back after each small piece waits for milliseconds while another one has it.
+    """
+    if kind == Compressor.ZSTD and len(pieces) > 1:
+        compressor = _zstd_compressor(DEFAULT_LEVEL[kind] if level is None else level)
+        together = getattr(compressor, "multi_compress_to_buffer", None)
+        if together is not None:
+            return [frame.tobytes() for frame in together(pieces)]
+    return [compress(kind, piece, level) for piece in pieces]
+
+
 def decompress(kind: Compressor, data: Buffer, size_bytes: int) -> bytes:
-    """Return the plaintext of ``data``, which must be exactly ``size_bytes`` long.
+    """Return the plaintext of *data*, which must be exactly *size_bytes* long.
 
-    Never allocates more than about ``size_bytes``, whatever the compressed data claims.
+    Never allocates more than about *size_bytes*, whatever the compressed data claims.
 
-    Raises:
-        FormatError: ``data`` is not valid for the algorithm.
-        IntegrityError: it decodes to another length than promised.
+    Raises FormatError: *data* is not valid for the algorithm; IntegrityError: it decodes to another
+    length than promised.
     """
     if kind == Compressor.ZSTD:
         plain = _decompress_zstd(memoryview(data), size_bytes)
@@ -122,7 +145,7 @@ def _decompress_zstd(data: memoryview, size_bytes: int) -> bytes:
             data, max_output_size=size_bytes, allow_extra_data=False
         )
     except (zstandard.ZstdError, ValueError) as error:
-        raise FormatError(f"Compressed data is not a valid zstd frame: {error}.") from error
+        raise FormatError(f"compressed data is not a valid zstd frame: {error}") from error
 
 
 def _decompress_lz4(data: Buffer, size_bytes: int) -> bytes:
@@ -131,7 +154,7 @@ def _decompress_lz4(data: Buffer, size_bytes: int) -> bytes:
     try:
         plain: bytes = lz4.block.decompress(data, uncompressed_size=size_bytes)
     except (lz4.block.LZ4BlockError, ValueError, OverflowError) as error:
-        raise FormatError(f"Compressed data is not a valid lz4 block: {error}.") from error
+        raise FormatError(f"compressed data is not a valid lz4 block: {error}") from error
     return plain
 
 
@@ -140,15 +163,15 @@ def _decompress_gzip(data: Buffer, size_bytes: int) -> bytes:
     try:
         plain = engine.decompress(data, size_bytes + 1)
     except zlib.error as error:
-        raise FormatError(f"Compressed data is not a valid gzip member: {error}.") from error
+        raise FormatError(f"compressed data is not a valid gzip member: {error}") from error
     if len(plain) == size_bytes and not engine.eof:
-        raise FormatError("Compressed data is a gzip member that ends early.")
+        raise FormatError("compressed data is a gzip member that ends early")
     if engine.unused_data:
-        raise FormatError("Compressed data has bytes after its gzip member.")
+        raise FormatError("compressed data has bytes after its gzip member")
     return plain
 
 
 def _wrong_length(kind: Compressor, found: int, expected: int) -> IntegrityError:
     return IntegrityError(
-        f"Compressed data ({kind.name.lower()}) holds {found} bytes where {expected} were promised."
+        f"compressed data ({kind.name.lower()}) holds {found} bytes where {expected} were promised"
     )

@@ -26,7 +26,7 @@ def _table() -> tuple[int, ...]:
 
 
 def crc32c(data: Buffer, value: int = 0) -> int:
-    """Return the CRC-32C of ``data``, continuing from ``value``, the CRC of what came before."""
+    """Return the CRC-32C of *data*, continuing from *value*, the CRC of what came before."""
     table = _table()
     value ^= 0xFFFFFFFF
     for byte in memoryview(data).cast("B"):

@@ -47,7 +47,7 @@ def engine() -> Any:
 
 @cache
 def priming_blocks(bits: int) -> tuple[int, int]:
-    """Return (value, length in bits) of empty blocks after which ``bits`` bits fill a byte."""
+    """Return (value, length in bits) of empty blocks after which *bits* bits fill a byte."""
     value = length = 0
     wanted = -bits % 8
     fields: list[tuple[int, int]] = []
@@ -63,9 +63,9 @@ def priming_blocks(bits: int) -> tuple[int, int]:
 
 
 def prime(bits: int, byte: int) -> bytes:
-    """Return the bytes to feed first, which end with the ``bits`` high bits of ``byte``."""
+    """Return the bytes to feed first, which end with the *bits* high bits of *byte*."""
     if not 0 <= bits <= 7 or not 0 <= byte <= 255:
-        raise FormatError(f"An access point claims {bits} bits of the byte {byte}.")
+        raise FormatError(f"an access point claims {bits} bits of the byte {byte}")
     if not bits:
         return b""
     value, length = priming_blocks(bits)
@@ -75,19 +75,18 @@ def prime(bits: int, byte: int) -> bytes:
 def inflate_span(
     data: Buffer, bits: int, byte: int, window: Buffer, size_bytes: int, *, module: Any = None
 ) -> bytes:
-    """Return the first ``size_bytes`` that a stream yields from an access point on.
+    """Return the first *size_bytes* that a stream yields from an access point on.
 
-    ``data`` begins at the point's first whole byte and may end anywhere after what yields the last
-    byte.  Members that follow are inflated as well; of those that end in ``data`` all but the first
-    are checked against their CRC.  Never returns or holds more than ``size_bytes``.
+    *data* begins at the point's first whole byte and may end anywhere after what yields the last
+    byte.  Members that follow are inflated as well; of those that end in *data* all but the first
+    are checked against their CRC.  Never returns or holds more than *size_bytes*.
 
-    Raises:
-        FormatError: the bytes are no deflate stream, or yield less.
+    Raises FormatError: the bytes are no deflate stream, or yield less.
     """
     plain = inflate_begin(data, bits, byte, window, size_bytes, module=module)
     if len(plain) != size_bytes:
         raise FormatError(
-            f"A part of a gzip stream yields {len(plain)} bytes instead of {size_bytes}."
+            f"a part of a gzip stream yields {len(plain)} bytes instead of {size_bytes}"
         )
     return plain
 
@@ -95,7 +94,7 @@ def inflate_span(
 def inflate_begin(
     data: Buffer, bits: int, byte: int, window: Buffer, size_bytes: int, *, module: Any = None
 ) -> bytes:
-    """Do as :func:`inflate_span`, but return less if ``data`` yields less."""
+    """Do as :func:`inflate_span`, but return less if *data* yields less."""
     module = module or engine()
     view = memoryview(data).cast("B")
     # nydus-image makes points at the end of a member, before its trailer.
@@ -126,7 +125,7 @@ class _Span:
         try:
             parts = list(self.inflate(feed, size_bytes))
         except (self._module.error, ValueError) as error:
-            raise FormatError(f"The gzip stream is damaged: {error}.") from error
+            raise FormatError(f"the gzip stream is damaged: {error}") from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def inflate(self, feed: bytes, left: int) -> Iterator[bytes]:

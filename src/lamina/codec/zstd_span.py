@@ -14,9 +14,9 @@ MAX_WINDOW_BYTES = 1 << 27
 
 
 def decode_frames(data: Buffer, size_bytes: int, *, exact: bool = False) -> bytes:
-    """Return the first ``size_bytes`` that whole zstd frames yield, never holding much more.
+    """Return the first *size_bytes* that whole zstd frames yield, never holding much more.
 
-    Raises FormatError if they are damaged, cut off or yield less; if ``exact``, also if more.
+    Raises FormatError if they are damaged, cut off or yield less; if *exact*, also if more.
     """
     import zstandard
 
@@ -29,11 +29,11 @@ def decode_frames(data: Buffer, size_bytes: int, *, exact: bool = False) -> byte
                 parts.append(plain)
                 left -= len(plain)
             if exact and not left and reader.read(1):
-                raise FormatError(f"A zstd stream yields more than {size_bytes} bytes.")
+                raise FormatError(f"a zstd stream yields more than {size_bytes} bytes")
     except zstandard.ZstdError as error:
-        raise FormatError(f"The zstd stream is damaged: {error}.") from error
+        raise FormatError(f"the zstd stream is damaged: {error}") from error
     if left:
         raise FormatError(
-            f"A part of a zstd stream yields {size_bytes - left} bytes instead of {size_bytes}."
+            f"a part of a zstd stream yields {size_bytes - left} bytes instead of {size_bytes}"
         )
     return b"".join(parts)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.erofs.check_chunks import check_chunk_table
 from lamina.erofs.check_claims import Claims
+from lamina.erofs.check_devices import check_devices
 from lamina.erofs.check_tree import TreeCheck
 from lamina.erofs.layout import (
     BLOB_ENTRY,
@@ -30,8 +31,6 @@ from lamina.errors import FormatError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_LEGACY_BLOCKS = 4096
-
 LARGE_BYTES: Final = 64 << 20
 
 
@@ -43,7 +42,7 @@ def check_bootstrap(buffer: Buffer) -> None:
     """
     with Bootstrap(buffer) as bootstrap:
         claims = _claim_fixed(bootstrap)
-        _check_devices(bootstrap)
+        check_devices(bootstrap)
         _check_super_flags(bootstrap)
         # In tarfs mode there is no table: chunks are blocks of the tar itself.
         is_tarfs = bootstrap.flags & SuperFlag.TARFS_MODE
@@ -63,9 +62,9 @@ def _claim_fixed(bootstrap: Bootstrap) -> Claims:
         (extended.prefetch_table_offset, extended.prefetch_table_size, "prefetch table"),
     )
     if bytes(bootstrap.view[:SUPERBLOCK_OFFSET]).strip(b"\0"):
-        raise FormatError("Bootstrap: the first 1024 bytes are not zero.")
+        raise FormatError("bootstrap: the first 1024 bytes are not zero")
     if bootstrap.root_nid != META_RESERVED >> NID_SHIFT:
-        raise FormatError(f"Bootstrap: root_nid is {bootstrap.root_nid}; must be 128.")
+        raise FormatError(f"bootstrap: root_nid is {bootstrap.root_nid}; must be 128")
     # Old images give the prefetch table a size but no offset: they have none.
     claims = Claims(bootstrap.size_bytes)
     claims.name(0, slots_end, "superblocks and device slots")
@@ -82,46 +81,22 @@ def _forget_pages(bootstrap: Bootstrap) -> None:
         file.madvise(MADV_DONTNEED)
 
 
-def _check_devices(bootstrap: Bootstrap) -> None:
-    block_size = bootstrap.block_size
-    position = bootstrap.size_bytes
-    total = 0
-    for index, (slot, blob) in enumerate(
-        zip(bootstrap.header.devices, bootstrap.blobs, strict=True)
-    ):
-        if slot.tag != blob.blob_id.encode():
-            raise FormatError(f"Device slot {index}: its tag is not the id in the blob table.")
-        if slot.blocks != blob.uncompressed_size // block_size or slot.blocks == 0:
-            raise FormatError(f"Device slot {index}: {slot.blocks} blocks do not fit the blob.")
-        total += slot.blocks
-        if slot.mapped_block == 0:
-            continue
-        if slot.mapped_block * block_size < position:
-            raise FormatError(
-                f"Device slot {index}: its mapped address overlaps what is before it."
-            )
-        position = (slot.mapped_block + slot.blocks) * block_size
-    blocks = bootstrap.header.superblock.blocks
-    if blocks not in (total & 0xFFFFFFFF, _LEGACY_BLOCKS):
-        raise FormatError(f"Bootstrap: blocks is {blocks}, but the blobs have {total}.")
-
-
 def _check_super_flags(bootstrap: Bootstrap) -> None:
     inlined = all(blob.features & BlobFeature.INLINED_CHUNK_DIGEST for blob in bootstrap.blobs)
     if bootstrap.flags & SuperFlag.INLINED_CHUNK_DIGEST and not inlined:
-        raise FormatError("Bootstrap: flags promise inlined chunk digests that a blob lacks.")
+        raise FormatError("bootstrap: flags promise inlined chunk digests that a blob lacks")
     encrypted = any(blob.features & BlobFeature.ENCRYPTED for blob in bootstrap.blobs)
     if encrypted != bool(bootstrap.flags & SuperFlag.ENCRYPTION_AES_128_XTS):
-        raise FormatError("Bootstrap: flags and blobs disagree whether data is encrypted.")
+        raise FormatError("bootstrap: flags and blobs disagree whether data is encrypted")
 
 
 def _check_totals(bootstrap: Bootstrap, tree: TreeCheck) -> None:
     if bootstrap.inode_count != tree.name_count:
         raise FormatError(
-            f"Bootstrap: inos is {bootstrap.inode_count}, but the tree has {tree.name_count} names."
+            f"bootstrap: inos is {bootstrap.inode_count}, but the tree has {tree.name_count} names"
         )
     for nid in bootstrap.prefetch_nids:
         if not tree.is_inode(nid):
-            raise FormatError(f"Prefetch table: inode {nid} is not in the tree.")
+            raise FormatError(f"prefetch table: inode {nid} is not in the tree")
     if tree.has_xattrs and not bootstrap.flags & SuperFlag.HAS_XATTR:
-        raise FormatError("Bootstrap: flags deny the extended attributes that are there.")
+        raise FormatError("bootstrap: flags deny the extended attributes that are there")

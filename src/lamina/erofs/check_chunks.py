@@ -27,7 +27,7 @@ class ChunkPlaces:
     """Where the chunks of a table lie, in the order of (blob, chunk); 20 bytes each in memory."""
 
     def __init__(self, counts: Sequence[int]) -> None:
-        """*counts* are the numbers of chunks that the blobs have."""
+        """Begin with nothing; *counts* are the numbers of chunks that the blobs have."""
         self._first = list(accumulate(counts, initial=0))
         self.keys = array("Q")
         self.offsets = array("Q")
@@ -160,16 +160,16 @@ def _all_fit(slab: _Slab, limits: list[_Limits]) -> bool:
 def _check_entry(position: int, entry: tuple[int, ...], limits: list[_Limits]) -> None:
     blob, chunk, offset, size, end, stored_end = entry
     if blob >= len(limits):
-        raise FormatError(f"Chunk table, entry {position}: there is no such blob.")
+        raise FormatError(f"chunk table, entry {position}: there is no such blob")
     limit = limits[blob]
     if chunk >= limit.chunk_count:
-        raise FormatError(f"Chunk table, entry {position}: the blob has no chunk {chunk}.")
+        raise FormatError(f"chunk table, entry {position}: the blob has no chunk {chunk}")
     if not 0 < size <= limit.chunk_size or end > limit.size:
-        raise FormatError(f"Chunk table, entry {position}: the chunk leaves its blob.")
+        raise FormatError(f"chunk table, entry {position}: the chunk leaves its blob")
     if offset % limit.block_size:
-        raise FormatError(f"Chunk table, entry {position}: the chunk is not block-aligned.")
+        raise FormatError(f"chunk table, entry {position}: the chunk is not block-aligned")
     if stored_end > limit.stored_size:
-        raise FormatError(f"Chunk table, entry {position}: the data leaves the blob file.")
+        raise FormatError(f"chunk table, entry {position}: the data leaves the blob file")
 
 
 def _refuse_repeats(bootstrap: Bootstrap, places: ChunkPlaces) -> None:
@@ -183,7 +183,7 @@ def _refuse_repeats(bootstrap: Bootstrap, places: ChunkPlaces) -> None:
         for number, entry in enumerate(bootstrap.chunk_entries)
         if entry.blob_index << BLOB_SHIFT | entry.index == repeated
     ]
-    raise FormatError(f"Chunk table, entry {numbers[1]}: the chunk is listed twice.")
+    raise FormatError(f"chunk table, entry {numbers[1]}: the chunk is listed twice")
 
 
 def _refuse_overlaps(places: ChunkPlaces) -> None:
@@ -204,5 +204,5 @@ def _find_overlap(places: ChunkPlaces, numbers: range) -> None:
     for number in sorted(numbers, key=places.offsets.__getitem__):
         if places.offsets[number] < end:
             blob, chunk = divmod(places.keys[number], 1 << BLOB_SHIFT)
-            raise FormatError(f"Chunk table: chunk {chunk} of blob {blob} overlaps another one.")
+            raise FormatError(f"chunk table: chunk {chunk} of blob {blob} overlaps another one")
         end = places.offsets[number] + places.sizes[number]

@@ -30,7 +30,7 @@ class Claims:
         """
         for other_start, other_end, other in self._named:
             if start < other_end and other_start < end:
-                raise FormatError(f"Bootstrap: {what} at offset {start} overlaps {other}.")
+                raise FormatError(f"bootstrap: {what} at offset {start} overlaps {other}")
         self._named.append((start, end, what))
         first, last = self._units_of(start, end, what)
         self.units[first:last] = bytes([TAKEN]) * (last - first)
@@ -44,12 +44,12 @@ class Claims:
         first, last = self._units_of(start, end, what)
         if self.units.count(0, first, last) != last - first:
             taken = first + next(n for n, unit in enumerate(self.units[first:last]) if unit)
-            raise FormatError(f"Bootstrap: {what} at offset {start} overlaps {self._owner(taken)}.")
+            raise FormatError(f"bootstrap: {what} at offset {start} overlaps {self._owner(taken)}")
         self.units[first:last] = bytes([TAKEN]) * (last - first)
 
     def _units_of(self, start: int, end: int, what: str) -> tuple[int, int]:
         if end > self._size_bytes:
-            raise FormatError(f"Bootstrap: {what} at offset {start} leaves the image.")
+            raise FormatError(f"bootstrap: {what} at offset {start} leaves the image")
         return start >> NID_SHIFT, (end + NID_SIZE - 1) >> NID_SHIFT
 
     def _owner(self, unit: int) -> str:

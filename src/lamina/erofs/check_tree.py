@@ -80,7 +80,7 @@ class TreeCheck:
         """Walk from the root; raises FormatError that names the inode at fault."""
         root = self._bootstrap.inode(self._bootstrap.root_nid)
         if not stat.S_ISDIR(root.mode):
-            raise FormatError(f"Inode {root.nid}: the root is not a directory.")
+            raise FormatError(f"inode {root.nid}: the root is not a directory")
         self._take(root, DIRECTORY)
         pending = self._pending
         pending.extend((root.nid, root.nid, 0))
@@ -115,17 +115,17 @@ class TreeCheck:
                 if name in dots:
                     self.name_count -= 1
                     if dots.pop(name) != child or file_type != DIRECTORY:
-                        raise FormatError(f"Directory {nid}: {name!r} leads to {child}.")
+                        raise FormatError(f"directory {nid}: {name!r} leads to {child}")
                 elif self._check_entry(child, file_type, nid):
                     subdirectories += 1
                     self._pending.extend((child, nid, path_bytes + len(name) + 1))
                     if self._pending[-1] > MAX_PATH_BYTES:
-                        raise FormatError(f"Directory {child}: it lies deeper than any path goes.")
+                        raise FormatError(f"directory {child}: it lies deeper than any path goes")
         if dots:
-            raise FormatError(f"Directory {nid}: it has no entry {min(dots)!r}.")
+            raise FormatError(f"directory {nid}: it has no entry {min(dots)!r}")
         if directory.nlink != 2 + subdirectories:
             raise FormatError(
-                f"Directory {nid}: nlink is {directory.nlink}, not {2 + subdirectories}."
+                f"directory {nid}: nlink is {directory.nlink}, not {2 + subdirectories}"
             )
 
     def _check_entry(self, nid: int, file_type: int, directory_nid: int) -> bool:
@@ -139,10 +139,10 @@ class TreeCheck:
             return False
         inode = self._bootstrap.inode(nid)
         if TYPES[stat.S_IFMT(inode.mode)] != file_type:
-            raise FormatError(f"Directory {directory_nid}: wrong type of inode {nid}.")
+            raise FormatError(f"directory {directory_nid}: wrong type of inode {nid}")
         special = file_type not in (REGULAR, DIRECTORY, SYMLINK)
         if special and (inode.size or inode.layout != Layout.FLAT_PLAIN):
-            raise FormatError(f"Inode {nid}: a special file has data.")
+            raise FormatError(f"inode {nid}: a special file has data")
         self._take(inode, file_type)
         if file_type == DIRECTORY:
             return True
@@ -159,9 +159,9 @@ class TreeCheck:
             start = self._first_unit + nid << NID_SHIFT
             self._claims.claim(start, start + 1, f"inode {nid}")
         if known == DIRECTORY:
-            raise FormatError(f"Directory {directory_nid}: it has directory {nid} once more.")
+            raise FormatError(f"directory {directory_nid}: it has directory {nid} once more")
         if known != file_type:
-            raise FormatError(f"Directory {directory_nid}: wrong type of inode {nid}.")
+            raise FormatError(f"directory {directory_nid}: wrong type of inode {nid}")
         left = self._links.pop(nid, 0)
         if not left:
             nlink = self._bootstrap.inode(nid).nlink
@@ -177,7 +177,7 @@ class TreeCheck:
             raise _wrong_nlink(inode.nid, 0, 1)
         self._links[inode.nid] = inode.nlink - 1
         if len(self._links) > MAX_OPEN_LINKS:
-            raise FormatError(f"Bootstrap: over {MAX_OPEN_LINKS} inodes have names far apart.")
+            raise FormatError(f"bootstrap: over {MAX_OPEN_LINKS} inodes have names far apart")
 
     def _take_plain(self, unit: int) -> bool:
         """Check and claim a file of at most one chunk, with one name and no attributes.
@@ -220,7 +220,7 @@ class TreeCheck:
             size = len(bootstrap.chunk_array(inode))
             end = (end + 7 & -8) + size if size else end
         else:
-            tail = inode.size % self._block_size if inode.layout == Layout.FLAT_INLINE else 0
+            tail = bootstrap.tail_size(inode)
             end += tail
             in_blocks = inode.size - tail
             if in_blocks:
@@ -237,7 +237,7 @@ class TreeCheck:
         chunk_size = self._chunk_size
         encoded_size = self._block_size << (inode.raw & CHUNK_FORMAT_BITS)
         if encoded_size < chunk_size:
-            raise FormatError(f"Inode {inode.nid}: its chunk format is below the chunk size.")
+            raise FormatError(f"inode {inode.nid}: its chunk format is below the chunk size")
         rest = inode.size
         expected: tuple[int, int] | None = None
         for chunk in bootstrap.chunks(inode):
@@ -246,23 +246,23 @@ class TreeCheck:
             offset = chunk.block_address * self._block_size
             blob = bootstrap.blobs[chunk.blob_index]
             if offset + size > blob.uncompressed_size or chunk.chunk_index >= blob.chunk_count:
-                raise FormatError(f"Inode {inode.nid}: a chunk lies outside blob {blob.index}.")
+                raise FormatError(f"inode {inode.nid}: a chunk lies outside blob {blob.index}")
             if self._places is not None and not self._places.has(
                 blob.index, chunk.chunk_index, offset, size
             ):
                 raise FormatError(
-                    f"Inode {inode.nid}: chunk {chunk.chunk_index} of blob {blob.index} "
-                    "is not in the chunk table with this place and size."
+                    f"inode {inode.nid}: chunk {chunk.chunk_index} of blob {blob.index} "
+                    "is not in the chunk table with this place and size"
                 )
             if encoded_size > chunk_size and expected not in (None, (blob.index, offset)):
-                raise FormatError(f"Inode {inode.nid}: its chunk format skips chunk addresses.")
+                raise FormatError(f"inode {inode.nid}: its chunk format skips chunk addresses")
             expected = blob.index, offset + chunk_size
 
 
 def _wrong_nlink(nid: int, nlink: int, names: int) -> FormatError:
-    return FormatError(f"Inode {nid}: nlink is {nlink}, but it has {names} names.")
+    return FormatError(f"inode {nid}: nlink is {nlink}, but it has {names} names")
 
 
 def _out_of_order(nid: int, names: Sequence[bytes]) -> FormatError:
     wrong = next(name for before, name in pairwise(names) if before >= name)
-    return FormatError(f"Directory {nid}: {wrong!r} is out of order.")
+    return FormatError(f"directory {nid}: {wrong!r} is out of order")

@@ -63,11 +63,6 @@ class ChunkEntries:
         """Release the buffer."""
         self._view.release()
 
-    @property
-    def is_indexed(self) -> bool:
-        """Whether some chunk was not where a sorted table has it, so that all had to be indexed."""
-        return self._index is not None
-
     def __iter__(self) -> Iterator[ChunkEntry]:
         """Yield all entries in the order of the table."""
         return map(ChunkEntry._make, CHUNK_ENTRY.iter_unpack(self._view))
@@ -149,7 +144,7 @@ class ChunkDigests:
         entry = self.find(chunk_index)
         if entry is None:
             raise FormatError(
-                f"Chunk {chunk_index} of blob {self.blob_index} is not in the chunk table."
+                f"chunk {chunk_index} of blob {self.blob_index} is not in the chunk table"
             )
         return entry.digest
 

@@ -28,11 +28,11 @@ def entry_count(block: Buffer, nid: int) -> int:
     """Return the number of entries of one directory block of the directory ``nid``."""
     view = memoryview(block)
     if len(view) < _ENTRY_SIZE:
-        raise FormatError(f"Directory {nid}: a block of {len(view)} bytes cannot hold an entry.")
+        raise FormatError(f"directory {nid}: a block of {len(view)} bytes cannot hold an entry")
     name_offset = DIRENT.unpack_from(view)[1]
     count, rest = divmod(name_offset, _ENTRY_SIZE)
     if rest or count == 0 or name_offset > len(view):
-        raise FormatError(f"Directory {nid}: first name offset {name_offset} is not valid.")
+        raise FormatError(f"directory {nid}: first name offset {name_offset} is not valid")
     return int(count)
 
 
@@ -66,8 +66,8 @@ def _bad_name(
         if not 0 < end - start <= MAX_NAME_SIZE or len(name) != end - start:
             break
         if b"/" in name or b"\0" in name:
-            return FormatError(f"Directory {nid}: entry {position} has the name {name!r}.")
-    return FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
+            return FormatError(f"directory {nid}: entry {position} has the name {name!r}")
+    return FormatError(f"directory {nid}: entry {position} has a name outside its block")
 
 
 def block_entries(block: bytes, nid: int) -> Iterator[Dirent]:
@@ -118,7 +118,7 @@ def _name_at(block: memoryview, position: int, count: int, nid: int) -> bytes:
     else:
         name = bytes(block[start : start + MAX_NAME_SIZE + 1]).partition(b"\0")[0]
     if not 0 < len(name) <= MAX_NAME_SIZE:
-        raise FormatError(f"Directory {nid}: entry {position} has a name outside its block.")
+        raise FormatError(f"directory {nid}: entry {position} has a name outside its block")
     return name
 
 
@@ -132,17 +132,15 @@ def sorted_names(names: Iterable[bytes]) -> list[bytes]:
     for dots in (b".", b".."):
         position = bisect_left(ordered, dots)
         if ordered[position : position + 1] == [dots]:
-            raise FormatError(f"A directory has a child with the name {dots!r}.")
+            raise FormatError(f"a directory has a child with the name {dots!r}")
         ordered.insert(position, dots)
     joined = b"".join(ordered)
     if not ordered[0] or b"/" in joined or b"\0" in joined:
         raise FormatError(
-            "A directory has a child with an empty name, or a slash or zero byte in it."
+            "a directory has a child with an empty name, or a slash or zero byte in it"
         )
     if max(map(len, ordered)) > MAX_NAME_SIZE:
-        raise FormatError(
-            f"A directory has a child with a name of more than {MAX_NAME_SIZE} bytes."
-        )
+        raise FormatError(f"a directory has a child with a name of more than {MAX_NAME_SIZE} bytes")
     return ordered
 
 

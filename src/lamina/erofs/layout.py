@@ -36,7 +36,7 @@ MAX_NAME_SIZE = 255
 MAX_SYMLINK_SIZE = 4096
 MAX_XATTR_VALUE_SIZE = 65535
 DEVICE_ALIGNMENT = 0x80000
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 """Of the rules in ``check``; goes up with every one that is added, so that what an earlier version
 of Lamina let pass is looked at again.
 """

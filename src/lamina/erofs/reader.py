@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lamina.erofs.chunk_digests import ChunkDigests, ChunkEntries
-from lamina.erofs.directory import block_entries, find_in_blocks
+from lamina.erofs.directory import block_entries, find_in_blocks, split_block
 from lamina.erofs.layout import (
     CHUNK_FORMAT_BITS,
     CHUNK_FORMAT_INDEXES,
@@ -110,7 +110,7 @@ class Bootstrap:
     def chunk_digests(self, blob_index: int) -> ChunkDigests:
         """Return the digests of the chunks of one blob (0-based index)."""
         if not 0 <= blob_index < len(self.blobs):
-            raise FormatError(f"There is no blob {blob_index}; the image has {len(self.blobs)}.")
+            raise FormatError(f"there is no blob {blob_index}; the image has {len(self.blobs)}")
         return ChunkDigests(self._chunk_entries, blob_index)
 
     def inode(self, nid: int) -> Inode:
@@ -121,24 +121,24 @@ class Bootstrap:
         """
         offset = self._meta_offset + (nid << NID_SHIFT)
         if nid < 0 or offset + INODE_COMPACT.size > self.size_bytes:
-            raise FormatError(f"Inode {nid} lies outside the image.")
+            raise FormatError(f"inode {nid} lies outside the image")
         format_bits = self._view[offset]
         layout = format_bits >> 1
         if layout not in _LAYOUTS or self._view[offset + 1]:
-            raise FormatError(f"Inode {nid}: unknown format {format_bits:#x}.")
+            raise FormatError(f"inode {nid}: unknown format {format_bits:#x}")
         if not format_bits & 1:
             return self._compact(nid, offset, layout)
         if offset + INODE_EXTENDED.size > self.size_bytes:
-            raise FormatError(f"Inode {nid} lies outside the image.")
+            raise FormatError(f"inode {nid} lies outside the image")
         _, icount, mode, size, raw, ino, uid, gid, mtime, mtime_ns, nlink = (
             INODE_EXTENDED.unpack_from(self._view, offset)
         )
         if mtime_ns >= 1_000_000_000:
-            raise FormatError(f"Inode {nid}: its mtime has {mtime_ns} nanoseconds.")
+            raise FormatError(f"inode {nid}: its mtime has {mtime_ns} nanoseconds")
         xattr_size = XATTR_HEADER.size + 4 * (icount - 1) if icount else 0
         rdev = self._check_inode(nid, mode, size, layout, raw)
         if offset + 64 + xattr_size > self.size_bytes:
-            raise FormatError(f"Inode {nid}: its extended attributes leave the image.")
+            raise FormatError(f"inode {nid}: its extended attributes leave the image")
         # fmt: off
         return Inode(nid, mode, uid, gid, size, mtime, mtime_ns, nlink, rdev, layout, ino, raw,
                      offset, 64, xattr_size)
@@ -151,7 +151,7 @@ class Bootstrap:
         xattr_size = XATTR_HEADER.size + 4 * (icount - 1) if icount else 0
         rdev = self._check_inode(nid, mode, size, layout, raw)
         if offset + 32 + xattr_size > self.size_bytes:
-            raise FormatError(f"Inode {nid}: its extended attributes leave the image.")
+            raise FormatError(f"inode {nid}: its extended attributes leave the image")
         # fmt: off
         return Inode(nid, mode, uid, gid, size, self._build_time, 0, nlink, rdev, layout, ino, raw,
                      offset, 32, xattr_size)
@@ -162,13 +162,13 @@ class Bootstrap:
         """Check type against layout; return the device number."""
         kind = mode & 0o170000
         if kind not in _TYPES:
-            raise FormatError(f"Inode {nid}: mode {mode:#o} has no known file type.")
+            raise FormatError(f"inode {nid}: mode {mode:#o} has no known file type")
         if size > _MAX_INODE_SIZE:
-            raise FormatError(f"Inode {nid}: size {size} is impossible.")
+            raise FormatError(f"inode {nid}: size {size} is impossible")
         if (layout == Layout.CHUNK_BASED) != (kind == stat.S_IFREG):
-            raise FormatError(f"Inode {nid}: layout {layout} does not fit mode {mode:#o}.")
+            raise FormatError(f"inode {nid}: layout {layout} does not fit mode {mode:#o}")
         if kind == stat.S_IFLNK and not 0 < size <= MAX_SYMLINK_SIZE:
-            raise FormatError(f"Inode {nid}: a symbolic link of {size} bytes.")
+            raise FormatError(f"inode {nid}: a symbolic link of {size} bytes")
         return raw if kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO) else 0
 
     def data_extent(self, inode: Inode, start: int, size: int) -> tuple[int, int]:
@@ -177,19 +177,25 @@ class Bootstrap:
         ``start`` is where in the data it begins, a multiple of the block size.
         """
         size = min(size, inode.size - start)
-        tail_start = inode.size
-        if inode.layout == Layout.FLAT_INLINE:
-            tail_start -= inode.size % self.block_size
+        tail_start = inode.size - self.tail_size(inode)
         if start >= tail_start:
             offset = inode.offset + inode.inode_size + inode.xattr_size
             if offset % self.block_size + size > self.block_size:
-                raise FormatError(f"Inode {inode.nid}: its inline data crosses a block.")
+                raise FormatError(f"inode {inode.nid}: its inline data crosses a block")
         else:
             offset = inode.raw * self.block_size + start
             size = min(size, tail_start - start)
         if size < 0 or offset + size > self.size_bytes:
-            raise FormatError(f"Inode {inode.nid}: its data lies outside the image.")
+            raise FormatError(f"inode {inode.nid}: its data lies outside the image")
         return offset, size
+
+    def tail_size(self, inode: Inode) -> int:
+        """Return how much of the data of a directory or symlink follows the inode itself: the last
+        block, if the layout says so, be it a full one, as for a kernel.
+        """
+        if inode.layout != Layout.FLAT_INLINE or not inode.size:
+            return 0
+        return (inode.size - 1) % self.block_size + 1
 
     def _directory_block(self, inode: Inode, index: int) -> memoryview:
         offset, size = self.data_extent(inode, index * self.block_size, self.block_size)
@@ -197,9 +203,9 @@ class Bootstrap:
 
     def _directory_block_count(self, inode: Inode) -> int:
         if not stat.S_ISDIR(inode.mode):
-            raise FormatError(f"Inode {inode.nid} is not a directory.")
+            raise FormatError(f"inode {inode.nid} is not a directory")
         if inode.size > self.size_bytes:
-            raise FormatError(f"Directory {inode.nid} is larger than the image.")
+            raise FormatError(f"directory {inode.nid} is larger than the image")
         return -(-inode.size // self.block_size)
 
     def readdir(self, inode: Inode) -> Iterator[Dirent]:
@@ -207,6 +213,14 @@ class Bootstrap:
         for entry in self.entries(inode):
             if entry.name not in (b".", b".."):
                 yield entry
+
+    def names(self, inode: Inode) -> Iterator[tuple[bytes, int]]:
+        """Yield (name, nid) of a directory in byte order, without ``.`` and ``..``."""
+        for block in self.directory_blocks(inode):
+            names, nids, _ = split_block(block, inode.nid)
+            for name, nid in zip(names, nids, strict=True):
+                if name not in (b".", b".."):
+                    yield name, nid
 
     def entries(self, inode: Inode) -> Iterator[Dirent]:
         """Yield the entries of a directory as they are stored, ``.`` and ``..`` among them."""
@@ -228,13 +242,13 @@ class Bootstrap:
     def readlink(self, inode: Inode) -> bytes:
         """Return the target of a symbolic link."""
         if not stat.S_ISLNK(inode.mode):
-            raise FormatError(f"Inode {inode.nid} is not a symbolic link.")
+            raise FormatError(f"inode {inode.nid} is not a symbolic link")
         target = b""
         while len(target) < inode.size:
             offset, size = self.data_extent(inode, len(target), self.block_size)
             target += bytes(self._view[offset : offset + size])
         if b"\0" in target:
-            raise FormatError(f"Inode {inode.nid}: the target of the link contains a zero byte.")
+            raise FormatError(f"inode {inode.nid}: the target of the link contains a zero byte")
         return target
 
     def xattrs(self, inode: Inode) -> dict[bytes, bytes]:
@@ -251,13 +265,13 @@ class Bootstrap:
     def chunk_array(self, inode: Inode) -> memoryview:
         """Return the raw 8-byte chunk indexes of a regular file."""
         if not stat.S_ISREG(inode.mode):
-            raise FormatError(f"Inode {inode.nid} is not a regular file.")
+            raise FormatError(f"inode {inode.nid} is not a regular file")
         if inode.raw & ~CHUNK_FORMAT_BITS != CHUNK_FORMAT_INDEXES:
-            raise FormatError(f"Inode {inode.nid}: unknown chunk format {inode.raw:#x}.")
+            raise FormatError(f"inode {inode.nid}: unknown chunk format {inode.raw:#x}")
         start = inode.offset + inode.inode_size + inode.xattr_size + 7 & -8
         end = start + CHUNK_INDEX.size * self.chunk_count(inode)
         if end > self.size_bytes:
-            raise FormatError(f"Inode {inode.nid}: its chunk indexes lie outside the image.")
+            raise FormatError(f"inode {inode.nid}: its chunk indexes lie outside the image")
         return self._view[start:end]
 
     def chunks(
@@ -270,5 +284,5 @@ class Bootstrap:
             array[first * CHUNK_INDEX.size : last]
         ):
             if not 0 < device <= len(self.blobs):
-                raise FormatError(f"Inode {inode.nid}: a chunk lies on device {device}, not there.")
+                raise FormatError(f"inode {inode.nid}: a chunk lies on device {device}, not there")
             yield ChunkIndex(device - 1, low | high << 16, address)

@@ -109,11 +109,11 @@ def _read_superblock(view: memoryview) -> Superblock:
         raise _bad("file size", len(view), "at least 4096")
     superblock = Superblock._make(SUPERBLOCK.unpack_from(view, SUPERBLOCK_OFFSET))
     if superblock.magic != MAGIC:
-        raise FormatError(f"Not an EROFS image: magic is {superblock.magic:#010x}.")
+        raise FormatError(f"not an EROFS image: magic is {superblock.magic:#010x}")
     if not superblock.feature_compat & COMPAT_RAFS_V6:
         raise FormatError(
-            "EROFS image without RAFS v6 metadata.",
-            hint="Images of mkfs.erofs have no chunk table; convert the source image instead.",
+            "EROFS image without RAFS v6 metadata",
+            hint="images of mkfs.erofs have no chunk table; convert the source image instead",
         )
     if superblock.block_bits not in (9, 12):
         raise _bad("blkszbits", superblock.block_bits, "9 or 12")
@@ -202,12 +202,12 @@ def _read_blobs(
         try:
             blob_id = raw_id.rstrip(b"\0").decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"Blob {index}: its id is not UTF-8.") from error
+            raise FormatError(f"blob {index}: its id is not UTF-8") from error
         blob = BlobEntry(blob_id, *rest)
         _check_blob(blob, index, extended)
         blobs.append(blob)
     if len({blob.blob_id for blob in blobs}) != len(blobs):
-        raise FormatError("Blob table: two entries have the same blob id.")
+        raise FormatError("blob table: two entries have the same blob id")
     return tuple(blobs)
 
 
@@ -233,7 +233,7 @@ def _check_blob(blob: BlobEntry, position: int, extended: ExtendedSuperblock) ->
     )
     for name, holds in conditions:
         if not holds:
-            raise FormatError(f"Blob table, entry {position}: {name} is not valid.")
+            raise FormatError(f"blob table, entry {position}: {name} is not valid")
 
 
 def _ci_size_fits(blob: BlobEntry) -> bool:
@@ -265,4 +265,4 @@ def _read_prefetch(view: memoryview, extended: ExtendedSuperblock) -> tuple[int,
 
 
 def _bad(field: str, found: object, expected: str) -> FormatError:
-    return FormatError(f"Bootstrap: {field} is {found}; must be {expected}.")
+    return FormatError(f"bootstrap: {field} is {found}; must be {expected}")

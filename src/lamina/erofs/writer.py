@@ -62,7 +62,7 @@ class BootstrapOptions:
 
 def write_bootstrap(
     root: Node, blobs: Sequence[BlobEntry], chunk_table: bytes, options: BootstrapOptions
-) -> bytes:
+) -> bytearray:
     """Return the image of the tree under ``root``.
 
     ``blobs`` are numbered by their position (their ``index`` and ``chunk_size`` are set here).
@@ -72,48 +72,63 @@ def write_bootstrap(
     Raises:
         FormatError: a node cannot be represented (names the path), or there are too many blobs.
     """
+    image = lay_out_bootstrap(root, blobs, len(chunk_table), options)
+    image += chunk_table
+    image += bytes(-len(image) % BLOCK_SIZE)
+    return image
+
+
+def lay_out_bootstrap(
+    root: Node, blobs: Sequence[BlobEntry], chunk_table_size: int, options: BootstrapOptions
+) -> bytearray:
+    """Return the image of the tree under ``root`` up to its chunk table, which will have
+    ``chunk_table_size`` bytes, and zeros up to the next block.
+
+    Raises as :func:`write_bootstrap`.
+    """
     chunk_size = options.chunk_size
-    entries = _checked_entries(blobs, chunk_table, chunk_size)
+    entries = _checked_entries(blobs, chunk_table_size, chunk_size)
     placement = Placement(root, chunk_size)
     prefetch = _prefetch_table(placement, root, options.prefetch) if entries else b""
     tables = b"".join([entry.pack() for entry in entries]) + prefetch
     table_offset = round_up(DEVICE_SLOT_OFFSET + DEVICE_SLOT_SIZE * len(entries), BLOCK_SIZE)
     meta_offset = round_up(table_offset + len(tables), BLOCK_SIZE) if entries else 0
     root_offset = meta_offset + META_RESERVED
-    inodes = placement.emit(root_offset // BLOCK_SIZE)
-    total = round_up(root_offset + len(inodes) + len(chunk_table), BLOCK_SIZE)
+    image = placement.emit(root_offset // BLOCK_SIZE)
+    image[:0] = bytes(root_offset)
+    chunk_table_offset = len(image)
+    total = round_up(chunk_table_offset + chunk_table_size, BLOCK_SIZE)
     extended = ExtendedSuperblock(
         flags=_flags(entries, options, has_xattrs=placement.has_xattrs),
         blob_table_offset=table_offset,
         blob_table_size=BLOB_ENTRY.size * len(entries),
         chunk_size=chunk_size,
-        chunk_table_offset=root_offset + len(inodes),
-        chunk_table_size=len(chunk_table),
+        chunk_table_offset=chunk_table_offset,
+        chunk_table_size=chunk_table_size,
         prefetch_table_offset=table_offset + BLOB_ENTRY.size * len(entries) if prefetch else 0,
         prefetch_table_size=len(prefetch),
     )
-    head = bytearray(root_offset)
     superblock = _superblock(placement.name_count, meta_offset, entries)
-    SUPERBLOCK.pack_into(head, SUPERBLOCK_OFFSET, *superblock)
-    EXTENDED_SUPERBLOCK.pack_into(head, EXTENDED_SUPERBLOCK_OFFSET, *extended)
+    SUPERBLOCK.pack_into(image, SUPERBLOCK_OFFSET, *superblock)
+    EXTENDED_SUPERBLOCK.pack_into(image, EXTENDED_SUPERBLOCK_OFFSET, *extended)
     slots = _device_slots(entries, total)
-    head[DEVICE_SLOT_OFFSET : DEVICE_SLOT_OFFSET + len(slots)] = slots
-    head[table_offset : table_offset + len(tables)] = tables
-    return b"".join([head, inodes, chunk_table]).ljust(total, b"\0")
+    image[DEVICE_SLOT_OFFSET : DEVICE_SLOT_OFFSET + len(slots)] = slots
+    image[table_offset : table_offset + len(tables)] = tables
+    return image
 
 
 def _checked_entries(
-    blobs: Sequence[BlobEntry], chunk_table: bytes, chunk_size: int
+    blobs: Sequence[BlobEntry], chunk_table_size: int, chunk_size: int
 ) -> list[BlobEntry]:
     if chunk_size & (chunk_size - 1) or not MIN_CHUNK_SIZE <= chunk_size <= MAX_CHUNK_SIZE:
-        raise FormatError(f"Chunk size {chunk_size} is no power of two from 4 KiB to 16 MiB.")
+        raise FormatError(f"chunk size {chunk_size} is no power of two from 4 KiB to 16 MiB")
     if len(blobs) > MAX_BLOBS:
         raise FormatError(
-            f"The image needs {len(blobs)} blobs; at most {MAX_BLOBS} fit.",
-            hint="Flatten some of its layers first.",
+            f"the image needs {len(blobs)} blobs; at most {MAX_BLOBS} fit",
+            hint="flatten some of its layers first",
         )
-    if len(chunk_table) % CHUNK_ENTRY.size:
-        raise FormatError("The chunk table does not consist of whole entries.")
+    if chunk_table_size % CHUNK_ENTRY.size:
+        raise FormatError("the chunk table does not consist of whole entries")
     return [blob._replace(index=index, chunk_size=chunk_size) for index, blob in enumerate(blobs)]
 
 
@@ -122,7 +137,7 @@ def named_node(root: Node, path: bytes) -> Node | None:
     node: Node | None = root
     for part in path.split(b"/"):
         if part:
-            node = node.children.get(part) if node and node.children else None
+            node = node.child(part) if node else None
     return node
 
 
@@ -172,7 +187,7 @@ def _device_slots(entries: Sequence[BlobEntry], bootstrap_size: int) -> bytes:
         blocks = entry.uncompressed_size // BLOCK_SIZE
         position = round_up(position, DEVICE_ALIGNMENT)
         if blocks > 0xFFFFFFFF:
-            raise FormatError(f"Blob {entry.blob_id} is too large for 32-bit block addresses.")
+            raise FormatError(f"blob {entry.blob_id} is too large for 32-bit block addresses")
         mapped = position // BLOCK_SIZE
         # An image beyond 16 TiB cannot be flattened to one device; its blobs still work as devices
         # of their own.

@@ -31,13 +31,13 @@ def encode_xattrs(xattrs: dict[bytes, bytes]) -> bytes:
     for name, value in sorted(xattrs.items()):
         index, suffix = _split_name(name)
         if len(suffix) > MAX_NAME_SIZE or len(value) > MAX_XATTR_VALUE_SIZE:
-            raise FormatError(f"Extended attribute {name!r} is too long.")
+            raise FormatError(f"extended attribute {name!r} is too long")
         entry = XATTR_ENTRY.pack(len(suffix), index, len(value)) + suffix + value
         parts.append(entry.ljust(round_up(len(entry), 4), b"\0"))
     area = b"".join(parts)
     if len(area) > MAX_AREA_SIZE:
         raise FormatError(
-            f"Extended attributes take {len(area)} bytes; at most {MAX_AREA_SIZE} fit."
+            f"extended attributes take {len(area)} bytes; at most {MAX_AREA_SIZE} fit"
         )
     return area
 
@@ -68,7 +68,7 @@ def decode_xattrs(area: bytes, nid: int) -> dict[bytes, bytes]:
     found: dict[bytes, bytes] = {}
     for _, name, value in xattr_entries(area, nid):
         if name in found:
-            raise FormatError(f"Inode {nid}: extended attribute {name!r} is not valid.")
+            raise FormatError(f"inode {nid}: extended attribute {name!r} is not valid")
         found[name] = value
     return found
 
@@ -80,9 +80,7 @@ def xattr_entries(area: bytes, nid: int) -> Iterator[XattrEntry]:
         FormatError: shared attributes, an unknown prefix, or an entry that leaves the area.
     """
     if len(area) < XATTR_HEADER.size or XATTR_HEADER.unpack_from(area)[1] != 0:
-        raise FormatError(
-            f"Inode {nid}: its extended attributes are shared, which RAFS never does."
-        )
+        raise FormatError(f"inode {nid}: its extended attributes are shared, which RAFS never does")
     position = XATTR_HEADER.size
     while position < len(area):
         name_size, index, value_size = XATTR_ENTRY.unpack_from(area, position)
@@ -91,11 +89,11 @@ def xattr_entries(area: bytes, nid: int) -> Iterator[XattrEntry]:
         end = value_start + value_size
         prefix = XATTR_PREFIXES.get(index)
         if prefix is None or end > len(area):
-            raise FormatError(f"Inode {nid}: damaged extended attribute at byte {position}.")
+            raise FormatError(f"inode {nid}: damaged extended attribute at byte {position}")
         name = prefix + area[name_start:value_start]
         whole = index in XATTR_WHOLE_NAMES
         if b"\0" in name or whole != (name_size == 0):
-            raise FormatError(f"Inode {nid}: extended attribute {name!r} is not valid.")
+            raise FormatError(f"inode {nid}: extended attribute {name!r} is not valid")
         yield XattrEntry(position, name, area[value_start:end])
         position = round_up(end, 4)
 
@@ -108,6 +106,6 @@ def _split_name(name: bytes) -> tuple[int, bytes]:
         elif name.startswith(prefix) and len(name) > len(prefix) and b"\0" not in name:
             return index, name[len(prefix) :]
     raise FormatError(
-        f"Extended attribute {name!r} is in no namespace that EROFS can store.",
-        hint="user.*, trusted.*, security.* and the two POSIX ACLs can be stored.",
+        f"extended attribute {name!r} is in no namespace that EROFS can store",
+        hint="user.*, trusted.*, security.* and the two POSIX ACLs can be stored",
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import logging
 import os
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn
+from stat import S_IFDIR, S_IFLNK, S_IFMT, S_IFREG
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
-from fsspec.spec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 import lamina
 from lamina.errors import UsageError
@@ -19,16 +21,22 @@ from lamina.image.errors import (
     PathNotFoundError,
     ReadOnlyError,
 )
+from lamina.image.file import require_file
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lamina.image.indexed import IndexUse
-    from lamina.image.native import NativeImage
+    from lamina.opening.request import IndexUse, OpenRequest, PullUse
 
 SCHEME: Final = "lamina://"
+LOG: Final = logging.getLogger("lamina")
+_CACHE_OPTIONS: Final = frozenset(("block_size", "cache_options"))
 _REGISTRY: Final = "docker://"
 _LEADS_NOWHERE: Final = (PathNotFoundError, NotDirectoryError, LinkLoopError)
+
+
+MAX_LISTINGS: Final = 4096
+"""Directories whose listings are kept; fsspec calls it ``max_paths``."""
 
 
 class SizedReader(io.BufferedReader):
@@ -37,6 +45,14 @@ class SizedReader(io.BufferedReader):
     def __init__(self, raw: io.RawIOBase, size: int) -> None:
         super().__init__(raw, 128 * 1024)
         self.size = size
+
+
+class CacheableFile(AbstractBufferedFile):
+    """A file of an image for ``blockcache``, and for whoever names a ``cache_type``."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        found: bytes = self.fs.cat_file(self.path, start, end)
+        return found
 
 
 class LaminaFileSystem(AbstractFileSystem):
@@ -65,53 +81,56 @@ class LaminaFileSystem(AbstractFileSystem):
         decryption_keys: Sequence[str] | str = (),
         policy: str | None = None,
         allow_older: bool = False,
-        index: IndexUse | Literal["always"] = "auto",
+        index: IndexUse = "auto",
+        pull: PullUse = "newer",
         **storage_options: Any,
     ) -> None:
         """Name an image.
 
         *store* is the directory of the node store, *platform* chooses from an index, *client* has
-        fields of :class:`lamina.registry.repository.ClientOptions`, as ``{"plain_http": True}``;
-        the others are those of :func:`lamina.open`.  Raises UsageError without a reference.
+        fields of :class:`lamina.http.client_options.ClientOptions`, as ``{"plain_http":
+        True}``; the others are those of :func:`lamina.open`.  Raises UsageError without a
+        reference.
         """
-        super().__init__(**storage_options)
+        super().__init__(**{"max_paths": MAX_LISTINGS, **storage_options})
         if not reference:
             raise UsageError(
                 "no image was named",
-                hint="Write lamina://REFERENCE//PATH, or pass reference=REFERENCE.",
+                hint="write lamina://REFERENCE//PATH, two slashes between image and path, or pass "
+                "reference=REFERENCE",
             )
         self.reference = reference
-        self._store = store
-        self._platform = platform
         self._client = client or {}
-        self._keys = decryption_keys
-        self._policy = policy
-        self._allow_older = allow_older
-        self._index = index
-        self._opened: NativeImage | None = None
+        self._keywords: dict[str, Any] = {
+            "store": store,
+            "platform": platform,
+            "decryption_keys": decryption_keys,
+            "policy": policy,
+            "allow_older": allow_older,
+            "index": index,
+            "pull": pull,
+        }
+        self._opened: lamina.Image | None = None
         self._opening = threading.Lock()
 
     @property
-    def image(self) -> NativeImage:
+    def request(self) -> OpenRequest:
+        """What is opened.  Raises UsageError for options that there are not."""
+        from lamina.http.client_options import ClientOptions
+        from lamina.opening.request import request_of
+
+        try:
+            options = ClientOptions(**self._client)
+        except TypeError as error:
+            raise UsageError(f"the option client is wrong: {error}") from error
+        return request_of(self.reference, options=options, **self._keywords)
+
+    @property
+    def image(self) -> lamina.Image:
         """The image behind the file system."""
         with self._opening:
             if self._opened is None:
-                from lamina.registry.repository import ClientOptions
-
-                try:
-                    options = ClientOptions(**self._client)
-                except TypeError as error:
-                    raise UsageError(f"the option client is wrong: {error}") from error
-                self._opened = lamina.open(
-                    self.reference,
-                    store=self._store,
-                    options=options,
-                    platform=self._platform,
-                    decryption_keys=self._keys,
-                    policy=self._policy,
-                    allow_older=self._allow_older,
-                    index=self._index,
-                )
+                self._opened = lamina.open(self.request)
             return self._opened
 
     def close(self) -> None:
@@ -141,36 +160,57 @@ class LaminaFileSystem(AbstractFileSystem):
         return f"{SCHEME}{self.reference}/{self._strip_protocol(name)}"
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Describe what *path* leads to; symbolic links are followed."""
+        """Describe what *path* leads to.
+
+        A symbolic link is described as its target, with ``islink`` and ``destination``; one that
+        leads nowhere has the type ``link``.
+        """
         path = self._strip_protocol(path)
-        return _describe(path, self.image.stat(path))
+        here = self.image.lstat(path)
+        return self._entry(path, here, follows=True) if here.is_symlink else _describe(path, here)
 
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """List a directory, or the one file that *path* names.
 
         A symbolic link to a file counts as that file; one to a directory has the type ``link`` and
-        is not followed by :meth:`walk`.
+        is not followed by :meth:`walk`.  Listings are kept: an image never changes.
         """
         path = self._strip_protocol(path)
+        found = self._listing(path)
+        return list(found) if detail else [entry["name"] for entry in found]
+
+    def _listing(self, path: str) -> list[dict[str, Any]]:
+        try:
+            kept: list[dict[str, Any]] = self.dircache[path]
+        except KeyError:
+            pass
+        else:
+            return kept
         here = self.image.stat(path)
         if not here.is_dir:
-            return [_describe(path, here)] if detail else [path]
+            return [self.info(path)]
         prefix = path if path.endswith("/") else path + "/"
-        entries = ((prefix + os.fsdecode(name), stat) for name, stat in self.image.scandir(here))
-        if detail:
-            return [self._entry(name, stat) for name, stat in entries]
-        return [name for name, _ in entries]
+        found = [
+            self._entry(prefix + name, stat) if stat.is_symlink else _describe(prefix + name, stat)
+            for name, stat in self.image.scandir(here)
+        ]
+        self.dircache[path] = found
+        return found
 
-    def _entry(self, name: str, stat: Stat) -> dict[str, Any]:
-        described = _describe(name, stat)
-        if stat.is_symlink:
-            described["destination"] = os.fsdecode(self.image.readlink(stat))
-            try:
-                target = self.image.stat(stat.path)
-            except _LEADS_NOWHERE:
-                return described
-            if target.is_file:
-                described.update(type="file", size=target.size)
+    def invalidate_cache(self, path: str | None = None) -> None:
+        """Forget listings, of one directory or all, to free their memory."""
+        if path is None:
+            self.dircache.clear()
+        else:
+            self.dircache.pop(self._strip_protocol(path), None)
+
+    def _entry(self, name: str, link: Stat, *, follows: bool = False) -> dict[str, Any]:
+        """Describe a symbolic link."""
+        described = _describe(name, link)
+        described["destination"] = self.image.readlink(link)
+        target = self._find(name)
+        if target is not None and (follows or target.is_file):
+            described |= {"type": _kind(target), "size": target.size if target.is_file else 0}
         return described
 
     def exists(self, path: str, **_: Any) -> bool:
@@ -193,13 +233,31 @@ class LaminaFileSystem(AbstractFileSystem):
         except _LEADS_NOWHERE:
             return None
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> SizedReader:
+    def _open(
+        self, path: str, mode: str = "rb", cache_type: str | None = None, **options: Any
+    ) -> SizedReader | CacheableFile:
         if mode != "rb":
             if set(mode) - set("rwaxbt+"):
                 raise ValueError(f"invalid mode: {mode!r}")
             _refuse()
         stat = self.image.stat(path)
+        require_file(stat)
+        if cache_type is not None:
+            options = {name: options[name] for name in _CACHE_OPTIONS & options.keys()}
+            return CacheableFile(self, path, cache_type=cache_type, size=stat.size, **options)
         return SizedReader(self.image.open(stat).detach(), stat.size)
+
+    def get_file(self, rpath: str, lpath: Any = None, *more: Any, **options: Any) -> None:
+        """Copy a file to this machine.
+
+        What is neither file nor directory (a link that leads nowhere, a device) is passed over, as
+        it has no content; raises FileNotFoundError for what is not there at all.
+        """
+        info = self.info(rpath)
+        if info["type"] in ("file", "directory"):
+            super().get_file(rpath, lpath, *more, **options)
+        else:
+            LOG.info("%s is passed over: it has no content", info["name"])
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
@@ -208,6 +266,10 @@ class LaminaFileSystem(AbstractFileSystem):
         stat = self.image.stat(self._strip_protocol(path))
         first, stop, _step = slice(start, end).indices(stat.size)
         return self.image.pread(stat, first, max(stop - first, 0))
+
+    def ukey(self, path: str) -> str:
+        """Return what changes when the file does: a tag may mean another image tomorrow."""
+        return f"{self.image.digest}:{self.image.stat(self._strip_protocol(path)).ino}"
 
     def modified(self, path: str) -> dt.datetime:
         """Return the time of the last change of what *path* leads to."""
@@ -232,13 +294,20 @@ def _split(url: str) -> tuple[str, bool, str]:
     return (reference, True, path) if separator and reference else ("", False, reference + path)
 
 
+_KINDS: Final = {S_IFDIR: "directory", S_IFREG: "file", S_IFLNK: "link"}
+
+
+def _kind(stat: Stat) -> str:
+    return _KINDS.get(S_IFMT(stat.mode), "other")
+
+
 def _describe(name: str, stat: Stat) -> dict[str, Any]:
-    kind = "directory" if stat.is_dir else "file" if stat.is_file else "other"
+    kind = _kind(stat)
     return {
         "name": name,
-        "size": stat.size if stat.is_file else 0,
-        "type": "link" if stat.is_symlink else kind,
-        "islink": stat.is_symlink,
+        "size": stat.size if kind == "file" else 0,
+        "type": kind,
+        "islink": kind == "link",
         "mode": stat.mode,
         "uid": stat.uid,
         "gid": stat.gid,
@@ -249,4 +318,4 @@ def _describe(name: str, stat: Stat) -> dict[str, Any]:
 
 
 def _refuse() -> NoReturn:
-    raise ReadOnlyError("an image is read-only", hint="Build a new image with what is to change.")
+    raise ReadOnlyError("an image is read-only", hint="build a new image with what is to change")

@@ -1,8 +1,8 @@
 """What an opened image looks like, whatever stands behind it.
 
-:class:`Image` is the one interface over file trees: a native image (:mod:`lamina.image.native`), a
-folder on disk (:mod:`lamina.image.folder`), an OCI image that was not converted.  Comparing,
-listing, unpacking and serving are written against it.
+:class:`Image` is the one interface over file trees: a native image
+(:mod:`lamina.content.lazy_image`), a folder on disk (:mod:`lamina.image.folder`), an OCI image that
+was not converted.  Comparing, listing, unpacking and serving are written against it.
 
 Paths go in as ``str`` or ``bytes`` (text is encoded as :func:`os.fsencode` does) and are relative
 to the root of the image, with or without a leading slash.  Names and paths come out as ``bytes``,
@@ -68,6 +68,53 @@ class Stat(NamedTuple):
     def device(self) -> tuple[int, int]:
         """(major, minor) of a device node."""
         return self.rdev >> 8 & 0xFFF, self.rdev & 0xFF | self.rdev >> 12 & 0xFFF00
+
+    @property
+    def name(self) -> str:
+        """The last component of the path as text; bytes that are no UTF-8 are lone surrogates."""
+        return self.path.rpartition(b"/")[2].decode("utf-8", "surrogateescape")
+
+    # As os.stat_result has it.
+
+    @property
+    def st_mode(self) -> int:
+        """Type and permissions."""
+        return self.mode
+
+    @property
+    def st_ino(self) -> int:
+        """Inode number."""
+        return self.ino
+
+    @property
+    def st_nlink(self) -> int:
+        """Number of names."""
+        return self.nlink
+
+    @property
+    def st_uid(self) -> int:
+        """Owner."""
+        return self.uid
+
+    @property
+    def st_gid(self) -> int:
+        """Group."""
+        return self.gid
+
+    @property
+    def st_size(self) -> int:
+        """Size in bytes."""
+        return self.size
+
+    @property
+    def st_mtime(self) -> float:
+        """Time of the last change in seconds."""
+        return self.mtime + self.mtime_ns / 1_000_000_000
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """Time of the last change in nanoseconds."""
+        return self.mtime * 1_000_000_000 + self.mtime_ns
 
 
 MAX_LINKS: Final = 40

@@ -29,6 +29,10 @@ class NotDirectoryError(NotFoundError, NotADirectoryError):
     errno = errno.ENOTDIR  # type: ignore[misc]
 
 
+class ClosedImageError(UsageError, ValueError):
+    """An image is used after it was closed; :mod:`io` has ValueError for that."""
+
+
 class NoIndexError(UnsupportedError):
     """An ordinary image is to be opened as it is, and nobody has indexed it."""
 

@@ -45,12 +45,16 @@ class ImageFile(io.RawIOBase):
         self._position = 0
         self.name = shown(stat.path)
 
+    mode = "rb"
+
     def readable(self) -> bool:
         """Report that the stream can be read."""
+        self._check_open()
         return True
 
     def seekable(self) -> bool:
         """Report that the stream can be positioned."""
+        self._check_open()
         return True
 
     def readinto(self, buffer: Buffer) -> int:

@@ -67,6 +67,9 @@ class FolderImage(ImageBase):
         here = self.find(where, follow_symlinks=False)
         path = self._base + here.path
         try:
+            if not hasattr(os, "listxattr"):
+                # Python has the call on Linux only.
+                return {}
             names = os.listxattr(path, follow_symlinks=False)
             return {
                 os.fsencode(name): os.getxattr(path, name, follow_symlinks=False) for name in names

@@ -50,8 +50,8 @@ CAPABILITIES: Final = (
 
 
 def bounding_set() -> frozenset[str]:
-    """The capabilities that this process may hand on, as /proc/self/status has them; without that,
-    all.
+    """Return the capabilities that this process may hand on, as /proc/self/status has them; without
+    that, all.
     """
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:

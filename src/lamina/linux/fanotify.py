@@ -86,6 +86,39 @@ class Event(NamedTuple):
     size_bytes: int
 
 
+class GroupLimitError(KernelError):
+    """This user has as many fanotify groups as the kernel allows."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"there may be no more than {_most_groups()} fanotify groups of one user "
+            "(fs.fanotify.max_user_groups), and each image that is mounted on fanotify has one",
+            hint="raise that by sysctl, unmount some, or choose --device fuse-blob",
+        )
+
+
+def _most_groups() -> str:
+    try:
+        with open("/proc/sys/fs/fanotify/max_user_groups") as file:
+            return file.read().strip()
+    except OSError:
+        return "so many"
+
+
+def _may_open_more() -> bool:
+    """Return whether EMFILE was not about the descriptors of this process."""
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return error.errno != errno.EMFILE
+    return True
+
+
+def require_group() -> None:
+    """Raise what :func:`create_group` would."""
+    os.close(create_group())
+
+
 def create_group(event_flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
     """Return the descriptor of a new non-blocking pre-content group; ``event_flags`` open the
     events' descriptors.
@@ -98,6 +131,8 @@ def create_group(event_flags: int = os.O_RDWR | os.O_CLOEXEC) -> int:
         | FAN_UNLIMITED_MARKS
     )
     result = LIBC.fanotify_init(ctypes.c_uint(flags), ctypes.c_uint(event_flags | os.O_LARGEFILE))
+    if result < 0 and ctypes.get_errno() == errno.EMFILE and _may_open_more():
+        raise GroupLimitError
     return checked(
         result,
         "fanotify_init",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from typing import Final
 
-from lamina.errors import FormatError
+from lamina.errors import Error, FormatError
 from lamina.linux.syscalls import checked, syscall
 
 # asm-generic/unistd.h: the same number on every architecture
@@ -33,3 +34,21 @@ def open_below(root_fd: int, path: str, flags: int) -> int:
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, _WITHOUT_LINKS)
     result = syscall(SYS_OPENAT2, root_fd, encoded or b".", how, len(how))
     return checked(result, "openat2", f"cannot open {path or '/'} below a folder")
+
+
+def open_file_below(root_fd: int, path: str) -> int:
+    """Open a regular file below ``root_fd`` for reading as :func:`open_below` does; -1 if none is
+    there.  Nothing else is opened: a device or a pipe may do something then, or wait.
+    """
+    try:
+        found = open_below(root_fd, path, os.O_PATH | os.O_NOFOLLOW)
+    except Error:
+        return -1
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            return -1
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    finally:
+        os.close(found)

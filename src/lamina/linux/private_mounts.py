@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import ctypes
 
+from lamina.linux.mount import MS_SLAVE
 from lamina.linux.process import CLONE_NEWNS, leave_namespaces
 from lamina.linux.syscalls import LIBC, checked
 
 # sys/mount.h
 MS_REC = 0x4000
-MS_SLAVE = 0x80000
 
 
 def enter_private_mounts() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import signal
 
@@ -12,6 +13,7 @@ from lamina.linux.syscalls import LIBC, checked
 # linux/prctl.h
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
 # linux/sched.h
 CLONE_NEWNS = 0x00020000
 CLONE_NEWUSER = 0x10000000
@@ -35,6 +37,13 @@ def set_parent_death_signal(number: int = signal.SIGKILL) -> None:
     checked(LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl", "cannot ask for a death signal")
 
 
+def become_subreaper() -> None:
+    """Have processes below this one become its children when their parents end
+    (``PR_SET_CHILD_SUBREAPER``); a fork of it is none until it asks itself.
+    """
+    checked(LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl", "cannot adopt processes")
+
+
 def set_name(name: str) -> None:
     """Set this thread's name as ``ps`` shows it; the kernel keeps 15 bytes."""
     checked(
@@ -42,6 +51,20 @@ def set_name(name: str) -> None:
         "prctl",
         "cannot set the process name",
     )
+
+
+def set_command_line(text: str) -> None:
+    """Have ``ps`` show a text, cut at the end, in the place of this process's arguments: those may
+    have secrets in them, and anybody can read them for as long as the process runs.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        # proc(5): arg_start is field 48, arg_end 49; the second has a name with spaces in it.
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    if end > start:
+        # What the kernel shows ends with a NUL byte, or it would show the environment too.
+        data = os.fsencode(text)[: end - start - 1]
+        ctypes.memmove(start, data.ljust(end - start, b"\0"), end - start)
 
 
 def leave_namespaces(kinds: int) -> None:

@@ -47,8 +47,8 @@ class ArchiveFile:
 
 @contextlib.contextmanager
 def new_archive(path: str) -> Iterator[ArchiveFile]:
-    """A new archive in place of ``path`` when the block ends without an error; StoreError for the
-    disk's.
+    """Yield a new archive in place of *path* when the block ends without an error; StoreError for
+    the disk's.
     """
     temporary = f"{path}.{secrets.token_hex(6)}.tmp"
     try:

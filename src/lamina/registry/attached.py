@@ -11,12 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
-from lamina.registry.manifest import (
-    NYDUS_MANIFEST_ARTIFACT,
-    Descriptor,
-    Manifest,
-    parse_manifest,
-)
+from lamina.oci.manifest import NYDUS_MANIFEST_ARTIFACT, Descriptor, Manifest, parse_manifest
 from lamina.registry.referrers import fallback_tag, list_referrers, look_up, referring_entry
 from lamina.registry.repository import Repository
 
@@ -48,7 +43,8 @@ class Attached(NamedTuple):
 
 
 def list_attached(repository: Repository, digests: Iterable[str]) -> list[Attached]:
-    """What is attached to some manifests, to no more than 64 of them, and to that in its turn.
+    """Return what is attached to some manifests, to no more than 64 of them, and to that in its
+    turn.
 
     Nothing is verified.  Raises FetchError if the registry does not answer at all.
     """
@@ -65,7 +61,7 @@ def list_attached(repository: Repository, digests: Iterable[str]) -> list[Attach
 
 
 def shown_kinds(attached: Iterable[Attached]) -> str:
-    """How many of which kind, for people: ``2 signatures, 1 index``."""
+    """Return how many of which kind, for people: ``2 signatures, 1 index``."""
     numbers = Counter(one.kind for one in attached)
     return ", ".join(f"{number} {_plural(kind, number)}" for kind, number in numbers.items())
 
@@ -85,7 +81,7 @@ def _attached_to(repository: Repository, digest: str) -> list[Attached]:
 
 
 def _read(repository: Repository, entry: Descriptor) -> Descriptor | None:
-    """An entry of a list with its type; None for one that does not refer to anything."""
+    """Return an entry of a list with its type; None for one that does not refer to anything."""
     document = parse_manifest(repository.manifest(entry)[1], f"manifest {entry.digest}")
     if isinstance(document, Manifest) and document.is_nydus and not document.artifact_type:
         document.artifact_type = NYDUS_MANIFEST_ARTIFACT

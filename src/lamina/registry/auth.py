@@ -16,14 +16,14 @@ from urllib.parse import urlencode
 import msgspec
 
 from lamina.errors import AuthError, FetchError
-from lamina.registry.challenge import Challenge, parse_challenges
+from lamina.http.transport import Pool, TransientError, translated
+from lamina.http.url import Origin, Url, is_loopback, parse_url
+from lamina.http.www_authenticate import Challenge, parse_challenges
 from lamina.registry.credentials import Credentials, find_credentials
-from lamina.registry.transport import Pool, TransientError, translated
-from lamina.registry.url import Origin, Url, is_loopback, parse_url
 
 if TYPE_CHECKING:
-    from lamina.registry.reference import Reference
-    from lamina.registry.repository import ClientOptions
+    from lamina.http.client_options import ClientOptions
+    from lamina.oci.reference import Reference
 
 MAX_TOKEN_BYTES: Final = 1 << 20
 _MAX_SCOPES: Final = 16
@@ -64,7 +64,7 @@ class Authorizer:
         self._searched = False
 
     def header(self, scope: str) -> str | None:
-        """The header for a scope, if there is one that still holds."""
+        """Return the header for a scope, if there is one that still holds."""
         found = self._headers.get(scope)
         if found is None or found[1] <= time.monotonic():
             return None
@@ -73,10 +73,10 @@ class Authorizer:
     def answer(
         self, challenge: str, scope: str, refused: str | None, origin: Origin, deadline: float
     ) -> None:
-        """Get a header that answers a 401, whose ``WWW-Authenticate`` is ``challenge``.
+        """Get a header that answers a 401, whose ``WWW-Authenticate`` is *challenge*.
 
-        ``refused`` is the header that was sent.  Raises AuthError if there is no better one, and
-        TransientError when the token service has not answered by ``deadline`` (monotonic clock).
+        *refused* is the header that was sent.  Raises AuthError if there is no better one, and
+        TransientError when the token service has not answered by *deadline* (monotonic clock).
         """
         if not self._lock.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise TransientError(f"{origin} did not get around to a token in time")
@@ -90,14 +90,14 @@ class Authorizer:
             if "bearer" in challenges:
                 self._headers[scope] = self._bearer(challenges["bearer"], scope, origin, deadline)
             elif "basic" in challenges:
-                self._headers[scope] = self._basic(refused)
+                self._headers[scope] = self._basic(refused, origin)
             else:
                 raise self._refusal("asks for a login of a kind that is not supported")
         finally:
             self._lock.release()
 
-    def _basic(self, refused: str | None) -> tuple[str, float]:
-        credentials = self._find()
+    def _basic(self, refused: str | None, origin: Origin) -> tuple[str, float]:
+        credentials = self._find(origin)
         if credentials is None or not credentials.username:
             raise self._refusal("wants a login")
         header = _basic_header(credentials)
@@ -112,7 +112,7 @@ class Authorizer:
         if not realm:
             raise self._refusal("names no token service")
         url = parse_url(realm)
-        credentials = self._find()
+        credentials = self._find(origin)
         downgrade = origin.scheme == "https" and url.origin.scheme == "http"
         if credentials and downgrade and not is_loopback(url.origin.host):
             raise AuthError(
@@ -175,7 +175,10 @@ class Authorizer:
             # The decoder's message may quote the token.
             raise FetchError(f"the token service {url.origin} gave a malformed answer") from None
 
-    def _find(self) -> Credentials | None:
+    def _find(self, origin: Origin) -> Credentials | None:
+        is_plain = origin.scheme == "http" and not is_loopback(origin.host)
+        if is_plain and not self._options.plain_credentials:
+            return None
         if not self._searched:
             place = self._reference
             self._credentials = find_credentials(place.registry, place.repository, self._options)
@@ -192,8 +195,8 @@ class Authorizer:
 
 
 def _united(scope: str, wanted: str) -> list[str]:
-    """The scopes of a request and those that a challenge names, each resource once: of two scopes
-    of one repository some services heed only the last.
+    """Return the scopes of a request and those that a challenge names, each resource once: of two
+    scopes of one repository some services heed only the last.
     """
     actions: dict[str, dict[str, None]] = {}
     items = [*scope.split(" "), *wanted.split(" ", _MAX_SCOPES)[:_MAX_SCOPES]]

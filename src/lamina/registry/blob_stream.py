@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from lamina.errors import FetchError
-from lamina.registry.http1 import Response
+from lamina.http.http1 import Response
+from lamina.http.transport import TransientError, translated
+from lamina.http.url import Url
 from lamina.registry.session import CUT_HINT, RangeRefusedError, Session
-from lamina.registry.transport import TransientError, translated
-from lamina.registry.url import Url
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -45,7 +45,7 @@ class BlobStream(io.RawIOBase):
         self._pace = session.pace()
 
     def readable(self) -> bool:
-        """It is."""
+        """Tell that it can be read (:class:`io.RawIOBase`)."""
         return True
 
     def start(self) -> None:

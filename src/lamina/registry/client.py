@@ -1,6 +1,6 @@
 """A repository of an OCI registry.  Source: OCI distribution specification 1.1.
 
-``read_range`` is the hot path of a container start: one request on a kept connection, its token and
+``read_into`` is the hot path of a container start: one request on a kept connection, its token and
 the address that the registry redirects the blob to known from before, no copy of the body.  It
 makes one attempt; retrying is the caller's, who knows other sources.  All other methods retry what
 may pass.
@@ -8,16 +8,19 @@ may pass.
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
 from collections.abc import Iterator
-from typing import BinaryIO, Final, Self, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
 
 from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
-from lamina.registry.blob_stream import BlobStream, check_range
-from lamina.registry.http1 import Response
-from lamina.registry.manifest import (
+from lamina.http.client_options import ClientOptions
+from lamina.http.http1 import Response
+from lamina.http.transport import TransientError, translated
+from lamina.http.url import Url, parse_url
+from lamina.oci.manifest import (
     INDEX_TYPES,
     MANIFEST_TYPES,
     MAX_MANIFEST_BYTES,
@@ -28,13 +31,17 @@ from lamina.registry.manifest import (
     detect_media_type,
     parse_index,
 )
-from lamina.registry.reference import Reference, is_digest
-from lamina.registry.repository import ClientOptions, Progress, RangesIgnoredError, Repository
+from lamina.oci.reference import Reference, is_digest
+from lamina.registry.blob_stream import BlobStream, check_range
+from lamina.registry.growing_upload import GrowingUpload
+from lamina.registry.repository import Progress, Repository
 from lamina.registry.session import SUCCESS, Call, RangeRefusedError, Session
-from lamina.registry.transport import TransientError, translated
 from lamina.registry.upload import Habits, Upload
-from lamina.registry.url import Url, parse_url
 from lamina.registry.verify import check_bytes, check_digest, describe_as, has_digest, verified
+from lamina.source.blob_source import RangesIgnoredError
+
+if TYPE_CHECKING:
+    from lamina.registry.hosts_file import RegistryHost
 
 # Schema 1 is accepted so that the registry sends what there is, and the refusal can say so.
 _ACCEPT: Final = ", ".join(
@@ -42,6 +49,7 @@ _ACCEPT: Final = ", ".join(
 )
 _REDIRECT_LIFETIME_S: Final = 30.0
 _MOST_CUT_BYTES: Final = 1 << 20
+_MOST_DIGITS: Final = 18
 _MAX_PAGES: Final = 64
 _NEXT_PAGE: Final = re.compile(r"<([^<>]{1,2000})>\s*;\s*rel=\"?next\"?")
 _EXPIRED: Final = (400, 401, 403, 404, 410)
@@ -56,10 +64,19 @@ class RegistryRepository:
     """
 
     def __init__(
-        self, reference: Reference, options: ClientOptions, *, write: bool = False
+        self,
+        reference: Reference,
+        options: ClientOptions,
+        *,
+        write: bool = False,
+        host: RegistryHost | None = None,
     ) -> None:
+        """Ask *host*, by default the registry itself."""
         self._reference = reference
-        self._session = Session(reference, options)
+        self.name = str(reference)
+        if host is not None and host.is_mirror:
+            self.name += f" at {host.authority}"
+        self._session = Session(reference, options, host)
         self._push = self._session.scope("pull,push")
         self._pull = self._push if write else self._session.scope()
         self._habits = Habits()
@@ -72,11 +89,13 @@ class RegistryRepository:
         return self._reference
 
     def resolve(self, version: str | None = None) -> Descriptor:
-        """The manifest or index of a tag or digest; None means the reference's own."""
+        """Return the manifest or index of a tag or digest; None means the reference's own."""
         return self.manifest(version)[0]
 
-    def manifest(self, which: Descriptor | str | None = None) -> tuple[Descriptor, bytes]:
-        """A manifest or index with its bytes (≤ 4 MiB), digest verified.
+    def manifest(
+        self, which: Descriptor | str | None = None, *, timeout_s: float | None = None
+    ) -> tuple[Descriptor, bytes]:
+        """Return a manifest or index with its bytes (≤ 4 MiB), digest verified.
 
         By tag the digest is the one of the bytes; a ``Docker-Content-Digest`` that differs is an
         IntegrityError.
@@ -87,12 +106,14 @@ class RegistryRepository:
             version = which.digest
         else:
             version = which or self._reference.version or "latest"
+        limit = math.inf if timeout_s is None else time.monotonic() + timeout_s
         answer = self._session.fetch(
             "GET",
-            self._session.url(f"manifests/{version}"),
+            self._session.url(f"manifests/{version}", limit),
             Call(self._pull, headers={"Accept": _ACCEPT}, limit_bytes=MAX_MANIFEST_BYTES),
+            limit,
         )
-        where = str(self._reference)
+        where = self.name
         if isinstance(which, Descriptor):
             check_bytes(answer.data, which, where)
             return which, answer.data
@@ -107,7 +128,7 @@ class RegistryRepository:
         return descriptor, answer.data
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """A stream of a blob; it goes on where it was if the connection breaks."""
+        """Return a stream of a blob; it goes on where it was if the connection breaks."""
 
         def get(headers: dict[str, str], deadline: float) -> tuple[Response, Url]:
             return self.get_blob(descriptor.digest, headers, deadline)
@@ -118,17 +139,26 @@ class RegistryRepository:
         except BaseException:
             stream.close()
             raise
-        return verified(cast("BinaryIO", stream), descriptor, str(self._reference))
+        return verified(cast("BinaryIO", stream), descriptor, self.name)
 
-    def read_range(
-        self, digest: str, offset: int, size_bytes: int, *, timeout_s: float | None = None
-    ) -> bytes:
-        """Exactly these bytes of a blob, or FetchError (NotFoundError if there is no such blob),
-        within ``timeout_s`` if it is given.
+    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
+        """Return exactly these bytes of a blob, or FetchError."""
+        if size_bytes < 0:
+            raise FetchError(f"{self._reference}: {digest} has no range {offset}+{size_bytes}")
+        buffer = bytearray(size_bytes)
+        self.read_into(digest, offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def read_into(
+        self, digest: str, offset: int, buffer: memoryview, *, timeout_s: float | None = None
+    ) -> None:
+        """Fill a buffer with bytes of a blob, or FetchError (NotFoundError if there is no such
+        blob), within *timeout_s* if it is given.
         """
-        if size_bytes <= 0 or offset < 0:
-            if size_bytes == 0 and offset >= 0:
-                return b""
+        size_bytes = len(buffer)
+        if size_bytes == 0 and offset >= 0:
+            return
+        if offset < 0:
             raise FetchError(f"{self._reference}: {digest} has no range {offset}+{size_bytes}")
         deadline = self._session.range_deadline(size_bytes)
         if timeout_s is not None:
@@ -143,17 +173,16 @@ class RegistryRepository:
         try:
             with translated(url.origin):
                 if response.status == 200:
-                    data = _cut(response, offset, size_bytes)
+                    count = _cut(response, offset, buffer)
                 else:
                     check_range(response, offset, offset + size_bytes - 1)
-                    data = response.read(size_bytes)
+                    count = response.fill(buffer)
         finally:
             response.close()
-        if len(data) != size_bytes:
+        if count != size_bytes:
             raise TransientError(
-                f"{url.without_query} sent {len(data)} bytes of the range {offset}+{size_bytes}"
+                f"{url.without_query} sent {count} bytes of the range {offset}+{size_bytes}"
             )
-        return data
 
     def get_blob(
         self, digest: str, headers: dict[str, str], deadline: float
@@ -186,8 +215,20 @@ class RegistryRepository:
         return response, url
 
     def has_blob(self, digest: str, size_bytes: int) -> bool:
-        """Whether a blob of this digest is there; its size too, if the registry tells it."""
+        """Tell whether a blob of this digest is there; its size too, if the registry tells it."""
         return self._has_blob(digest, size_bytes, self._pull)
+
+    def blob_size(self, digest: str) -> int:
+        """Return how many bytes a blob has, as the registry says.  Raises NotFoundError,
+        FetchError.
+        """
+        url = self._session.url(f"blobs/{digest}")
+        length = self._session.fetch("HEAD", url, Call(self._pull)).headers.get(
+            "content-length", ""
+        )
+        if not (length.isascii() and length.isdecimal()) or len(length) > _MOST_DIGITS:
+            raise FetchError(f"{url.without_query} does not say how long the blob is")
+        return int(length)
 
     def _has_blob(self, digest: str, size_bytes: int, scope: str) -> bool:
         url = self._session.url(f"blobs/{digest}")
@@ -209,6 +250,10 @@ class RegistryRepository:
             return
         Upload(self._session, descriptor, self._habits, progress).run(source)
 
+    def start_upload(self, progress: Progress | None = None) -> GrowingUpload:
+        """Return what takes a blob whose digest is not known yet."""
+        return GrowingUpload(self._session, self._habits, progress)
+
     def mount_blob(self, descriptor: Descriptor, origin: Repository) -> bool:
         """Let the registry take a blob over from another of its repositories; False if not."""
         other = origin.reference
@@ -219,8 +264,8 @@ class RegistryRepository:
         return Upload(self._session, descriptor, self._habits).mount(other.repository)
 
     def _is_there(self, descriptor: Descriptor) -> bool:
-        """Whether a blob need not be pushed.  A registry that refuses to say so says why when it is
-        pushed.
+        """Tell whether a blob need not be pushed.  A registry that refuses to say so says why when
+        it is pushed.
         """
         try:
             return self._has_blob(descriptor.digest, descriptor.size, self._push)
@@ -248,8 +293,8 @@ class RegistryRepository:
         return descriptor, "oci-subject" in headers
 
     def referrers(self, digest: str) -> Iterator[Descriptor]:
-        """What the referrers API lists, page by page; NotFoundError if the registry has no such
-        API.
+        """Yield what the referrers API lists, page by page; NotFoundError if the registry has no
+        such API.
 
         Raises FormatError for pages that do not end or are no lists.
         """
@@ -304,15 +349,18 @@ class RegistryRepository:
         return self._session
 
 
-def _cut(response: Response, offset: int, size_bytes: int) -> bytes:
-    """The range out of a whole blob, if little else comes with it.
+def _cut(response: Response, offset: int, buffer: memoryview) -> int:
+    """Fill a buffer with its range out of a whole blob, if little else comes with it; return the
+    count.
 
     All of it is read, since a cache keeps only what is.
     """
     length = response.length_bytes
-    if length is None or length - size_bytes > _MOST_CUT_BYTES:
+    if length is None or length - len(buffer) > _MOST_CUT_BYTES:
         raise RangesIgnoredError(
             f"the registry ignores ranges and sends a whole blob for its bytes from {offset} on",
             hint="a registry, proxy or cache without range requests cannot serve images lazily",
         )
-    return response.read(max(length, 1))[offset : offset + size_bytes]
+    data = response.read(max(length, 1))[offset : offset + len(buffer)]
+    buffer[: len(data)] = data
+    return len(data)

@@ -16,29 +16,28 @@ from typing import BinaryIO, Final, cast
 import msgspec
 
 from lamina.errors import FetchError, FormatError, NotFoundError, UnsupportedError
-from lamina.registry.attached import Attached, list_attached
-from lamina.registry.manifest import (
-    CONFIG_TYPES,
+from lamina.oci.manifest import (
     Descriptor,
-    Index,
+    ImageIndex,
     Manifest,
     Platform,
     describe,
     encode,
     parse_manifest,
 )
-from lamina.registry.platform import (
-    host_platform,
-    normalise,
-    parse_platform,
-    platform_names,
-    runs_on,
-)
+from lamina.oci.platform import host_platform, normalise, parse_platform, platform_names
+from lamina.registry.attached import Attached, list_attached
+from lamina.registry.cosign_tags import push_tagged
 from lamina.registry.referrers import push_referrer
 from lamina.registry.repository import Repository
-from lamina.registry.resolve import RepositoryDocuments, find_image, list_entries, read_config
+from lamina.registry.resolve import (
+    MAX_DEPTH,
+    RepositoryDocuments,
+    check_platform,
+    find_image,
+    list_entries,
+)
 
-_MAX_DEPTH: Final = 4
 _MAX_MANIFESTS: Final = 2000
 _MAX_MANIFEST_BYTES: Final = 256 << 20
 """Of all manifests of a copy, which are kept until the blobs are there."""
@@ -75,9 +74,9 @@ def copy(
     progress: CopyProgress | None = None,
     jobs: int = _JOBS,
 ) -> Descriptor:
-    """Copy what the source's reference names; ``tag`` defaults to the destination's reference's.
+    """Copy what the source's reference names; *tag* defaults to the destination's reference's.
 
-    ``platforms`` takes only those of an index (``linux/amd64``), and a single image only if it is
+    *platforms* takes only those of an index (``linux/amd64``), and a single image only if it is
     for one of them; None takes all, but one for a docker archive.  Returns the descriptor of what
     the tag points to.  Raises what the repositories raise.
     """
@@ -95,20 +94,21 @@ def plan_copy(
     only: str | None = None,
     referrers: bool = False,
 ) -> CopyPlan:
-    """Read the manifests of a copy.  ``only`` takes the one best manifest of an index for a
-    platform, ``referrers`` what is attached to the manifests.
+    """Read the manifests of a copy.  *only* takes the one best manifest of an index for a
+    platform, *referrers* what is attached to the manifests.
 
     Raises NotFoundError if a platform is not there, FormatError for indexes without end.
     """
     top, data = source.manifest()
     root, document = top, parse_manifest(data)
-    if isinstance(document, Index) and only is not None:
+    if isinstance(document, ImageIndex) and only is not None:
         found = find_image(root, document, RepositoryDocuments(source), only, prefer="oci")
         root, data = found.descriptor, found.manifest.raw
-    elif isinstance(document, Index) and platforms is not None:
+    elif isinstance(document, ImageIndex) and platforms is not None:
         root, data = _filtered(source, root, document, platforms)
     elif isinstance(document, Manifest) and platforms is not None:
-        _check_platform(source, document, platforms)
+        documents = RepositoryDocuments(source)
+        check_platform(document, documents, platforms, source.reference)
     gathering = _Gathering(source)
     gathering.add(root, data, 0)
     attached = gathering.add_attached() if referrers else ()
@@ -158,7 +158,7 @@ def run_copy(
 
 def _push_attached(destination: Repository, attached: Attached, data: bytes) -> None:
     if attached.tag is not None:
-        destination.push_manifest(attached.tag, attached.descriptor.media_type, data)
+        push_tagged(destination, attached.tag, attached.descriptor.media_type, data)
     else:
         push_referrer(destination, parse_manifest(data))
 
@@ -182,9 +182,11 @@ def _copy_blob(
 
 
 def _filtered(
-    source: Repository, root: Descriptor, index: Index, platforms: Sequence[str]
+    source: Repository, root: Descriptor, index: ImageIndex, platforms: Sequence[str]
 ) -> tuple[Descriptor, bytes]:
-    """The index with the entries of some platforms only, or the one manifest that is left of it."""
+    """Return the index with the entries of some platforms only, or the one manifest that is left of
+    it.
+    """
     wanted = [parse_platform(text) for text in platforms]
     entries = list_entries(index, RepositoryDocuments(source))
     there = {normalise(entry.platform) for entry in entries if entry.platform}
@@ -205,18 +207,6 @@ def _filtered(
     return describe(root.media_type, data), data
 
 
-def _check_platform(source: Repository, manifest: Manifest, platforms: Sequence[str]) -> None:
-    """NotFoundError if a single image says that it is for another platform."""
-    if manifest.config.media_type not in CONFIG_TYPES:
-        return
-    own = normalise(read_config(source, manifest).platform)
-    if own.architecture and not any(runs_on(own, text) for text in platforms):
-        raise NotFoundError(
-            f"{source.reference} has no manifest for {', '.join(sorted(platforms))}",
-            hint=f"it is a single image for {own}",
-        )
-
-
 def _names(platform: Platform) -> tuple[str, str, str]:
     return platform.os, platform.architecture, platform.variant
 
@@ -232,7 +222,7 @@ class _Gathering:
         self._kept_bytes = 0
 
     def add_attached(self) -> tuple[tuple[Attached, bytes], ...]:
-        """What is attached to the manifests so far, with its bytes; its parts and blobs are
+        """Return what is attached to the manifests so far, with its bytes; its parts and blobs are
         gathered, and the root stays the last.
         """
         found = []
@@ -241,7 +231,7 @@ class _Gathering:
         for one in attached:
             descriptor, data = self._source.manifest(one.descriptor)
             document = parse_manifest(data, f"manifest {descriptor.digest}")
-            if isinstance(document, Index):
+            if isinstance(document, ImageIndex):
                 self._add_parts(document, 1)
             else:
                 self._add_blobs(document)
@@ -252,11 +242,11 @@ class _Gathering:
 
     def add(self, descriptor: Descriptor, data: bytes, depth: int) -> None:
         self._seen.add(descriptor.digest)
-        if depth > _MAX_DEPTH or len(self._seen) > _MAX_MANIFESTS:
+        if depth > MAX_DEPTH or len(self._seen) > _MAX_MANIFESTS:
             raise FormatError(f"{self._source.reference} has indexes in indexes without end")
         self._count(data)
         document = parse_manifest(data, f"manifest {descriptor.digest}")
-        if isinstance(document, Index):
+        if isinstance(document, ImageIndex):
             if document.unreadable:
                 raise UnsupportedError(
                     f"{self._source.reference} cannot be copied whole: {document.unreadable[0]}",
@@ -267,7 +257,7 @@ class _Gathering:
             self._add_blobs(document)
         self.manifests.append((descriptor, data))
 
-    def _add_parts(self, index: Index, depth: int) -> None:
+    def _add_parts(self, index: ImageIndex, depth: int) -> None:
         for entry in index.manifests:
             if entry.digest not in self._seen:
                 self.add(*self._source.manifest(entry), depth)

@@ -19,9 +19,9 @@ from typing import Final
 import msgspec
 
 from lamina.errors import AuthError, Error, NotFoundError, UsageError
+from lamina.http.client_options import ClientOptions
+from lamina.oci.reference import DEFAULT_REGISTRY
 from lamina.registry.local import read_small_file
-from lamina.registry.reference import DEFAULT_REGISTRY
-from lamina.registry.repository import ClientOptions
 
 _MAX_FILE_BYTES: Final = 4 << 20
 _HELPER_TIMEOUT_S: Final = 30
@@ -60,7 +60,7 @@ class _HelperAnswer(msgspec.Struct, rename="pascal"):
 def find_credentials(
     registry: str, repository: str, options: ClientOptions | None = None
 ) -> Credentials | None:
-    """The credentials for a repository; None if there are none.
+    """Return the credentials for a repository; None if there are none.
 
     Raises UsageError for a file that cannot be used, AuthError for a helper that fails.  No message
     has a secret.
@@ -120,7 +120,7 @@ def _from_file(path: str, registry: str, repository: str) -> Credentials | None:
 
 
 def _keys(hosts: tuple[str, ...], repository: str) -> Iterator[str]:
-    """The most special key first: HOST/NAME/SPACE, HOST/NAME, HOST."""
+    """Yield the most special key first: HOST/NAME/SPACE, HOST/NAME, HOST."""
     for host in dict.fromkeys(_normalised(host) for host in hosts):
         path = repository
         while path:

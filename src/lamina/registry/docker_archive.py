@@ -14,10 +14,8 @@ from typing import Annotated, Final
 import msgspec
 
 from lamina.errors import FormatError, UsageError
-from lamina.registry import json_document
-from lamina.registry.docker_archive_writer import DockerArchiveWriter
-from lamina.registry.local import Extent, LocalRepository, open_extent, read_extent
-from lamina.registry.manifest import (
+from lamina.oci import json_document
+from lamina.oci.manifest import (
     MAX_CONFIG_BYTES,
     MAX_LAYERS,
     MAX_MANIFEST_BYTES,
@@ -29,13 +27,15 @@ from lamina.registry.manifest import (
     OCI_MANIFEST,
     REF_NAME,
     Descriptor,
-    Index,
+    ImageIndex,
     Manifest,
     describe,
     encode,
     parse_config,
 )
-from lamina.registry.reference import Reference, full_name, is_digest
+from lamina.oci.reference import Reference, full_name, is_digest
+from lamina.registry.docker_archive_writer import DockerArchiveWriter
+from lamina.registry.local import Extent, LocalRepository, open_extent, read_extent
 from lamina.registry.repository import Repository
 from lamina.registry.tar_members import TarMembers
 from lamina.registry.verify import COPY_BYTES
@@ -72,8 +72,8 @@ class DockerArchiveRepository(LocalRepository):
     """A docker archive; its tags are whole docker references."""
 
     def resolve(self, version: str | None = None) -> Descriptor:
-        """The manifest of a docker reference or digest; None: the reference's own, else the only
-        one.
+        """Return the manifest of a docker reference or digest; None: the reference's own, else the
+        only one.
         """
         wanted = version if version is not None else self._reference.version
         if wanted is None or is_digest(wanted):
@@ -99,8 +99,8 @@ class _DockerArchive:
         for item in items:
             self._load_image(json_document.shape(item, _Item, what))
 
-    def index(self) -> Index:
-        return Index(schema_version=2, media_type=OCI_INDEX, manifests=tuple(self._entries))
+    def index(self) -> ImageIndex:
+        return ImageIndex(schema_version=2, media_type=OCI_INDEX, manifests=tuple(self._entries))
 
     def extent(self, digest: str) -> Extent | None:
         return self._blobs.get(digest)

@@ -6,18 +6,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from lamina.archive.stream import open_layer
 from lamina.errors import IntegrityError, UnsupportedError
+from lamina.oci.manifest import NYDUS_BLOB, Descriptor, ImageIndex, Manifest, encode, parse_manifest
+from lamina.oci.reference import full_name
 from lamina.registry.archive_file import ArchiveFile
-from lamina.registry.manifest import (
-    NYDUS_BLOB,
-    Descriptor,
-    Index,
-    Manifest,
-    encode,
-    parse_manifest,
-)
-from lamina.registry.reference import full_name
 from lamina.registry.resolve import check_layers, read_config
-from lamina.registry.staged import StagedRepository
+from lamina.registry.staged_archive import StagedRepository
 from lamina.registry.verify import HashingReader
 
 if TYPE_CHECKING:
@@ -37,7 +30,7 @@ class DockerArchiveWriter(StagedRepository):
     ) -> Descriptor:
         """Take the one image; UnsupportedError for an index, a second or a native image."""
         manifest = parse_manifest(data)
-        if isinstance(manifest, Index) or self._manifest is not None:
+        if isinstance(manifest, ImageIndex) or self._manifest is not None:
             raise UnsupportedError(
                 "a docker archive holds one image of one platform",
                 hint="choose one with --platform, or write an oci-archive:",

@@ -18,25 +18,26 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Self
 import msgspec
 
 from lamina.errors import FormatError, IntegrityError, NotFoundError, StoreError, os_hint
-from lamina.registry.local import (
-    Extent,
-    LocalRepository,
-    read_small_file,
-    remove_quietly,
-)
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     MAX_MANIFEST_BYTES,
     OCI_INDEX,
     REF_NAME,
     Descriptor,
-    Index,
+    ImageIndex,
     detect_media_type,
     encode,
     parse_document,
     parse_index,
     parse_manifest,
 )
-from lamina.registry.reference import Reference
+from lamina.oci.reference import Reference
+from lamina.posix.file_space import forget_pages
+from lamina.registry.local import (
+    Extent,
+    LocalRepository,
+    read_small_file,
+    remove_quietly,
+)
 from lamina.registry.repository import Progress
 from lamina.registry.verify import copy_verified, describe_as
 
@@ -51,6 +52,13 @@ _TEMPORARY: Final = ".lamina-"
 _STALE_S: Final = 3600
 
 
+def no_layout(path: str) -> NotFoundError:
+    """Return the error for a path that is no folder."""
+    is_file = os.path.isfile(path)
+    hint = f"a tar is written oci-archive:{path} or docker-archive:{path}" if is_file else None
+    return NotFoundError(f"there is no OCI layout folder {path}", hint=hint)
+
+
 class LayoutFolder:
     """The files of a layout folder (:class:`lamina.registry.local.LocalImages`)."""
 
@@ -60,7 +68,7 @@ class LayoutFolder:
     def check(self) -> None:
         """Raise NotFoundError or FormatError unless this is a layout of version 1."""
         if not os.path.isdir(self.path):
-            raise NotFoundError(f"there is no OCI layout folder {self.path}")
+            raise no_layout(self.path)
         check_layout_marker(read_small_file(self.file(LAYOUT_FILE), 4096), self.path)
 
     def create(self) -> None:
@@ -98,18 +106,18 @@ class LayoutFolder:
         self.replace(LAYOUT_FILE, LAYOUT_VERSION)
 
     def file(self, *names: str) -> str:
-        """A path inside the folder."""
+        """Return a path inside the folder."""
         return os.path.join(self.path, *names)
 
-    def index(self) -> Index:
-        """The index, as it is on disk now."""
+    def index(self) -> ImageIndex:
+        """Return the index, as it is on disk now."""
         if not os.path.isdir(self.path):
-            raise NotFoundError(f"there is no OCI layout folder {self.path}")
+            raise no_layout(self.path)
         path = self.file(INDEX_FILE)
         return parse_index(read_small_file(path, MAX_MANIFEST_BYTES), path)
 
     def extent(self, digest: str) -> Extent | None:
-        """Where a blob is, None if it is not there."""
+        """Return where a blob is, None if it is not there."""
         path = self._blob_path(digest)
         try:
             return Extent(path, 0, os.stat(path).st_size)
@@ -213,7 +221,7 @@ class LayoutBlobWriter:
                 self._size += written
                 view = view[written:]
             # Starts the write-back now, so that commit has little left to wait for.
-            os.posix_fadvise(self._file.fileno(), start, self._size - start, os.POSIX_FADV_DONTNEED)
+            forget_pages(self._file.fileno(), start, self._size - start)
         except OSError as error:
             raise _store_error(self._temporary, error) from error
 
@@ -293,7 +301,7 @@ class LayoutRepository(LocalRepository):
         descriptor = describe_as(media_type, data, digest, "the manifest that is pushed")
         parts: set[str] = set()
         document = parse_manifest(data)
-        if isinstance(document, Index):
+        if isinstance(document, ImageIndex):
             parts = {entry.digest for entry in document.manifests}
         elif document.subject is not None:
             kind = document.artifact_type or document.config.media_type
@@ -311,7 +319,7 @@ class LayoutRepository(LocalRepository):
         path = self._folder.file(INDEX_FILE)
         raw = read_small_file(path, MAX_MANIFEST_BYTES)
         parse_index(raw, path)
-        document = parse_document(raw, path, Index)
+        document = parse_document(raw, path, ImageIndex)
         replaced = parts | {descriptor.digest}
         kept = [
             entry
@@ -339,7 +347,9 @@ class LayoutRepository(LocalRepository):
 
 
 def _gives_way(entry: Any, tag: str | None, replaced: set[str]) -> bool:
-    """Whether an entry of index.json, which may be anything, is one that a new one replaces."""
+    """Tell whether an entry of index.json, which may be anything, is one that a new one
+    replaces.
+    """
     if not isinstance(entry, dict):
         return False
     annotations = entry.get("annotations")

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from lamina.errors import Error
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     MAX_MANIFEST_BYTES,
     REF_NAME,
     Descriptor,
-    Index,
+    ImageIndex,
     Manifest,
     parse_manifest,
 )
-from lamina.registry.platform import is_artifact
+from lamina.oci.platform import is_artifact
 from lamina.registry.referrers import is_fallback_tag, referring_entry
 
 Read = Callable[[str], bytes]
@@ -35,7 +35,7 @@ _MAX_READ: Final = 1000
 
 
 def images(entries: Sequence[Descriptor], read: Read) -> tuple[Descriptor, ...]:
-    """The entries that are images; manifests are read only where several may be."""
+    """Return the entries that are images; manifests are read only where several may be."""
     found = [entry for entry in entries if not looks_attached(entry)]
     if not found and len({entry.digest for entry in entries}) == 1:
         return tuple(entries)
@@ -47,7 +47,7 @@ def images(entries: Sequence[Descriptor], read: Read) -> tuple[Descriptor, ...]:
 
 
 def referrers(entries: Sequence[Descriptor], digest: str, read: Read) -> Iterator[Descriptor]:
-    """The entries without a name whose manifests refer to a digest, with their types."""
+    """Yield the entries without a name whose manifests refer to a digest, with their types."""
     for entry in [entry for entry in entries if _name(entry) is None][:_MAX_READ]:
         document = _document(entry, read)
         subject = None if document is None else document.subject
@@ -56,7 +56,7 @@ def referrers(entries: Sequence[Descriptor], digest: str, read: Read) -> Iterato
 
 
 def cosign_entry(entries: Sequence[Descriptor], tag: str) -> Descriptor | None:
-    """The entry that ``cosign save`` has in place of its tag for signatures or attestations.
+    """Return the entry that ``cosign save`` has in place of its tag for signatures or attestations.
 
     Such a folder holds one image, and says of the others only that they are its.
     """
@@ -70,7 +70,7 @@ def cosign_entry(entries: Sequence[Descriptor], tag: str) -> Descriptor | None:
 
 
 def looks_attached(entry: Descriptor) -> bool:
-    """Whether the entry itself says that it only refers to images, or lists what does."""
+    """Tell whether the entry itself says that it only refers to images, or lists what does."""
     if _kind(entry) in _COSIGN_ATTACHED:
         return True
     name = _name(entry)
@@ -83,19 +83,19 @@ def looks_attached(entry: Descriptor) -> bool:
 
 
 def _parts_and_referrers(entries: Sequence[Descriptor], read: Read) -> set[str]:
-    """The digests of manifests that are parts of indexes or refer to something."""
+    """Return the digests of manifests that are parts of indexes or refer to something."""
     found: set[str] = set()
     for entry in entries[:_MAX_READ]:
         document = _document(entry, read) if entry.is_index or _name(entry) is None else None
-        if isinstance(document, Index):
+        if isinstance(document, ImageIndex):
             found.update(part.digest for part in document.manifests)
         if document is not None and document.subject is not None:
             found.add(entry.digest)
     return found
 
 
-def _document(entry: Descriptor, read: Read) -> Manifest | Index | None:
-    """None for what is no manifest, is not there or is damaged."""
+def _document(entry: Descriptor, read: Read) -> Manifest | ImageIndex | None:
+    """Return None for what is no manifest, is not there or is damaged."""
     if not (entry.is_manifest or entry.is_index) or entry.size > MAX_MANIFEST_BYTES:
         return None
     try:

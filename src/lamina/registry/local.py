@@ -22,15 +22,15 @@ from lamina.errors import (
     UsageError,
     os_hint,
 )
-from lamina.registry import layout_entries
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     MAX_MANIFEST_BYTES,
     REF_NAME,
     Descriptor,
-    Index,
+    ImageIndex,
     detect_media_type,
 )
-from lamina.registry.reference import Reference, is_digest
+from lamina.oci.reference import Reference, is_digest
+from lamina.registry import layout_entries
 from lamina.registry.repository import Progress, Repository
 from lamina.registry.verify import check_bytes, check_digest, verified
 
@@ -50,11 +50,13 @@ class Extent(NamedTuple):
 class LocalImages(Protocol):
     """What a local format tells of itself; one folder or one file."""
 
-    def index(self) -> Index:
-        """The images that are there, each a descriptor, tags in the ``ref.name`` annotation."""
+    def index(self) -> ImageIndex:
+        """Return the images that are there, each a descriptor, tags in the ``ref.name``
+        annotation.
+        """
 
     def extent(self, digest: str) -> Extent | None:
-        """Where a blob is, None if it is not there."""
+        """Return where a blob is, None if it is not there."""
 
     def close(self) -> None:
         """Give back what is open."""
@@ -73,8 +75,8 @@ class LocalRepository:
         return self._reference
 
     def resolve(self, version: str | None = None) -> Descriptor:
-        """The manifest or index of a tag or digest; None: the reference's own, else the only one
-        there.
+        """Return the manifest or index of a tag or digest; None: the reference's own, else the only
+        one there.
 
         Raises NotFoundError naming the tags there are, UsageError if there are several images and
         none is named.
@@ -102,48 +104,67 @@ class LocalRepository:
             hint=f"it has {_names(self._images_of(entries))}",
         )
 
-    def manifest(self, which: Descriptor | str | None = None) -> tuple[Descriptor, bytes]:
-        """A manifest or index with its bytes, length and digest verified."""
+    def manifest(
+        self,
+        which: Descriptor | str | None = None,
+        *,
+        timeout_s: float | None = None,  # noqa: ARG002
+    ) -> tuple[Descriptor, bytes]:
+        """Return a manifest or index with its bytes, length and digest verified."""
         descriptor = which if isinstance(which, Descriptor) else self.resolve(which)
         data = self._manifest_bytes(descriptor.digest)
         check_bytes(data, descriptor, self._reference.path)
         return descriptor, data
 
     def referrers(self, digest: str) -> Iterator[Descriptor]:
-        """The entries without a name that refer to a manifest."""
+        """Yield the entries without a name that refer to a manifest."""
         yield from layout_entries.referrers(
             self._images.index().manifests, digest, self._manifest_bytes
         )
 
     def open_blob(self, descriptor: Descriptor) -> BinaryIO:
-        """A stream of a blob; its last read raises IntegrityError if length or digest are wrong."""
+        """Return a stream of a blob; its last read raises IntegrityError if length or digest are
+        wrong.
+        """
         raw = open_extent(self._extent(descriptor.digest))
         return verified(raw, descriptor, self._reference.path)
 
-    def read_range(
+    def read_range(self, digest: str, offset: int, size_bytes: int) -> bytes:
+        """Return exactly these bytes of a blob, or FetchError."""
+        extent = self._extent(digest)
+        self._check_range(extent, digest, offset, size_bytes)
+        data = read_extent(extent, offset, size_bytes)
+        self._check_count(len(data), digest, offset, size_bytes)
+        return data
+
+    def read_into(
         self,
         digest: str,
         offset: int,
-        size_bytes: int,
+        buffer: memoryview,
         *,
         timeout_s: float | None = None,  # noqa: ARG002 - files do not keep anybody waiting
-    ) -> bytes:
-        """Exactly these bytes of a blob, or FetchError."""
-        extent = self._extent(digest)
+    ) -> None:
+        """Fill a buffer with bytes of a blob, or FetchError."""
+        extent, size_bytes = self._extent(digest), len(buffer)
+        self._check_range(extent, digest, offset, size_bytes)
+        self._check_count(_fill_extent(extent, offset, buffer), digest, offset, size_bytes)
+
+    def _check_range(self, extent: Extent, digest: str, offset: int, size_bytes: int) -> None:
         if offset < 0 or size_bytes < 0 or offset + size_bytes > extent.size_bytes:
             raise FetchError(
                 f"{self._reference.path}: blob {digest} has {extent.size_bytes} bytes, "
                 f"none at {offset}+{size_bytes}"
             )
-        data = read_extent(extent, offset, size_bytes)
-        if len(data) != size_bytes:
+
+    def _check_count(self, count: int, digest: str, offset: int, size_bytes: int) -> None:
+        if count != size_bytes:
             raise FetchError(
                 f"{self._reference.path}: blob {digest} ends in the range {offset}+{size_bytes}"
             )
-        return data
 
     def has_blob(self, digest: str, size_bytes: int) -> bool:
-        """Whether a blob of this digest and size is there (by its file, not its bytes)."""
+        """Tell whether a blob of this digest and size is there (by its file, not its bytes)."""
         extent = self._images.extent(digest)
         return extent is not None and extent.size_bytes == size_bytes
 
@@ -157,7 +178,7 @@ class LocalRepository:
         raise self._read_only()
 
     def mount_blob(self, descriptor: Descriptor, origin: Repository) -> bool:  # noqa: ARG002
-        """False: files are not taken over."""
+        """Return False: files are not taken over."""
         return False
 
     def push_manifest(
@@ -215,10 +236,15 @@ class LocalRepository:
         return read_extent(extent, 0, extent.size_bytes)
 
 
+def _open(path: str, flags: int) -> int:
+    # A pipe that somebody put into a folder keeps nobody waiting.
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
 class _ExtentStream(io.RawIOBase):
     def __init__(self, extent: Extent) -> None:
         self._path = extent.path
-        self._fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = _open(extent.path, os.O_RDONLY)
         self._position = extent.offset
         self._end = extent.offset + extent.size_bytes
 
@@ -241,7 +267,7 @@ class _ExtentStream(io.RawIOBase):
 
 
 def open_extent(extent: Extent) -> BinaryIO:
-    """A stream over the bytes of an extent; FetchError if its file cannot be opened."""
+    """Return a stream over the bytes of an extent; FetchError if its file cannot be opened."""
     if extent.data is not None:
         return io.BytesIO(extent.data)
     try:
@@ -253,13 +279,22 @@ def open_extent(extent: Extent) -> BinaryIO:
 
 
 def read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
-    """A part of an extent, fewer bytes if its file is shorter; FetchError if it cannot be read."""
+    """Return a part of an extent, fewer bytes if its file is shorter; FetchError if it cannot be
+    read.
+    """
+    buffer = bytearray(size_bytes)
+    return bytes(memoryview(buffer)[: _fill_extent(extent, offset, memoryview(buffer))])
+
+
+def _fill_extent(extent: Extent, offset: int, buffer: memoryview) -> int:
     if extent.data is not None:
-        return extent.data[offset : offset + size_bytes]
+        data = extent.data[offset : offset + len(buffer)]
+        buffer[: len(data)] = data
+        return len(data)
     try:
-        fd = os.open(extent.path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(extent.path, os.O_RDONLY)
         try:
-            return os.pread(fd, size_bytes, extent.offset + offset)
+            return os.preadv(fd, [buffer], extent.offset + offset)
         finally:
             os.close(fd)
     except OSError as error:
@@ -267,10 +302,12 @@ def read_extent(extent: Extent, offset: int, size_bytes: int) -> bytes:
 
 
 def read_small_file(path: str, limit_bytes: int) -> bytes:
-    """A whole file of at most ``limit_bytes``; NotFoundError, FetchError or FormatError else."""
+    """Return a whole file of at most *limit_bytes*; NotFoundError, FetchError or FormatError
+    else.
+    """
     try:
-        with open(path, "rb") as file:
-            data = file.read(limit_bytes + 1)
+        with open(path, "rb", opener=_open) as file:
+            data = file.read(limit_bytes + 1) or b""
     except FileNotFoundError:
         raise NotFoundError(f"there is no {path}") from None
     except OSError as error:
@@ -288,7 +325,7 @@ def _unreadable(path: str, error: OSError) -> FetchError:
 
 
 def _unnamed(entry: Descriptor) -> Descriptor:
-    """The entry without its tag, which belongs to this place and not to the image."""
+    """Return the entry without its tag, which belongs to this place and not to the image."""
     kept = {key: value for key, value in entry.annotations.items() if key != REF_NAME}
     return msgspec.structs.replace(entry, annotations=kept)
 

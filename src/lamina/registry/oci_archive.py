@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import os
 
+from lamina.oci.manifest import MAX_MANIFEST_BYTES, ImageIndex, parse_index
+from lamina.oci.reference import Reference
 from lamina.registry.archive_file import ArchiveFile
 from lamina.registry.layout import (
     INDEX_FILE,
@@ -14,10 +16,8 @@ from lamina.registry.layout import (
     check_layout_marker,
 )
 from lamina.registry.local import Extent, LocalRepository, read_small_file
-from lamina.registry.manifest import MAX_MANIFEST_BYTES, Index, parse_index
-from lamina.registry.reference import Reference
 from lamina.registry.repository import Repository
-from lamina.registry.staged import StagedRepository
+from lamina.registry.staged_archive import StagedRepository
 from lamina.registry.tar_members import TarMembers
 
 
@@ -46,7 +46,7 @@ class _OciArchive:
         path = self._members.path
         check_layout_marker(self._members.read(LAYOUT_FILE, 4096), path)
 
-    def index(self) -> Index:
+    def index(self) -> ImageIndex:
         data = self._members.read(INDEX_FILE, MAX_MANIFEST_BYTES)
         return parse_index(data, f"{INDEX_FILE} of {self._members.path}")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
 
 from lamina.errors import IntegrityError, StoreError
-from lamina.registry.manifest import Descriptor
+from lamina.oci.manifest import Descriptor
 from lamina.registry.verify import new_hash
 
 _PIECE_BYTES: Final = 256 << 10
@@ -25,7 +25,7 @@ class PushSource:
         self.left_bytes = descriptor.size
 
     def read(self, size_bytes: int) -> bytes:
-        """``size_bytes``, or what is left if that is less."""
+        """*size_bytes*, or what is left if that is less."""
         wanted = min(size_bytes, self.left_bytes)
         ends = wanted == self.left_bytes
         # One byte more shows that the source has more of them than was promised.
@@ -45,7 +45,7 @@ class PushSource:
         return f"{algorithm}:{self._hash.hexdigest()}"
 
     def _read_exactly(self, size_bytes: int) -> bytes:
-        """``size_bytes`` of a source whose reads may be short; fewer only at its end."""
+        """*size_bytes* of a source whose reads may be short; fewer only at its end."""
         data = self._source.read(size_bytes)
         if len(data) == size_bytes or not data:
             return data

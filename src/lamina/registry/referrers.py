@@ -28,19 +28,19 @@ from lamina.errors import (
     UnsupportedError,
     UsageError,
 )
-from lamina.registry.manifest import (
+from lamina.http.transport import TransientError
+from lamina.oci.manifest import (
     INDEX_TYPES,
     OCI_INDEX,
     OCI_MANIFEST,
     Descriptor,
-    Index,
+    ImageIndex,
     Manifest,
     encode,
     parse_document,
     parse_index,
 )
 from lamina.registry.repository import Repository
-from lamina.registry.transport import TransientError
 
 LOG: Final = getLogger("lamina")
 
@@ -69,17 +69,17 @@ class ReferrersApi(ReferrersList, Protocol):
 
 
 def fallback_tag(digest: str) -> str:
-    """The tag of the index of everything that refers to a digest."""
+    """Return the tag of the index of everything that refers to a digest."""
     return digest.replace(":", "-", 1)
 
 
 def is_fallback_tag(tag: str) -> bool:
-    """Whether a tag has the form that :func:`fallback_tag` gives."""
+    """Tell whether a tag has the form that :func:`fallback_tag` gives."""
     return _FALLBACK_TAG.fullmatch(tag) is not None
 
 
 def list_referrers(repository: Repository, digest: str) -> tuple[Descriptor, ...]:
-    """What is listed as referring to a manifest, which nothing has verified; of more than
+    """Return what is listed as referring to a manifest, which nothing has verified; of more than
     ``MAX_REFERRERS`` the first.
 
     What is no list means none, with one warning.  Raises FetchError if the registry does not answer
@@ -98,8 +98,8 @@ def list_referrers(repository: Repository, digest: str) -> tuple[Descriptor, ...
 
 
 def look_up(action: Callable[[], T]) -> T | str | None:
-    """The result of an optional look-up; None if there is nothing, and a text that says why if
-    something else is there than was looked for.
+    """Return the result of an optional look-up; None if there is nothing, and a text that says why
+    if something else is there than was looked for.
 
     Raises FetchError if the registry does not answer at all.
     """
@@ -116,9 +116,9 @@ def look_up(action: Callable[[], T]) -> T | str | None:
 
 
 def push_referrer(
-    repository: Repository, manifest: Manifest | Index, *, tag: str | None = None
+    repository: Repository, manifest: Manifest | ImageIndex, *, tag: str | None = None
 ) -> Descriptor:
-    """Store a manifest that has a subject, so that it is listed; it also gets ``tag``, if given.
+    """Store a manifest that has a subject, so that it is listed; it also gets *tag*, if given.
 
     Its layers and configuration must be there.  Others that refer to the same subject stay listed;
     of two writers at once without the API one may be lost, as the specification says.
@@ -126,9 +126,9 @@ def push_referrer(
     Raises UsageError for a manifest without a subject, and what the repository raises.
     """
     if manifest.subject is None:
-        raise UsageError("A manifest without a subject refers to nothing.")
+        raise UsageError("a manifest without a subject refers to nothing")
     data, subject = manifest.raw, manifest.subject.digest
-    kind = manifest.media_type or (OCI_INDEX if isinstance(manifest, Index) else OCI_MANIFEST)
+    kind = manifest.media_type or (OCI_INDEX if isinstance(manifest, ImageIndex) else OCI_MANIFEST)
     if isinstance(repository, ReferrersApi):
         pushed, listed = repository.push_referring(tag, kind, data)
         if not listed:
@@ -140,15 +140,15 @@ def push_referrer(
     return repository.push_manifest(tag, kind, data)
 
 
-def referring_entry(entry: Descriptor, manifest: Manifest | Index) -> Descriptor:
-    """The entry of a list for a manifest that was read: with its type."""
+def referring_entry(entry: Descriptor, manifest: Manifest | ImageIndex) -> Descriptor:
+    """Return the entry of a list for a manifest that was read: with its type."""
     kind = manifest.artifact_type
     if not kind and isinstance(manifest, Manifest):
         kind = manifest.config.media_type
     return msgspec.structs.replace(entry, artifact_type=kind)
 
 
-def _entry(pushed: Descriptor, manifest: Manifest | Index) -> Descriptor:
+def _entry(pushed: Descriptor, manifest: Manifest | ImageIndex) -> Descriptor:
     entry = msgspec.structs.replace(pushed, annotations=manifest.annotations)
     return referring_entry(entry, manifest)
 
@@ -162,7 +162,10 @@ def _collect(
         for entry in entries:
             if len(found) >= MAX_REFERRERS:
                 raise FormatError(f"more than {MAX_REFERRERS} are listed; the rest is left out")
-            found.setdefault(entry.digest, entry)
+            # An OCI layout lists what refers by itself, without annotations and not all of it, and
+            # under the tag in the order in which it was attached.
+            known = found.pop(entry.digest, None)
+            found[entry.digest] = known if known is not None and known.annotations else entry
 
     problem = look_up(collect)
     if problem is not None:
@@ -186,8 +189,8 @@ def _list(repository: Repository, subject: str, entry: Descriptor) -> None:
 
 
 def _list_document(repository: Repository, subject: str) -> dict[str, Any]:
-    """The list under the tag, with all that is in it; a new one if it is not there, or if something
-    else than a list is, as the image itself.
+    """Return the list under the tag, with all that is in it; a new one if it is not there, or if
+    something else than a list is, as the image itself.
 
     Raises FetchError or IntegrityError where a list may be that cannot be read now: nobody's
     entries are to be lost.
@@ -198,7 +201,7 @@ def _list_document(repository: Repository, subject: str) -> dict[str, Any]:
         found, data = repository.manifest(fallback_tag(subject))
         if found.media_type not in INDEX_TYPES:
             return new
-        return parse_document(data, where, Index)
+        return parse_document(data, where, ImageIndex)
     except (AuthError, TransientError):
         raise
     except (NotFoundError, FetchError, FormatError, UnsupportedError):

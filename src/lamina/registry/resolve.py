@@ -13,18 +13,18 @@ from typing import Final, NamedTuple, Protocol
 import msgspec
 
 from lamina.errors import FormatError, NotFoundError
-from lamina.registry.manifest import (
+from lamina.oci.manifest import (
     CONFIG_TYPES,
     MAX_CONFIG_BYTES,
     Descriptor,
     ImageConfig,
-    Index,
+    ImageIndex,
     Manifest,
     Platform,
     parse_config,
     parse_manifest,
 )
-from lamina.registry.platform import (
+from lamina.oci.platform import (
     Preference,
     is_artifact,
     is_nydus,
@@ -37,7 +37,8 @@ from lamina.registry.platform import (
 )
 from lamina.registry.repository import Repository
 
-_MAX_DEPTH: Final = 4
+MAX_DEPTH: Final = 4
+"""How deep indexes may be in indexes, wherever one is read."""
 _MAX_READ: Final = 2000
 """Manifests and indexes that are read below one reference."""
 _MAX_READ_BYTES: Final = 64 << 20
@@ -49,10 +50,10 @@ class Documents(Protocol):
     """Where documents are read from; each is verified by its descriptor."""
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest or index.  Raises what a repository raises."""
+        """Return a manifest or index.  Raises what a repository raises."""
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob, of an acceptable size.  Raises what a repository raises."""
+        """Return a small blob, of an acceptable size.  Raises what a repository raises."""
 
 
 class RepositoryDocuments:
@@ -62,11 +63,11 @@ class RepositoryDocuments:
         self._repository = repository
 
     def manifest(self, descriptor: Descriptor) -> bytes:
-        """A manifest or index."""
+        """Return a manifest or index."""
         return self._repository.manifest(descriptor)[1]
 
     def blob(self, descriptor: Descriptor) -> bytes:
-        """A small blob."""
+        """Return a small blob."""
         with self._repository.open_blob(descriptor) as stream:
             return stream.read()
 
@@ -80,14 +81,14 @@ class Found(NamedTuple):
 
 def find_image(
     top: Descriptor,
-    document: Manifest | Index,
+    document: Manifest | ImageIndex,
     documents: Documents,
     platform: str | Platform | None = None,
     *,
     prefer: Preference = "nydus",
 ) -> Found:
-    """The image that runs best on a platform (None: this machine) in or below a document, which
-    ``top`` names.
+    """Return the image that runs best on a platform (None: this machine) in or below a document,
+    which *top* names.
 
     A manifest that is named itself is taken whatever it is.  Raises NotFoundError that lists the
     platforms there are, FormatError for indexes without end.
@@ -101,14 +102,39 @@ def find_image(
     return found
 
 
+def read_image(
+    repository: Repository, platform: str | Platform | None = None, *, prefer: Preference = "oci"
+) -> Found:
+    """Return the image that a repository's reference means on a platform, as :func:`find_image`
+    finds it.
+    """
+    top, data = repository.manifest()
+    document = parse_manifest(data, f"manifest of {repository.reference}")
+    return find_image(top, document, RepositoryDocuments(repository), platform, prefer=prefer)
+
+
+def read_ordinary(
+    repository: Repository, wanted: Sequence[Platform]
+) -> tuple[ImageIndex | None, list[Found]]:
+    """Return the index that a repository's reference means and what :func:`find_ordinary` finds in
+    it; None and the image for a manifest that is named itself, whatever it is.
+    """
+    top, data = repository.manifest()
+    where = str(repository.reference)
+    document = parse_manifest(data, f"manifest of {where}")
+    if isinstance(document, Manifest):
+        return None, [Found(top, document)]
+    return document, find_ordinary(document, RepositoryDocuments(repository), wanted, where)
+
+
 def find_ordinary(
-    index: Index, documents: Documents, wanted: Sequence[Platform], where: str
+    index: ImageIndex, documents: Documents, wanted: Sequence[Platform], where: str
 ) -> list[Found]:
-    """The images of the wanted platforms in or below an index, of all if there are none; each
-    with the platform that its entry says, or else its configuration.
+    """Return the images of the wanted platforms in or below an index, of all if there are none;
+    each with the platform that its entry says, or else its configuration.
 
     Attestations, other artifacts and Nydus images are passed over.  Raises NotFoundError if
-    ``where``, as the user calls it, lacks a wanted platform.
+    *where*, as the user calls it, lacks a wanted platform.
     """
     entries = list_entries(index, documents)
     chosen: dict[str, Found] = {}
@@ -119,14 +145,14 @@ def find_ordinary(
     there = [one.descriptor.platform for one in chosen.values()]
     if not chosen or not all(_is_among(there, want) for want in wanted):
         raise NotFoundError(
-            f"{where} has no image of some wanted platform.",
-            hint=f"It has: {platform_names(entries) or 'no platforms'}.",
+            f"{where} has no image of some wanted platform",
+            hint=f"it has: {platform_names(entries) or 'no platforms'}",
         )
     return list(chosen.values())
 
 
-def list_entries(index: Index, documents: Documents) -> list[Descriptor]:
-    """The entries of an index that are no indexes, those of indexes in it in their place.
+def list_entries(index: ImageIndex, documents: Documents) -> list[Descriptor]:
+    """Return the entries of an index that are no indexes, those of indexes in it in their place.
 
     Raises FormatError for indexes without end.
     """
@@ -134,7 +160,7 @@ def list_entries(index: Index, documents: Documents) -> list[Descriptor]:
 
 
 def is_image(manifest: Manifest) -> bool:
-    """Whether a manifest is one of a container image, as far as its types tell."""
+    """Tell whether a manifest is one of a container image, as far as its types tell."""
     if manifest.is_nydus or manifest.is_sealed:
         return True
     return manifest.config.media_type in CONFIG_TYPES and manifest.artifact_type in (
@@ -144,15 +170,31 @@ def is_image(manifest: Manifest) -> bool:
 
 
 def load_config(manifest: Manifest, documents: Documents) -> ImageConfig:
-    """The configuration of an image.  Raises FormatError if it is too large or malformed."""
+    """Return the configuration of an image.  Raises FormatError if it is too large or malformed."""
     if manifest.config.size > MAX_CONFIG_BYTES:
         raise FormatError(f"the image configuration claims {manifest.config.size} bytes")
     return parse_config(documents.blob(manifest.config))
 
 
 def read_config(repository: Repository, manifest: Manifest) -> ImageConfig:
-    """As :func:`load_config`, from a repository."""
+    """Do as :func:`load_config`, from a repository."""
     return load_config(manifest, RepositoryDocuments(repository))
+
+
+def check_platform(
+    manifest: Manifest, documents: Documents, wanted: Sequence[str], where: object
+) -> None:
+    """Raise NotFoundError if an image that is named itself says that it is for none of the wanted
+    platforms.
+    """
+    if manifest.is_sealed or manifest.config.media_type not in CONFIG_TYPES:
+        return
+    own = load_config(manifest, documents).platform
+    if own.architecture and not any(runs_on(own, text) for text in wanted):
+        raise NotFoundError(
+            f"{where} has no manifest for {', '.join(sorted(wanted))}",
+            hint=f"it is a single image for {own}",
+        )
 
 
 def check_layers(manifest: Manifest, config: ImageConfig, what: str = "the image") -> None:
@@ -163,17 +205,17 @@ def check_layers(manifest: Manifest, config: ImageConfig, what: str = "the image
     if layers != diff_ids:
         raise FormatError(
             f"{what} has {layers} layers, but its configuration has {diff_ids} diff_ids",
-            hint="The image was put together wrongly; containerd and podman refuse it too.",
+            hint="the image was put together wrongly; containerd and podman refuse it too",
         )
 
 
 def _is_among(there: Sequence[Platform | None], want: Platform) -> bool:
-    """Whether one of some platforms is a wanted one; a native image need not say its own."""
+    """Tell whether one of some platforms is a wanted one; a native image need not say its own."""
     return any(not says_platform(one) or is_wanted(one, (want,)) for one in there)
 
 
 def _ordinary(entry: Descriptor, documents: Documents, wanted: Sequence[Platform]) -> Found | None:
-    """The image of an entry, if it is a wanted one."""
+    """Return the image of an entry, if it is a wanted one."""
     platform = entry.platform
     said = says_platform(platform)
     if not entry.is_manifest or is_nydus(entry) or is_artifact(entry):
@@ -193,8 +235,8 @@ def _ordinary(entry: Descriptor, documents: Documents, wanted: Sequence[Platform
     return Found(entry, manifest)
 
 
-def _image(document: Manifest | Index, entry: Descriptor) -> Manifest:
-    if isinstance(document, Index):
+def _image(document: Manifest | ImageIndex, entry: Descriptor) -> Manifest:
+    if isinstance(document, ImageIndex):
         raise FormatError(f"the manifest {entry.digest} is an index, but listed as an image")
     return document
 
@@ -211,41 +253,41 @@ class _Walk:
 
     def __init__(self, documents: Documents) -> None:
         self._documents = documents
-        self._kept: dict[str, Manifest | Index] = {}
+        self._kept: dict[str, Manifest | ImageIndex] = {}
         self._kept_bytes = 0
         self._entries = 0
 
-    def document(self, entry: Descriptor, depth: int) -> Manifest | Index:
+    def document(self, entry: Descriptor, depth: int) -> Manifest | ImageIndex:
         found = self._kept.get(entry.digest)
         if found is None:
             is_full = len(self._kept) >= _MAX_READ or self._kept_bytes > _MAX_READ_BYTES
-            if depth > _MAX_DEPTH or is_full:
+            if depth > MAX_DEPTH or is_full:
                 raise _endless()
             found = parse_manifest(self._documents.manifest(entry), f"manifest {entry.digest}")
             self._kept[entry.digest] = found
             self._kept_bytes += len(found.raw)
         return found
 
-    def _count(self, index: Index) -> None:
+    def _count(self, index: ImageIndex) -> None:
         self._entries += len(index.manifests)
         if self._entries > _MAX_ENTRIES:
             raise _endless()
 
-    def leaves(self, index: Index, depth: int = 1) -> Iterator[Descriptor]:
-        """All entries below that are no indexes."""
+    def leaves(self, index: ImageIndex, depth: int = 1) -> Iterator[Descriptor]:
+        """Yield all entries below that are no indexes."""
         self._count(index)
         for entry in index.manifests:
             document = self.document(entry, depth) if entry.is_index else None
-            if isinstance(document, Index):
+            if isinstance(document, ImageIndex):
                 yield from self.leaves(document, depth + 1)
             else:
                 yield entry
 
     def best(
-        self, index: Index, platform: str | Platform | None, prefer: Preference, depth: int = 1
+        self, index: ImageIndex, platform: str | Platform | None, prefer: Preference, depth: int = 1
     ) -> Found | None:
-        """The best image for a platform.  Of entries that fit as well as each other the first that
-        is an image; the first at all if none is.
+        """Return the best image for a platform.  Of entries that fit as well as each other the
+        first that is an image; the first at all if none is.
         """
         self._count(index)
         ranked = rank_entries(index, platform, prefer)
@@ -254,7 +296,7 @@ class _Walk:
             if fallback is not None and rank > fallback[0]:
                 break
             document = self.document(entry, depth)
-            if isinstance(document, Index):
+            if isinstance(document, ImageIndex):
                 found = self.best(document, platform, prefer, depth + 1)
                 if found is not None:
                     return found
@@ -267,7 +309,7 @@ class _Walk:
         return None if fallback is None else fallback[1]
 
     def _fits(self, manifest: Manifest, platform: str | Platform | None) -> bool:
-        """Whether the configuration of an image names a platform, or none."""
+        """Tell whether the configuration of an image names a platform, or none."""
         if manifest.is_sealed:
             return True
         own = load_config(manifest, self._documents).platform

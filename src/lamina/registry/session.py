@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import math
-import random
 import re
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from logging import INFO, WARNING, getLogger
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from lamina.errors import AuthError, FetchError, NotFoundError
+from lamina.http.client_options import ClientOptions
+from lamina.http.http1 import Body, ProtocolError, Response
+from lamina.http.pace import LEAST_BYTES_PER_S, WINDOW_S, Pace
+from lamina.http.transport import Pool, TransientError, translated
+from lamina.http.url import Url, is_loopback, parse_url
+from lamina.oci.reference import DEFAULT_REGISTRY, Reference
 from lamina.registry.auth import Authorizer
-from lamina.registry.http1 import Body, ProtocolError, Response
-from lamina.registry.pace import LEAST_BYTES_PER_S, WINDOW_S, Pace
-from lamina.registry.reference import DEFAULT_REGISTRY, Reference
-from lamina.registry.repository import ClientOptions
-from lamina.registry.transport import Pool, TransientError, translated
-from lamina.registry.url import Url, is_loopback, parse_url
+from lamina.source.retry import RetryPolicy, retry
 
-LOG: Final = getLogger("lamina")
+if TYPE_CHECKING:
+    from lamina.registry.hosts_file import RegistryHost
 
 CUT_HINT: Final = "what the registry has is cut: push the image again, or use another registry"
 _HUB_HOST: Final = "registry-1.docker.io"
@@ -41,7 +42,6 @@ _UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
 _MAX_ERROR_BYTES: Final = 64 << 10
 _ERROR_BODY_S: Final = 5.0
 _MAX_PAUSE_S: Final = 5.0
-_LONG_S: Final = 4.0
 _MAX_RETRY_AFTER_S: Final = 30.0
 
 SUCCESS: Final = range(200, 300)
@@ -94,25 +94,45 @@ class _ErrorAnswer(msgspec.Struct):
 class Session:
     """The connection pool, the authorization and the address of one repository.  Thread-safe."""
 
-    def __init__(self, reference: Reference, options: ClientOptions) -> None:
-        self.reference = reference
+    def __init__(
+        self, reference: Reference, options: ClientOptions, host: RegistryHost | None = None
+    ) -> None:
+        """Ask *host* for the repository, by default the registry itself.
+
+        A mirror gets the credentials that are kept for it, never those of the registry.
+        """
         self.options = options
-        self.pool = Pool(options)
+        self.pool = Pool(options, host_tls=None if host is None else host.tls)
+        if host is not None and host.is_mirror:
+            reference = replace(reference, registry=host.authority)
+            options = replace(options, username=None, password=None)
+        self.reference = reference
         self.authorizer = Authorizer(self.pool, reference, options)
         self._lock = threading.Lock()
+        self._path = "/v2/" if host is None else f"{host.path}/"
+        self._query = "" if host is None else host.query
+        self._headers = {} if host is None else host.request_headers
         self._base: Url | None = None
+        if host is not None and host.scheme:
+            self._base = parse_url(f"{host.scheme}://{host.authority}{self._path}")
+        self._policy = RetryPolicy(
+            attempts=1, passing_attempts=options.attempts, max_pause_s=_MAX_PAUSE_S
+        )
 
-    def url(self, path: str) -> Url:
-        """The URL of a path below ``/v2/REPOSITORY/``."""
-        base = self._base or self._find_base()
-        return Url(base.origin, f"{base.target}{self.reference.repository}/{path}")
+    def url(self, path: str, limit: float = math.inf) -> Url:
+        """Return the URL of a path below ``/v2/REPOSITORY/``, which is known by *limit*."""
+        base = self._base or self._find_base(limit)
+        target = f"{base.target}{self.reference.repository}/{path}"
+        if self._query:
+            target += f"{'&' if '?' in path else '?'}{self._query}"
+        return Url(base.origin, target)
 
     def scope(self, actions: str = "pull", repository: str | None = None) -> str:
-        """The token scope of actions on a repository, by default this one."""
+        """Return the token scope of actions on a repository, by default this one."""
         return f"repository:{repository or self.reference.repository}:{actions}"
 
     def deadline(self, sent_bytes: int = 0) -> float:
-        """When a request must have ended that sends so many bytes of ours, on the monotonic
+        """Return when a request must have ended that sends so many bytes of ours, on the monotonic
         clock.
 
         What a registry sends has no part in it: it may claim any size.
@@ -120,11 +140,11 @@ class Session:
         return time.monotonic() + self.options.deadline_s + sent_bytes / LEAST_BYTES_PER_S
 
     def pace(self) -> Pace:
-        """The least speed of a transfer that may take several requests."""
+        """Return the least speed of a transfer that may take several requests."""
         return Pace(min(WINDOW_S, self.options.deadline_s))
 
     def range_deadline(self, size_bytes: int) -> float:
-        """The deadline of a single attempt to read a range: somebody is waiting for it."""
+        """Return the deadline of a single attempt to read a range: somebody is waiting for it."""
         options = self.options
         wait_s = min(options.deadline_s, options.timeout_s) + size_bytes / LEAST_BYTES_PER_S
         return time.monotonic() + wait_s
@@ -138,8 +158,8 @@ class Session:
         body: Body | None,
         deadline: float,
     ) -> tuple[Response, Url]:
-        """One request with its authorization and redirects; the answer of any status and where it
-        came from.
+        """Send one request with its authorization and redirects; the answer of any status and
+        where it came from.
 
         A stream is sent once: one that would have to be sent again is a TransientError.  Raises
         AuthError, TransientError or another FetchError.
@@ -150,7 +170,8 @@ class Session:
         refusals = 0
         for _ in range(_MAX_REDIRECTS + 2):
             sent = self.authorizer.header(scope) if url.origin == home else None
-            lines = {**headers, "Authorization": sent} if sent else headers
+            lines = {**self._headers, **headers} if url.origin == home else headers
+            lines = {**lines, "Authorization": sent} if sent else lines
             response = self.pool.request(method, url, lines, body, deadline)
             if response.status == 401 and url.origin == home and refusals < 2:
                 refusals += 1
@@ -167,7 +188,7 @@ class Session:
         raise FetchError(f"{home} redirects without end")
 
     def fetch(self, method: str, url: Url, call: Call, limit: float = math.inf) -> Answer:
-        """A request with all its retries and its whole answer, until ``limit`` at the latest.
+        """Send a request, with all its retries, and return its whole answer by *limit*.
 
         Raises NotFoundError for 404, AuthError for 401 and 403, FetchError for other statuses that
         are not expected and for bodies over the limit.
@@ -176,7 +197,7 @@ class Session:
         return self.retry(lambda: self.once(method, url, call, deadline), deadline)
 
     def once(self, method: str, url: Url, call: Call, deadline: float) -> Answer:
-        """One attempt of :meth:`fetch`."""
+        """Make one attempt of :meth:`fetch`."""
         response, last = self.send(method, url, call.scope, call.headers, call.body, deadline)
         self.check(response, last, call.expected)
         try:
@@ -187,25 +208,10 @@ class Session:
         return Answer(response.status, response.headers, data, last)
 
     def retry(self, action: Callable[[], T], deadline: float) -> T:
-        """Run an action again while it raises TransientError, with growing pauses, until the
-        deadline.
+        """Run an action again while it raises a FetchError that may pass, with growing pauses,
+        until the deadline.
         """
-        for attempt in range(self.options.attempts):
-            started = time.monotonic()
-            try:
-                return action()
-            except TransientError as error:
-                # Chance only spreads the load; it guards nothing.
-                bound_s = min(0.1 * 2**attempt, _MAX_PAUSE_S)
-                pause_s = max(random.uniform(bound_s / 2, bound_s), error.retry_after_s)  # noqa: S311
-                last = attempt + 1 >= self.options.attempts
-                if last or time.monotonic() + pause_s >= deadline:
-                    raise
-                lost_s = time.monotonic() - started + pause_s
-                # Nobody should wait for long and not know what for.
-                LOG.log(WARNING if lost_s >= _LONG_S else INFO, "%s; asking again", error)
-                time.sleep(pause_s)
-        raise ValueError("ClientOptions.attempts must be at least 1")
+        return retry(action, self._policy, deadline)
 
     def check(self, response: Response, url: Url, expected: Collection[int]) -> None:
         """Close the response and raise the error that its status means, unless the status is
@@ -223,6 +229,8 @@ class Session:
         retry_after = response.headers.get("retry-after", "")
         content_range = response.headers.get("content-range", "")
         message = Answer(status, {}, _error_body(response), url).refusal
+        if status == 400 and url.origin.scheme == "http":
+            raise FetchError(message, hint="if it speaks TLS, leave --plain-http out")
         if status in (401, 403):
             hint = f"log in with `docker login {self.reference.registry}`, or check the permissions"
             raise AuthError(message, hint=hint)
@@ -245,27 +253,27 @@ class Session:
         """Close the connections."""
         self.pool.close()
 
-    def _find_base(self) -> Url:
+    def _find_base(self, limit: float) -> Url:
         with self._lock:
             if self._base is None:
                 registry = self.reference.registry
                 host = _HUB_HOST if registry == DEFAULT_REGISTRY else registry
-                secure = parse_url(f"https://{host}/v2/")
-                plain = parse_url(f"http://{host}/v2/")
+                secure = parse_url(f"https://{host}{self._path}")
+                plain = parse_url(f"http://{host}{self._path}")
                 if self.options.plain_http is not None:
                     self._base = plain if self.options.plain_http else secure
-                elif is_loopback(plain.origin.host) and self._answers(plain):
+                elif is_loopback(plain.origin.host) and self._answers(plain, limit):
                     self._base = plain
                 else:
                     self._base = secure
             return self._base
 
-    def _answers(self, url: Url) -> bool:
-        """Whether a loopback registry speaks plain HTTP: servers with TLS answer 400 or no HTTP at
-        all.
+    def _answers(self, url: Url, limit: float) -> bool:
+        """Tell whether a loopback registry speaks plain HTTP: servers with TLS answer 400 or no
+        HTTP at all.
         """
         try:
-            response = self.pool.request("GET", url, {}, None, self.deadline())
+            response = self.pool.request("GET", url, {}, None, min(limit, self.deadline()))
         except ProtocolError:
             return False
         except TransientError as error:
@@ -276,7 +284,9 @@ class Session:
 
 
 def _retry_after_s(text: str) -> float:
-    """The seconds that a ``Retry-After`` asks for, as a number or a date (RFC 9110 §10.2.3)."""
+    """Return the seconds that a ``Retry-After`` asks for, as a number or a date (RFC 9110
+    §10.2.3).
+    """
     if text.isascii() and text.isdecimal():
         return min(float(text[:6]), _MAX_RETRY_AFTER_S)
     if not text:
@@ -291,7 +301,7 @@ def _retry_after_s(text: str) -> float:
 
 
 def _error_body(response: Response) -> bytes:
-    """The begin of what a registry sends with an error, and the response closed.
+    """Return the begin of what a registry sends with an error, and the response closed.
 
     It may be less than the head says: distribution 2.8 sends a sentence with a 416, and the length
     of the blob.
@@ -307,7 +317,7 @@ def _error_body(response: Response) -> bytes:
 
 
 def _reason(data: bytes) -> str:
-    """What the registry says of an error, made safe to print."""
+    """Return what the registry says of an error, made safe to print."""
     try:
         items = msgspec.json.decode(data, type=_ErrorAnswer).errors
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

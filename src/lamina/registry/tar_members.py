@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 import posixpath
+import sys
 import tempfile
 from typing import BinaryIO, Final
 
@@ -15,8 +16,8 @@ from lamina.archive.blocks import BlockReader
 from lamina.archive.stream import open_layer
 from lamina.archive.tar import HARD_LINK, REGULAR, SYMLINK, Entry, walk
 from lamina.errors import Error, FetchError, FormatError, NotFoundError, StoreError
+from lamina.oci.manifest import OCI_LAYER
 from lamina.registry.local import Extent, read_extent
-from lamina.registry.manifest import OCI_LAYER
 from lamina.registry.verify import COPY_BYTES
 
 _MAX_MEMBERS: Final = 1 << 17
@@ -37,7 +38,9 @@ class TarMembers:
         except FileNotFoundError:
             raise NotFoundError(f"there is no archive {path}") from None
         except OSError as error:
-            raise FetchError(f"cannot open {path}: {error.strerror}") from error
+            is_folder = isinstance(error, IsADirectoryError)
+            hint = f"a folder is written oci:{path}" if is_folder else None
+            raise FetchError(f"cannot open {path}: {error.strerror}", hint=hint) from error
         try:
             self._index()
         except BaseException:
@@ -45,7 +48,7 @@ class TarMembers:
             raise
 
     def extent(self, name: str) -> Extent | None:
-        """Where a member's bytes are; None if there is no such regular file."""
+        """Return where a member's bytes are; None if there is no such regular file."""
         for _ in range(_MAX_LINKS):
             if name in self._extents:
                 return self._extents[name]
@@ -55,7 +58,7 @@ class TarMembers:
         return None
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """A small member; NotFoundError if it is not there, FormatError if it is larger than
+        """Return a small member; NotFoundError if it is not there, FormatError if it is larger than
         allowed.
         """
         extent = self.extent(name)
@@ -77,7 +80,8 @@ class TarMembers:
         size = os.fstat(self._file.fileno()).st_size
         if not size:
             raise FormatError(f"the archive {self.path} is empty")
-        place = f"/proc/self/fd/{self._file.fileno()}"
+        here = "/proc/self/fd" if sys.platform == "linux" else "/dev/fd"
+        place = f"{here}/{self._file.fileno()}"
         # Not closed here: views of it may live on in the traceback of an error.
         buffer = mmap.mmap(self._file.fileno(), size, prot=mmap.PROT_READ)
         try:

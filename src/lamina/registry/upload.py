@@ -25,14 +25,14 @@ from lamina.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from lamina.registry.http1 import Body
-from lamina.registry.manifest import Descriptor
+from lamina.http.http1 import Body
+from lamina.http.transport import TransientError
+from lamina.http.url import Origin, Url, parse_url
+from lamina.oci.manifest import Descriptor
+from lamina.oci.reference import is_digest
 from lamina.registry.push_source import PushSource, PushStream
-from lamina.registry.reference import is_digest
 from lamina.registry.repository import Progress
 from lamina.registry.session import SUCCESS, Answer, Call, Session
-from lamina.registry.transport import TransientError
-from lamina.registry.url import Origin, Url, parse_url
 
 SMALL_BYTES: Final = 1 << 20
 _MIN_CHUNK_BYTES: Final = 64 << 10
@@ -221,7 +221,7 @@ class Upload:
             raise _NoChunksError(str(error), hint=error.hint) from error
 
     def _patch(self, position: int, data: bytes, deadline: float) -> int:
-        """Append bytes to the upload; how many bytes it has then, ``position`` if smaller chunks
+        """Append bytes to the upload; how many bytes it has then, *position* if smaller chunks
         are to be tried.
         """
         end = position + len(data)
@@ -258,8 +258,8 @@ class Upload:
     def _ask(
         self, method: str, call: Call, deadline: float, otherwise: type[_UploadLostError]
     ) -> Answer:
-        """One request to the upload, which may move it; ``otherwise`` is what an answer means that
-        is neither expected nor passing.
+        """Send one request to the upload, which may move it; *otherwise* is what an answer
+        means that is neither expected nor passing.
         """
         try:
             answer = self._session.once(method, self._location, call, deadline)
@@ -341,7 +341,7 @@ def _location(answer: Answer) -> Url:
 
 
 def _stored_bytes(answer: Answer, default: int) -> int:
-    """How many bytes of an upload a registry has; ``0-0`` is how they say none."""
+    """Return how many bytes of an upload a registry has; ``0-0`` is how they say none."""
     found = _STORED.fullmatch(answer.headers.get("range", ""))
     if found is None:
         return default

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 import msgspec
 
 from lamina.errors import IntegrityError
-from lamina.registry.manifest import Descriptor, describe
+from lamina.oci.manifest import Descriptor, describe
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -26,12 +26,12 @@ class Hash(Protocol):
         """Add bytes."""
 
     def hexdigest(self) -> str:
-        """The digest of all bytes so far."""
+        """Return the digest of all bytes so far."""
 
 
 def new_hash(digest: str) -> Hash:
-    """A hash object of a digest's algorithm (sha256 or sha512; references and manifests allow no
-    other).
+    """Return a hash object of a digest's algorithm (sha256 or sha512; references and manifests
+    allow no other).
     """
     return hashlib.sha512() if digest.startswith("sha512:") else hashlib.sha256()
 
@@ -47,8 +47,8 @@ def check_bytes(data: bytes, descriptor: Descriptor, source: str) -> None:
 
 
 def describe_as(media_type: str, data: bytes, digest: str | None, source: str) -> Descriptor:
-    """The descriptor of some bytes by a digest that they have, sha256 by default; IntegrityError
-    if they do not have it.
+    """Return the descriptor of some bytes by a digest that they have, sha256 by default;
+    IntegrityError if they do not have it.
     """
     descriptor = describe(media_type, data)
     if digest is None or digest == descriptor.digest:
@@ -58,7 +58,7 @@ def describe_as(media_type: str, data: bytes, digest: str | None, source: str) -
 
 
 def has_digest(data: Buffer, digest: str) -> bool:
-    """Whether the bytes have the digest, of either algorithm."""
+    """Tell whether the bytes have the digest, of either algorithm."""
     hasher = new_hash(digest)
     hasher.update(data)
     return hasher.hexdigest() == digest.partition(":")[2]
@@ -93,7 +93,7 @@ class HashingReader:
         return f"sha256:{self._hash.hexdigest()}"
 
     def read(self, size: int = -1, /) -> bytes:
-        """What the source gives."""
+        """Return what the source gives."""
         data = self._source.read(size)
         self._hash.update(data)
         return data
@@ -148,10 +148,10 @@ class _VerifiedStream(io.RawIOBase):
 
 
 def verified(source: BinaryIO, descriptor: Descriptor, name: str) -> io.BufferedReader:
-    """A buffered reader over ``source``, which it owns.
+    """Return a buffered reader over *source*, which it owns.
 
     The read that would deliver the last byte raises IntegrityError if length or digest are wrong; a
-    stream that ends early raises it too.  ``name`` says in errors where the bytes come from.
+    stream that ends early raises it too.  *name* says in errors where the bytes come from.
     """
     return io.BufferedReader(_VerifiedStream(source, descriptor, name), COPY_BYTES)
 
@@ -163,10 +163,10 @@ def copy_verified(
     name: str,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Give the source's bytes to ``sink``, piece by piece; raise IntegrityError at the end if they
+    """Give the source's bytes to *sink*, piece by piece; raise IntegrityError at the end if they
     are wrong.
 
-    Never passes on more bytes than the descriptor has.  ``progress`` is told the size of each
+    Never passes on more bytes than the descriptor has.  *progress* is told the size of each
     piece.
     """
     hasher = new_hash(descriptor.digest)

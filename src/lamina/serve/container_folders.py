@@ -20,7 +20,6 @@ from lamina.errors import StoreError, UsageError
 
 LOG: Final = logging.getLogger("lamina")
 
-RUN_ROOT: Final = "/run/lamina"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
@@ -67,7 +66,7 @@ class ContainerFolders(NamedTuple):
             os.rmdir(os.path.dirname(self.changes))
 
 
-def create_folders(store_root: str, name: str | None, run_root: str = RUN_ROOT) -> ContainerFolders:
+def create_folders(store_root: str, name: str | None, run_root: str) -> ContainerFolders:
     """Make the folders of a new container; without a name it gets a random one.
 
     Raises UsageError for a name that is malformed or taken, StoreError where a folder cannot be
@@ -81,9 +80,10 @@ def create_folders(store_root: str, name: str | None, run_root: str = RUN_ROOT) 
     bundle = os.path.join(run_root, "containers", container_id)
     changes = os.path.join(store_root, "containers", container_id)
     folders = ContainerFolders(container_id, bundle, changes)
-    _make(bundle, container_id, f"another --name; if that one runs no more, remove {bundle}")
+    stop = f"`lamina rm -f {container_id}`"
+    _make(bundle, container_id, f"another --name, or {stop}; if there is none, remove {bundle}")
     try:
-        _make(changes, container_id, f"another --name, or remove {changes}")
+        _make(changes, container_id, f"another --name, or `lamina rm {container_id}`")
     except BaseException:
         os.rmdir(bundle)
         raise
@@ -92,10 +92,31 @@ def create_folders(store_root: str, name: str | None, run_root: str = RUN_ROOT) 
     return folders
 
 
-def _make(path: str, container_id: str, choices: str) -> None:
+def check_ended(container_id: str, bundles: str) -> None:
+    """Raise UsageError if a container of that name has a bundle in the folder of those."""
+    bundle = os.path.join(bundles, container_id)
+    if NAME.fullmatch(container_id) and os.path.isdir(bundle):
+        raise UsageError(
+            f"the container {container_id!r} runs", hint=f"if it runs no more, remove {bundle}"
+        )
+
+
+def _made(path: str) -> bool:
+    """Make a folder unless the one above is not there, and tell whether it is made."""
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         os.mkdir(path, 0o700)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _make(path: str, container_id: str, choices: str) -> None:
+    parent = os.path.dirname(path)
+    try:
+        os.makedirs(parent, mode=0o700, exist_ok=True)
+        # The end of the last container beside it takes the parent away.
+        while not _made(path):
+            os.makedirs(parent, mode=0o700, exist_ok=True)
     except FileExistsError:
         raise UsageError(
             f"there is a container of the name {container_id!r} already",

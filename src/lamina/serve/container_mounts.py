@@ -10,20 +10,28 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
+from lamina.errors import FormatError, UnsupportedError
 from lamina.linux.mount import (
     MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOEXEC,
     MOUNT_ATTR_NOSUID,
     MOUNT_ATTR_RDONLY,
     attach_mount,
     clone_tree,
     create_mount,
 )
-from lamina.serve.bundle import ContainerOptions, etc_files
+from lamina.serve.container_etc import etc_files
+from lamina.serve.container_options import ContainerOptions, MemoryFolder
 from lamina.serve.container_tree import KERNEL_FOLDERS, ContainerTree, Place
+from lamina.serve.runtime import ADMIN_PATH
+from lamina.serve.runtime_bundle import INIT_TARGET
 
+INIT_PROGRAMS: Final = ("docker-init", "tini-static", "catatonit")
 LOG: Final = logging.getLogger("lamina")
 
 _NEW_TMPFS_MODE: Final = 0o1777
@@ -31,34 +39,45 @@ _NEW_TMPFS_MODE: Final = 0o1777
 
 
 class WantedMount(NamedTuple):
-    """Something to mount: a path of the host, or with None an empty folder in memory.
+    """Something to mount: a path of the host, or an empty folder in memory.
 
     ``provided`` is a file that Lamina adds by itself.
     """
 
     target: str
-    source: str | None
+    source: str | MemoryFolder
     read_only: bool = False
     provided: bool = False
+    follows_host: bool = False
 
     def for_runtime(self, path: str) -> dict[str, Any]:
-        """The entry of ``config.json`` (OCI runtime specification, config.md)."""
-        if self.source is None:
-            options = ["nosuid", "nodev"]
-            return {
-                "destination": path,
-                "type": "tmpfs",
-                "source": "tmpfs",
-                "options": options,
-            }
-        options = ["rbind", "rprivate", "ro" if self.read_only else "rw"]
+        """Return the entry of ``config.json`` (OCI runtime specification, config.md)."""
+        if isinstance(self.source, MemoryFolder):
+            pairs = [f"{key}={value}" for key, value in _memory_options(self.source, None)]
+            flags = ["nosuid", "nodev", *_flags(self.source)]
+            kind, source = "tmpfs", "tmpfs"
+            return {"destination": path, "type": kind, "source": source, "options": flags + pairs}
+        propagation = "rslave" if self.follows_host else "rprivate"
+        options = ["rbind", propagation, "ro" if self.read_only else "rw"]
         return {"destination": path, "type": "bind", "source": self.source, "options": options}
 
 
+def _flags(folder: MemoryFolder) -> list[str]:
+    return ["ro"] * folder.read_only + ["noexec"] * (not folder.executable)
+
+
+def _memory_options(folder: MemoryFolder, mode: int | None) -> list[tuple[str, str]]:
+    """Return the options of tmpfs(5); *mode* is for one that has none of its own."""
+    mode = folder.mode if folder.mode is not None else mode
+    size = [] if folder.size is None else [("size", folder.size)]
+    return size + ([] if mode is None else [("mode", f"{mode:o}")]) + list(folder.more)
+
+
 def wanted_mounts(options: ContainerOptions, bundle: str) -> list[WantedMount]:
-    """What a container's options ask for, those above others first.
+    """Return what a container's options ask for, in no order yet.
 
     Name resolution and host name come from files of the bundle, so that a container may edit them.
+    Raises UnsupportedError if there is no program for ``--init``.
     """
     taken = {volume.target for volume in options.volumes}
     wanted = [
@@ -66,9 +85,27 @@ def wanted_mounts(options: ContainerOptions, bundle: str) -> list[WantedMount]:
         for name in etc_files(options)
         if f"/etc/{name}" not in taken
     ]
-    wanted += [WantedMount(each.target, each.source, each.read_only) for each in options.volumes]
-    wanted += [WantedMount(target, None) for target in options.tmpfs]
-    return sorted(wanted, key=lambda each: each.target.count("/"))
+    if options.init:
+        wanted.append(WantedMount(INIT_TARGET, find_init(), read_only=True, provided=True))
+    wanted += [
+        WantedMount(each.target, each.source, each.read_only, follows_host=each.follows_host)
+        for each in options.volumes
+    ]
+    return wanted + [WantedMount(folder.target, folder) for folder in options.tmpfs]
+
+
+def find_init() -> str:
+    """Return a program that can be process 1 of any image: static, and known to reap and to pass
+    signals on.  Raises UnsupportedError.
+    """
+    path = f"{os.environ.get('PATH', '')}:{ADMIN_PATH}:/usr/libexec/podman"
+    for name in INIT_PROGRAMS:
+        if (program := shutil.which(name, path=path)) is not None:
+            return os.path.realpath(program)
+    raise UnsupportedError(
+        f"--init needs one of {', '.join(INIT_PROGRAMS)} on this machine",
+        hint="install tini or catatonit",
+    )
 
 
 def place_mounts(
@@ -83,8 +120,7 @@ def place_mounts(
     with ContainerTree(rootfs) as tree:
         targets = [_kernel_folder(tree, name) for name in KERNEL_FOLDERS]
         left = []
-        for mount in wanted:
-            place = tree.resolve(mount.target)
+        for place, mount in _outer_first(tree, wanted):
             if not place.in_kernel_folder:
                 _attach(tree, place, mount)
                 targets.append(place.path)
@@ -95,6 +131,32 @@ def place_mounts(
         process = {**document["process"], "cwd": _working_directory(tree, document, left)}
     mounts = [*document["mounts"], *(mount.for_runtime(place.path) for place, mount in left)]
     return {**document, "process": process, "mounts": mounts}, targets
+
+
+def _outer_first(
+    tree: ContainerTree, wanted: list[WantedMount]
+) -> Iterator[tuple[Place, WantedMount]]:
+    """Yield what is wanted with its place, what is above others before them; attach each before
+    the next is asked for.
+
+    It is the place that counts, since an image may have a link on any path, and each place is
+    looked for anew, since a volume may have links too: they are followed inside the tree, as runc
+    does.  A path that leads nowhere may yet lead somewhere in a volume.
+    """
+    left = list(wanted)
+    while left:
+        found: list[tuple[Place, WantedMount]] = []
+        refused: list[FormatError] = []
+        for mount in left:
+            try:
+                found.append((tree.resolve(mount.target), mount))
+            except FormatError as error:
+                refused.append(error)
+        if not found:
+            raise refused[0]
+        first = min(found, key=lambda each: len(each[0].parts))
+        left.remove(first[1])
+        yield first
 
 
 def _kernel_folder(tree: ContainerTree, name: str) -> str:
@@ -111,10 +173,11 @@ def _attach(tree: ContainerTree, place: Place, mount: WantedMount) -> None:
         # Nobody asked for a file in a folder of the host.
         LOG.warning("%s is in a volume, where it is not; it is not provided", mount.target)
         return
-    if mount.source is None:
-        _attach_memory(tree, place)
+    if isinstance(mount.source, MemoryFolder):
+        _attach_memory(tree, place, mount.source)
         return
-    attached = clone_tree(mount.source, MOUNT_ATTR_RDONLY if mount.read_only else 0)
+    attributes = MOUNT_ATTR_RDONLY if mount.read_only else 0
+    attached = clone_tree(mount.source, attributes, follows=mount.follows_host)
     try:
         is_folder = stat.S_ISDIR(os.fstat(attached).st_mode)
         where = tree.folder(place)[0] if is_folder else tree.file(place)
@@ -127,12 +190,14 @@ def _attach(tree: ContainerTree, place: Place, mount: WantedMount) -> None:
     tree.note_volume(place)
 
 
-def _attach_memory(tree: ContainerTree, place: Place) -> None:
+def _attach_memory(tree: ContainerTree, place: Place, folder: MemoryFolder) -> None:
     where, made = tree.folder(place)
     try:
         mode = _NEW_TMPFS_MODE if made else stat.S_IMODE(os.fstat(where).st_mode)
         attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
-        memory = create_mount("tmpfs", "tmpfs", [("mode", f"{mode:o}")], attributes)
+        attributes |= 0 if folder.executable else MOUNT_ATTR_NOEXEC
+        attributes |= MOUNT_ATTR_RDONLY if folder.read_only else 0
+        memory = create_mount("tmpfs", "tmpfs", _memory_options(folder, mode), attributes)
         try:
             attach_mount(memory, where)
         finally:
@@ -144,7 +209,7 @@ def _attach_memory(tree: ContainerTree, place: Place) -> None:
 def _working_directory(
     tree: ContainerTree, document: dict[str, Any], left: list[tuple[Place, WantedMount]]
 ) -> str:
-    """Where the command starts, made if it is not there, as docker does."""
+    """Return where the command starts, made if it is not there, as docker does."""
     place = tree.resolve(document["process"]["cwd"])
     if not place.in_kernel_folder:
         os.close(tree.folder(place)[0])

@@ -63,7 +63,7 @@ class Place(NamedTuple):
         return bool(self.parts) and self.parts[0] in KERNEL_FOLDERS
 
     def refused(self, why: str) -> FormatError:
-        """An error about it."""
+        """Return an error about it."""
         name = self.wanted if not self.by_link else f"{self.wanted} (which leads to {self.path})"
         return FormatError(f"{name} in the container cannot be used: {why}")
 
@@ -91,7 +91,7 @@ class ContainerTree:
         self._volumes.append(place.parts)
 
     def in_volume(self, parts: tuple[str, ...]) -> bool:
-        """Whether that is at or below something of the host."""
+        """Tell whether that is at or below something of the host."""
         return any(parts[: len(volume)] == volume for volume in self._volumes)
 
     def resolve(self, wanted: str) -> Place:
@@ -135,7 +135,7 @@ class ContainerTree:
         return _of_kind(place, fd, stat.S_IFREG)
 
     def exists(self, place: Place) -> bool:
-        """Whether anything is at a place."""
+        """Tell whether anything is at a place."""
         with contextlib.suppress(SyscallError):
             os.close(open_below(self._root, "/".join(place.parts), os.O_PATH | os.O_NOFOLLOW))
             return True
@@ -244,7 +244,7 @@ def _names(path: str) -> list[str]:
 
 
 def _of_kind(place: Place, fd: int | None, kind: int) -> int:
-    """The descriptor, if it is of something of that kind."""
+    """Return the descriptor, if it is of something of that kind."""
     if fd is None:
         raise place.refused("what was made there is gone")
     found = stat.S_IFMT(os.fstat(fd).st_mode)

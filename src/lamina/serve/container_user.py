@@ -10,7 +10,8 @@ group was named.  Nothing of the host is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from lamina.errors import FormatError, NotFoundError, UsageError
@@ -52,17 +53,34 @@ def resolve_user(image: Image, wanted: str) -> ContainerUser:
     Raises NotFoundError for a name that the image does not know, UsageError for a malformed
     request, and whatever reading the image raises.
     """
+    return resolve_in(partial(_read, image), wanted)
+
+
+def resolve_in(read: Callable[[str], bytes], wanted: str) -> ContainerUser:
+    """Resolve a user where *read* returns the files; raises as :func:`resolve_user`."""
     name, _, group = wanted.partition(":")
     if ":" in group:
         raise UsageError(
             f"{wanted!r} is no user", hint="write USER, USER:GROUP, UID or UID:GID, as docker does"
         )
-    entry = _find_user(parse_passwd(_read(image, "/etc/passwd")), name or "0")
-    lines = parse_group(_read(image, "/etc/group")) if group or entry.name else iter(())
+    entry = _find_user(parse_passwd(read("/etc/passwd")), name or "0")
+    lines = parse_group(read("/etc/group")) if group or entry.name else iter(())
     if group:
         return ContainerUser(entry.uid, _find_group(lines, group), (), entry.home)
     groups = tuple(line.gid for line in lines if entry.name in line.members)
     return ContainerUser(entry.uid, entry.gid, groups, entry.home)
+
+
+def add_groups(image: Image, user: ContainerUser, wanted: Sequence[str]) -> ContainerUser:
+    """Return the user with more supplementary groups, by name or number as the image knows them.
+
+    Raises what :func:`resolve_user` does.
+    """
+    if not wanted:
+        return user
+    data = _read(image, "/etc/group")
+    more = [_find_group(parse_group(data), group) for group in wanted]
+    return user._replace(groups=tuple(dict.fromkeys((*user.groups, *more))))
 
 
 def parse_passwd(data: bytes) -> Iterator[PasswdEntry]:
@@ -120,7 +138,7 @@ def _find_group(entries: Iterator[GroupEntry], wanted: str) -> int:
 
 
 def _number(text: str) -> int | None:
-    """The id that a text of digits means, with a sign or without; UsageError if it is out of
+    """Return the id that a text of digits means, with a sign or without; UsageError if it is out of
     range.
     """
     digits = text[1:] if text[:1] in ("+", "-") else text
@@ -133,7 +151,7 @@ def _number(text: str) -> int | None:
 
 
 def _read(image: Image, path: str) -> bytes:
-    """A whole small file of the image; empty if it is not there or is no file."""
+    """Return a whole small file of the image; empty if it is not there or is no file."""
     try:
         stat = image.stat(path)
     except NotFoundError:

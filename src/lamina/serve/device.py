@@ -1,82 +1,123 @@
-"""The seam between a kernel EROFS mount and what fills its blobs."""
+"""The seam between a mount and what answers for it: what a device is."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lamina.errors import StoreError
 
+if TYPE_CHECKING:
+    from lamina.content.lazy_image import LazyImage
+    from lamina.image.served_blob import ReadableBlob, ServedBlob
+    from lamina.linux.superblock import SuperblockWatch
+    from lamina.serve.fuse_threads import FuseThreads
+    from lamina.serve.mount_job import MountJob
+    from lamina.serve.service.handover import MountHandover
+    from lamina.serve.service.lazy_open import LazilyOpenedImage
 
-class BlobDevice(Protocol):
-    """Makes every blob of an image a file that the kernel can mount.
 
-    Life: :meth:`prepare`, then the mount is made in another process while :meth:`serve` answers,
-    then :meth:`mounted`; in the end :meth:`close` or :meth:`abandon`.
+class Held(NamedTuple):
+    """The blobs that a device wants as files.
 
-    Whoever serves must never read through the mount it serves: with the process killed between
-    question and answer, the kernel waits for a thread that waits for the kernel, and not even
-    SIGKILL ends that.
+    ``complete`` says of each blob of the image whether the kernel can read it by itself; ``blobs``
+    are those that are held, which whoever asked for it ends by ``end_hold``.
     """
 
-    name: str
-    """``fanotify`` or ``fuse-blob``."""
+    complete: tuple[bool, ...]
+    blobs: tuple[ServedBlob, ...]
 
-    def prepare(self) -> Sequence[str]:
-        """Return the path of each blob's file, in the order of the blobs.
 
-        The paths hold in a fork of this process (``/proc/self/fd/N``).
+class Answering(NamedTuple):
+    """What a process that answers has for all its mounts: ``threads`` for FUSE, None if each
+    connection is to have its own; whom to call with the number of a mount that needs nobody any
+    more; and whether nothing runs in the process that may read through its mounts.
+    """
+
+    threads: FuseThreads | None
+    on_resident: Callable[[str], None]
+    is_apart: bool
+
+
+class Device(Protocol):
+    """A way in which programs see an image.
+
+    It has two halves, for who mounts has a mount namespace, and who answers has descriptors:
+    :meth:`hold` and :meth:`serve` are called where images are open, :meth:`mount` where the mount
+    is to be.  Whoever serves must never read through the mount it serves, nor make it: with the
+    process killed between question and answer, the kernel waits for a thread that waits for the
+    kernel, and not even SIGKILL ends that.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of its module in :mod:`lamina.serve.devices`, with hyphens."""
+
+    @property
+    def rank(self) -> int | None:
+        """Its place among those that ``auto`` tries, lowest first; None if it must be named."""
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether only root can use it."""
+
+    @property
+    def shares_images(self) -> bool:
+        """Whether mounts of one image may share its open blobs."""
+
+    @property
+    def needs_metadata_file(self) -> bool:
+        """Whether the metadata must be a file of the store before anything is mounted."""
+
+    def require(self) -> None:
+        """Raise what mounting would, where that can be told before anything is fetched."""
+
+    def hold(self, image: LazyImage, owner: str) -> Held | None:
+        """Hold what the kernel is to read by itself, for the mount of number ``owner``; None if it
+        reads no blob.  Raises StoreError.
         """
 
-    def private_fds(self) -> Sequence[int]:
-        """The descriptors that the mounting fork must close."""
+    def mount(self, job: MountJob) -> None:
+        """Make the mount.  Raises KernelError, UnsupportedError."""
+
+    def serve(
+        self, mount: MountHandover, image: LazilyOpenedImage, answering: Answering
+    ) -> ServedMount:
+        """Return what answers for a mount, whose descriptors and image stay the caller's."""
+
+
+class ServedMount(Protocol):
+    """What a process does for a mount."""
+
+    image: LazilyOpenedImage
+
+    def start(self, *, inherited: bool) -> bool:
+        """Begin; ``inherited`` if another process has served it before.  False if what that one has
+        left cannot be answered.  Raises KernelError.
+        """
+
+    def mounted(self, watch: SuperblockWatch) -> None:
+        """Take note that the superblock is there."""
+
+    def drain(self) -> None:
+        """Begin nothing new."""
 
     @property
-    def connection(self) -> int:
-        """``st_dev`` of the FUSE mount that has to be answered while mounting, 0 without one."""
+    def busy(self) -> bool:
+        """Whether something is being answered."""
 
-    def serve(self) -> None:
-        """Begin to answer; called after the fork, before the mount is complete."""
-
-    def mounted(self) -> None:
-        """The mount exists."""
-
-    @property
-    def ended_fd(self) -> int | None:
-        """Readable when serving came to an end by itself; None if that cannot be."""
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a superblock may still read the blobs, in whatever mount namespace."""
-
-    def abandon(self) -> None:
-        """Stop serving while the superblock lives: its readers get EIO from now on."""
+    def leave_if_complete(self) -> None:
+        """Find out whether no server is needed any more."""
 
     def close(self) -> None:
-        """Stop serving; the superblock is gone.  May be called again."""
+        """Stop: the mount is gone, or needs nobody."""
 
 
 def fd_path(fd: int) -> str:
     """Return the path by which a fork of this process reopens the file behind ``fd``."""
     return f"/proc/self/fd/{fd}"
-
-
-class ReadableBlob(Protocol):
-    """What is served of a blob."""
-
-    @property
-    def path(self) -> Path:
-        """Its name in messages."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Its length."""
-
-    def read_into(self, offset: int, buffer: bytearray | memoryview, /) -> int:
-        """Fill *buffer* from *offset* on, and return the count."""
 
 
 def read_exactly(

@@ -1,4 +1,4 @@
-"""The threads that answer a FUSE connection, whatever file system is behind it."""
+"""A FUSE connection that is answered, whatever file system is behind it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,13 @@ from typing import Final, Protocol, TypeAlias
 
 from lamina.errors import Error, KernelError
 from lamina.linux.fuse_device import abort_connection
+from lamina.serve.fuse_threads import MAX_READ_BYTES, Buffers, FuseThreads
 from lamina.wire import fuse, fuse_reply
 
 LOG: Final = logging.getLogger("lamina")
 
 THREADS: Final = 16
-"""How many requests can wait for the network at a time; idle threads cost little."""
-
-MAX_READ_BYTES: Final = 128 * 1024
-"""The most that one READ asks for; also how far the kernel may read ahead."""
+"""How many requests of a connection can wait for the network at a time."""
 
 CACHE_S: Final = 1 << 30
 """How long the kernel may keep names and attributes: an image never changes."""
@@ -29,7 +27,8 @@ CACHE_S: Final = 1 << 30
 Body: TypeAlias = bytes | memoryview
 
 PAUSE_S: Final = 0.05
-"""After a failure of the device, which is tried again."""
+"""After a failure of the device, which is tried again; after each further one twice as long."""
+LONGEST_PAUSE_S: Final = 1.0
 
 # EPERM: it was never mounted.
 _GONE = frozenset((errno.ENODEV, errno.EBADF, errno.ECONNABORTED, errno.ENOTCONN, errno.EPERM))
@@ -50,8 +49,13 @@ class Filesystem(Protocol):
         Raises lamina.errors.Error or OSError for the errno that the caller gets.
         """
 
+    def quick(self, request: fuse.Request, scratch: memoryview, /) -> Body | None:
+        """Return what :meth:`handle` would, if neither a network nor a disk has to be waited for;
+        else None.
+        """
+
     def forget(self, nodeid: int, lookups: int) -> None:
-        """The kernel no longer knows ``nodeid`` from so many lookups."""
+        """Take note that the kernel gave back so many lookups of ``nodeid``."""
 
 
 class FuseServer:
@@ -64,19 +68,33 @@ class FuseServer:
         self,
         device: int,
         filesystem: Filesystem,
+        threads: FuseThreads | None = None,
         *,
         max_read_bytes: int = MAX_READ_BYTES,
-        threads: int = THREADS,
+        max_readahead_bytes: int = MAX_READ_BYTES,
     ) -> None:
+        """Be answered by ``threads``, or by threads of its own."""
         self._device = device
         self._filesystem = filesystem
         self._max_read_bytes = max_read_bytes
-        self._thread_count = threads
-        self._threads: list[threading.Thread] = []
-        self._busy: set[int] = set()
+        self._max_readahead_bytes = max_readahead_bytes
+        self._shared = threads
+        self._threads: FuseThreads | None = None
+        self._changed = threading.Condition()
+        self._serving: set[int] = set()
+        """Who has read a request and not answered it, or is about to read one, by thread."""
+        self._failures = 0
         self._draining = False
-        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._ended = False
+        self._ended_fd = -1
+
+    @property
+    def ended_fd(self) -> int:
         """Readable once the connection is over."""
+        with self._changed:
+            if self._ended_fd < 0:
+                self._ended_fd = os.eventfd(self._ended, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return self._ended_fd
 
     def take_over(self) -> bool:
         """Get what a server that is gone has read and not answered; call before :meth:`start`.
@@ -91,16 +109,19 @@ class FuseServer:
         return True
 
     def start(self) -> None:
-        """Start answering."""
-        for number in range(self._thread_count):
-            thread = threading.Thread(target=self._run, name=f"lamina-fuse-{number}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        """Start answering.  Raises KernelError if there can be no thread."""
+        os.set_blocking(self._device, False)
+        self._threads = self._shared or FuseThreads(THREADS)
+        try:
+            self._threads.add(self._device, self)
+        except BaseException:
+            self._threads = None
+            raise
 
     @property
     def running(self) -> bool:
         """Whether the connection is there and answered."""
-        return any(thread.is_alive() for thread in self._threads)
+        return self._threads is not None and not self._ended
 
     def abort(self, device_number: int) -> None:
         """End the connection, whose mount has this ``st_dev``; needs root."""
@@ -116,59 +137,122 @@ class FuseServer:
     @property
     def busy(self) -> bool:
         """Whether requests are being answered."""
-        return bool(self._busy)
+        return bool(self._serving)
 
     def close(self) -> None:
-        """Wait for the threads, which end with the connection, and close the device."""
-        for thread in self._threads:
-            thread.join()
-        if self._device >= 0:
-            os.close(self._device)
-            os.close(self.ended_fd)
-            self._device = -1
+        """Wait for the end of the connection and of what is being answered, and close the device.
 
-    def _run(self) -> None:
-        # Shared, and touched: a page that had to be copied after a fork could not be when this
-        # process is being killed, and the kernel would fail the request.
-        request_buffer = memoryview(mmap.mmap(-1, fuse.SMALLEST_READ_BUFFER_BYTES))
-        request_buffer[:] = bytes(len(request_buffer))
-        # Anonymous memory, of which only what is used becomes resident.  It is not closed here:
-        # the traceback of an error may still have a view of it.
-        scratch = memoryview(mmap.mmap(-1, self._max_read_bytes))
-        try:
-            while self._serve_one(request_buffer, scratch):
-                pass
-        finally:
-            os.eventfd_write(self.ended_fd, 1)
+        May be called again.
+        """
+        if self._device < 0:
+            return
+        if self._threads is not None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended and not self._serving)
+            if self._threads is not self._shared:
+                self._threads.close()
+        os.close(self._device)
+        self._device = -1
+        if self._ended_fd >= 0:
+            os.close(self._ended_fd)
 
-    def _serve_one(self, request_buffer: memoryview, scratch: memoryview) -> bool:
-        try:
-            count = os.readv(self._device, [request_buffer])
-        except OSError as error:
-            if error.errno in _AGAIN:
-                return True
-            if error.errno in _GONE:
-                return False
-            # A thread that ended would be missed: sixteen such failures, and nobody answers.
-            LOG.exception("reading the FUSE device failed")
-            time.sleep(PAUSE_S)
-            return True
-        if self._draining:
-            return False
+    def serve_one(self, buffers: Buffers) -> None:
+        """Read a request, let others wait for the next, and answer it."""
         me = threading.get_ident()
-        self._busy.add(me)
+        self._serving.add(me)
         try:
-            return self._answer_or_fail(fuse.parse_request(request_buffer[:count]), scratch)
+            count = self._read(buffers.request)
+            if count >= 0 and not self._draining:
+                self._serve(buffers, count)
+        finally:
+            self._serving.discard(me)
+            if self._ended:
+                with self._changed:
+                    self._changed.notify_all()
+
+    def _serve(self, buffers: Buffers, count: int) -> None:
+        """Answer a request: at once if that can be, for to wake another thread takes longer, else
+        while others wait for the next one.
+        """
+        listens = False
+        try:
+            request = fuse.parse_request(buffers.request[:count])
+            body = self._quick(request, buffers.scratch)
+            if body is None:
+                listens = len(self._serving) < THREADS
+                self._step_aside(listens)
+            if not self._answer_or_fail(request, buffers.scratch, body):
+                self._end()
         except Exception:
             LOG.exception("a FUSE request that makes no sense, or an answer that failed")
         finally:
-            self._busy.discard(me)
-        return True
+            if not listens:
+                self._listen()
 
-    def _answer_or_fail(self, request: fuse.Request, scratch: memoryview) -> bool:
-        """Answer; False once the connection is gone."""
+    def _quick(self, request: fuse.Request, scratch: memoryview) -> Body | None:
         try:
-            self._answer(request, scratch)
+            return self._filesystem.quick(request, scratch)
+        except Exception as error:  # noqa: BLE001 - told where it happens again
+            LOG.debug("not answered at once: %r", error)
+            return None
+
+    def _step_aside(self, listens: bool) -> None:
+        """Let others take the next request: of this connection too, or of all but this one."""
+        if listens:
+            self._listen()
+        elif self._threads is not None:
+            self._threads.relieve()
+
+    def _listen(self) -> None:
+        if self._threads is not None and not self._ended:
+            self._threads.listen(self._device)
+
+    def _read(self, buffer: memoryview) -> int:
+        """Return the length of a request; -1 if there is none, or the connection is over."""
+        try:
+            count = os.readv(self._device, [buffer])
+        except OSError as error:
+            if error.errno in _GONE:
+                self._end()
+                return -1
+            if error.errno not in _AGAIN:
+                self._pause(error)
+            self._listen()
+            return -1
+        if not count:
+            # The end of a file: nothing comes behind it.
+            self._end()
+            return -1
+        self._failures = 0
+        return count
+
+    def _pause(self, error: OSError) -> None:
+        """Wait before the device is tried again; of many failures ever fewer are told."""
+        failures = self._failures
+        self._failures += 1
+        if failures & (failures + 1) == 0:
+            LOG.error("reading the FUSE device failed, %d times: %s", failures + 1, error)
+        time.sleep(min(PAUSE_S * 2.0 ** min(failures, 16), LONGEST_PAUSE_S))
+
+    def _end(self) -> None:
+        """Note that the connection is over."""
+        assert self._threads is not None
+        self._threads.remove(self._device)
+        with self._changed:
+            self._ended = True
+            if self._ended_fd >= 0:
+                os.eventfd_write(self._ended_fd, 1)
+            self._changed.notify_all()
+
+    def _answer_or_fail(
+        self, request: fuse.Request, scratch: memoryview, body: Body | None
+    ) -> bool:
+        """Answer, with *body* if there is one; False once the connection is gone."""
+        try:
+            if body is None:
+                self._answer(request, scratch)
+            else:
+                self._reply(request, body)
         except OSError as error:
             if error.errno in _GONE:
                 return False
@@ -196,11 +280,12 @@ class FuseServer:
             LOG.exception("a FUSE request of kind %d failed", request.opcode)
             reply = [fuse_reply.encode_error(request.unique, errno.EIO)]
         else:
-            os.writev(
-                self._device, [fuse_reply.encode_reply_header(request.unique, len(body)), body]
-            )
+            self._reply(request, body)
             return
         os.writev(self._device, reply)
+
+    def _reply(self, request: fuse.Request, body: Body) -> None:
+        os.writev(self._device, [fuse_reply.encode_reply_header(request.unique, len(body)), body])
 
     def _body(self, request: fuse.Request, scratch: memoryview) -> Body:
         if request.opcode == fuse.Opcode.INIT:
@@ -219,7 +304,7 @@ class FuseServer:
             fuse.InitReply(
                 min(offer.minor, fuse.NEWEST_MINOR_VERSION),
                 (self._filesystem.flags | _PLAIN_FLAGS) & offer.flags,
-                min(offer.max_readahead_bytes, self._max_read_bytes),
+                min(offer.max_readahead_bytes, self._max_readahead_bytes),
                 self._max_read_bytes // mmap.PAGESIZE,
             )
         )

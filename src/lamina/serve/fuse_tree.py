@@ -1,5 +1,4 @@
-"""Device ``fuse``: the whole tree of an image over FUSE, for kernels without file-backed EROFS and
-for users who are not root.
+"""The tree of an image over FUSE.
 
 An image never changes, so the kernel may keep names, attributes, folders and file contents as long
 as it likes; opening files costs no request at all (``FUSE_NO_OPEN_SUPPORT``).
@@ -16,9 +15,7 @@ from typing import Final, Protocol
 
 from lamina.errors import FormatError
 from lamina.image.base import Image, Stat
-from lamina.linux import fuse_device, mount
-from lamina.serve.fuse_server import CACHE_S, Body, FuseServer, refuse
-from lamina.serve.mount_options import option_names
+from lamina.serve.fuse_server import CACHE_S, Body, refuse
 from lamina.wire import fuse, fuse_reply
 
 _KEPT_FOLDERS: Final = 128
@@ -78,6 +75,10 @@ class TreeFilesystem:
             fuse.Opcode.LISTXATTR: self._xattr,
             fuse.Opcode.STATFS: self._statfs,
         }
+
+    def quick(self, _request: fuse.Request, _scratch: memoryview, /) -> Body | None:
+        """Nothing: a part of the tree may have to be fetched."""
+        return None
 
     def handle(self, request: fuse.Request, _scratch: memoryview, /) -> Body:
         """Answer a request."""
@@ -186,76 +187,3 @@ def attributes_of(stat: Stat) -> fuse.Attributes:
 
 def _error(code: int) -> OSError:
     return OSError(code, os.strerror(code))
-
-
-class TreeServer:
-    """The server of one ``fuse`` mount, as :class:`lamina.serve.mount.Mount` wants it."""
-
-    name = "fuse"
-
-    def __init__(self, server: FuseServer, number: int | None) -> None:
-        self._server = server
-        self._number = number
-
-    @property
-    def ended_fd(self) -> int | None:
-        """Readable when the connection is over."""
-        return self._server.ended_fd
-
-    @property
-    def in_use(self) -> bool:
-        """Whether the connection lives, which the mount and its users keep."""
-        return self._server.running
-
-    def abandon(self) -> None:
-        """End the connection; only root can, others end it with their process."""
-        if self._number is not None:
-            self._server.abort(self._number)
-            self._server.close()
-
-    def close(self) -> None:
-        """Wait for the end of the connection."""
-        self._server.close()
-
-
-def mount_tree(
-    image: TreeImage, mountpoint: str, attributes: int, hidden: bytes | None = None
-) -> TreeServer:
-    """Mount the tree of ``image`` on a folder, without root through fusermount3.
-
-    ``attributes`` are ``MOUNT_ATTR_*``; extended attributes whose names begin with ``hidden`` are
-    not shown.  Root's mounts are for all users, as permissions in the image say; other users'
-    mounts are for themselves.
-    """
-    if os.geteuid() != 0:
-        device = fuse_device.mount_unprivileged(mountpoint, unprivileged_options(attributes))
-        server = FuseServer(device, TreeFilesystem(image, hidden=hidden))
-        server.start()
-        return TreeServer(server, None)
-    device = fuse_device.open_device()
-    try:
-        everyone: list[tuple[str, str | None]] = [
-            ("allow_other", None),
-            ("default_permissions", None),
-        ]
-        mount_fd = fuse_device.create_fuse_mount(device, everyone, attributes)
-    except BaseException:
-        os.close(device)
-        raise
-    number = mount.device_number(mount_fd)
-    server = FuseServer(device, TreeFilesystem(image, acl=True, hidden=hidden))
-    server.start()
-    try:
-        mount.attach_mount(mount_fd, mountpoint)
-    except BaseException:
-        os.close(mount_fd)
-        server.close()
-        raise
-    os.close(mount_fd)
-    return TreeServer(server, number)
-
-
-def unprivileged_options(attributes: int) -> list[str]:
-    """Return what fusermount3 is told for ``MOUNT_ATTR_*``."""
-    names = option_names(attributes)
-    return ["fsname=lamina", "subtype=lamina", "default_permissions", *names]

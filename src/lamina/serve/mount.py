@@ -1,4 +1,4 @@
-"""Mounting an opened image in this process: choosing the device, serving, unmounting."""
+"""Mounting an opened image that this process serves, and unmounting it."""
 
 from __future__ import annotations
 
@@ -8,101 +8,95 @@ import logging
 import os
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, NamedTuple, Protocol, Self
+from typing import Final, Self
 
-from lamina.erofs.hidden_attributes import without_attributes
-from lamina.errors import KernelError, NotFoundError, UnsupportedError, UsageError
-from lamina.image.native import NativeImage
-from lamina.linux import mount
-from lamina.linux.process import raise_file_limit
+import msgspec
+
+from lamina.content.lazy_image import LazyImage
+from lamina.errors import Error, KernelError, NotFoundError
+from lamina.linux.process import raise_file_limit, start_time_ticks
+from lamina.linux.superblock import SuperblockWatch
 from lamina.linux.syscalls import SyscallError
-from lamina.linux.unnamed_file import open_unnamed_file
-from lamina.serve.detach import detach
-from lamina.serve.device import BlobDevice, fd_path
-from lamina.serve.erofs_mount import ErofsMount, mount_erofs
+from lamina.opening.request import OpenRequest
+from lamina.serve.detach import detach, find_attached
+from lamina.serve.device import Device, Held
+from lamina.serve.devices import eligible_devices
+from lamina.serve.mount_job import MountJob
 from lamina.serve.mount_options import mount_attributes
-from lamina.serve.whole_reads import NoKernelMountError, require_whole_reads
-from lamina.store.files import store_errors, write_all
+from lamina.serve.own_process import OwnProcess
+from lamina.serve.readahead import LAZY_KIB
+from lamina.serve.service.describe import describe_image
+from lamina.serve.service.spec import MountSpec
+from lamina.serve.short_read_probe import NoKernelMountError
 
 LOG: Final = logging.getLogger("lamina")
-
-DEVICES: Final = ("auto", "fanotify", "fuse-blob", "fuse")
-
-OVERLAY_ATTRIBUTES: Final = b"trusted.overlay."
-"""What overlayfs reads of a lower folder, unless it was mounted with ``userxattr``."""
 
 _LINGER_S: Final = 2.0
 """How long a superblock may take to go after its last mount has gone."""
 _POLL_S: Final = 0.25
 
 
-class Server(Protocol):
-    """What answers for a mount; see :class:`lamina.serve.device.BlobDevice`."""
-
-    name: str
-
-    @property
-    def ended_fd(self) -> int | None:
-        """Readable when serving came to an end by itself."""
-
-    @property
-    def in_use(self) -> bool:
-        """Whether somebody may still read through it."""
-
-    def abandon(self) -> None:
-        """Stop serving; remaining readers get errors."""
-
-    def close(self) -> None:
-        """Stop serving."""
-
-
 class Mount:
     """A mounted image that this process serves.  The image stays the caller's, and open."""
 
-    def __init__(self, mountpoint: str, server: Server) -> None:
-        self.mountpoint = mountpoint
-        self._server = server
+    def __init__(self, job: MountJob, host: OwnProcess, held: Held | None) -> None:
+        """Take over what ``job`` has mounted, and what was held for it."""
+        assert job.placed is not None
+        self.record = job.record(os.getpid(), start_time_ticks(os.getpid()) or 0)
+        """What ``lamina mounts`` tells, if it is written."""
+        self._watch = SuperblockWatch.of(job.placed.watch)
+        self._host = host
+        self._held = [] if held is None else list(held.blobs)
+        for blob in self._held:
+            blob.hold_through(self._watch, host.number)
+        host.mounted(self._watch)
         self._closed = False
-        entry = mount.topmost_mount(mountpoint)
-        self.device_number = entry.device if entry is not None else ""
-        """``st_dev`` of its files as ``major:minor``."""
+
+    @property
+    def mountpoint(self) -> str:
+        """The folder, an absolute path."""
+        return self.record.mountpoint
 
     @property
     def device(self) -> str:
-        """``fanotify``, ``fuse-blob`` or ``fuse``."""
-        return self._server.name
+        """The name of the device."""
+        return self.record.device
 
     @property
     def attached(self) -> bool:
         """Whether it is still in this mount namespace."""
-        return any(
-            entry.device == self.device_number and entry.mountpoint == self.mountpoint
-            for entry in mount.read_mount_table()
-        )
+        return any(find_attached([self.record]))
+
+    @property
+    def _in_use(self) -> bool:
+        return self._host.is_answering(self._watch)
 
     def wait(self, wake_fd: int | None = None) -> bool:
         """Wait until the mount and all its users are gone; return False if ``wake_fd`` is readable.
 
         Serving goes on meanwhile: after a lazy unmount, until the last file is closed.
         """
-        ended_fd = self._server.ended_fd
-        with open("/proc/self/mountinfo", "rb") as table, _poller(table.fileno()) as poll:
-            for fd in (wake_fd, ended_fd):
-                if fd is not None:
-                    poll.register(fd, select.EPOLLIN)
+        ending_fd = self._host.ending_fd
+        with open("/proc/self/mountinfo", "rb") as table, select.epoll() as poll:
+            # The kernel reports a change of the mount table as an exceptional condition.
+            poll.register(table.fileno(), select.EPOLLPRI | select.EPOLLERR)
+            if wake_fd is not None:
+                poll.register(wake_fd, select.EPOLLIN)
+            if ending_fd is not None:
+                poll.register(ending_fd, 0)
             while True:
                 attached = self.attached
-                if not attached and not self._server.in_use:
+                if not attached and not self._in_use:
                     return True
                 ready = [fd for fd, _ in poll.poll(None if attached else _POLL_S)]
                 if wake_fd in ready:
                     return False
-                if ended_fd in ready:
+                if ending_fd in ready:
                     # The connection was aborted from outside; the mount may still be there.
-                    poll.unregister(ended_fd)
-                    ended_fd = None
+                    poll.unregister(ending_fd)
+                    ending_fd = None
 
     def unmount(self, *, lazy: bool = False) -> None:
         """Unmount, and stop serving when the last user has gone, which a busy mount waits for.
@@ -111,9 +105,9 @@ class Mount:
         tree at once; serving then stops in :meth:`close`, or when :meth:`wait` has returned.
         """
         if self.attached:
-            detach(self.mountpoint, self.device_number, lazy=lazy)
+            detach(self.mountpoint, self.record.device_number, lazy=lazy)
         deadline = time.monotonic() + _LINGER_S
-        while self._server.in_use and not lazy and time.monotonic() < deadline:
+        while self._in_use and not lazy and time.monotonic() < deadline:
             time.sleep(0.005)
 
     def close(self) -> None:
@@ -131,10 +125,11 @@ class Mount:
             LOG.warning("%s is still in use; its users get errors from now on", self.mountpoint)
             self.unmount(lazy=True)
         self._closed = True
-        if self._server.in_use:
-            self._server.abandon()
-        else:
-            self._server.close()
+        self._host.close(self._watch)
+        while self._held and not self._watch.alive:
+            blob = self._held.pop()
+            blob.settle_hold(self._host.number)
+            blob.end_hold()
 
     def __enter__(self) -> Self:
         return self
@@ -148,55 +143,71 @@ class Mount:
         self.close()
 
 
-def _poller(table_fd: int) -> select.epoll:
-    poll = select.epoll()
-    # The kernel reports a change of the mount table as an exceptional condition.
-    poll.register(table_fd, select.EPOLLPRI | select.EPOLLERR)
-    return poll
-
-
-class _Wish(NamedTuple):
-    """How an image is to be mounted; ``as_lower`` is for overlayfs, see :func:`mount_image`."""
-
-    target: str
-    attributes: int
-    as_lower: bool
-
-
 def mount_image(
-    image: NativeImage,
+    image: LazyImage,
     mountpoint: str | os.PathLike[str],
     device: str = "auto",
     *,
     options: Sequence[str] = (),
     as_lower: bool = False,
+    readahead_kib: int = LAZY_KIB,
 ) -> Mount:
     """Mount ``image`` read-only on an existing folder and serve it from threads of this process.
 
-    ``device`` is one of :data:`DEVICES`; ``auto`` is ``fuse-blob`` for root where the kernel has
-    file-backed EROFS mounts, else ``fuse``.  ``options`` are those of
+    ``device`` is a name of :mod:`lamina.serve.devices`; ``auto`` is ``fuse-blob`` for root where
+    the kernel has file-backed EROFS mounts, else ``fuse``.  ``options`` are those of
     :mod:`lamina.serve.mount_options`; without ``suid`` and ``dev``, set-uid programs and device
-    nodes do not work.  With ``as_lower`` the mount is fit to be the lower folder of an overlay:
-    it lacks the attributes by which overlayfs would take orders from the image.
+    nodes do not work.  ``as_lower`` and ``readahead_kib`` are those of
+    :class:`lamina.serve.service.spec.MountSpec`.
 
-    The mount is not for this process itself, see :class:`lamina.serve.device.BlobDevice`.
+    The mount is not for this process itself, see :class:`lamina.serve.device.Device`.
 
     Raises UsageError, NotFoundError (no such folder), KernelError, UnsupportedError, and what
     opening the image's blobs raises.
     """
-    wish = _Wish(mount_target(mountpoint), mount_attributes(options), as_lower)
+    request = OpenRequest(reference="" if image.origin is None else str(image.origin.reference))
+    spec = MountSpec(
+        image=request,
+        mountpoint=os.fspath(mountpoint),
+        device=device,
+        options=tuple(options),
+        as_lower=as_lower,
+        readahead_kib=readahead_kib,
+    )
+    return mount_opened(image, spec)
+
+
+def mount_opened(image: LazyImage, spec: MountSpec) -> Mount:
+    """Mount an image as ``spec`` says; :func:`mount_image` tells the rest."""
+    spec = msgspec.structs.replace(spec, mountpoint=mount_target(spec.mountpoint))
+    attributes = mount_attributes(spec.options)
     raise_file_limit()
-    if device == "auto":
-        return _mount_best(image, wish)
-    if device == "fuse":
-        return _mount_tree(image, wish)
-    if device not in DEVICES:
-        raise UsageError(f"there is no device {device!r}", hint=f"choose of {', '.join(DEVICES)}")
-    if os.geteuid() != 0:
-        raise UnsupportedError(
-            f"device {device} needs root", hint="without root, --device fuse mounts the whole tree"
-        )
-    return _mount_blobs(image, wish, device)
+    *better, last = eligible_devices(spec.device)
+    for each in better:
+        try:
+            return _mount(image, spec, attributes, each)
+        except (KernelError, NoKernelMountError) as error:
+            # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
+            LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
+    return _mount(image, spec, attributes, last)
+
+
+def _mount(image: LazyImage, spec: MountSpec, attributes: int, device: Device) -> Mount:
+    spec = msgspec.structs.replace(spec, device=device.name)
+    host = OwnProcess(image, spec, device)
+    opened, held = describe_image(image, spec, host.number)
+    job = MountJob(spec, opened, attributes, host)
+    try:
+        device.mount(job)
+        return Mount(job, host, held)
+    except BaseException:
+        with contextlib.suppress(Error):
+            job.undo()
+        host.close(SuperblockWatch.of(job.placed.watch if job.placed else ()))
+        for blob in held.blobs if held is not None else ():
+            blob.settle_hold(host.number)
+            blob.end_hold()
+        raise
 
 
 def mount_target(mountpoint: str | os.PathLike[str]) -> str:
@@ -205,63 +216,3 @@ def mount_target(mountpoint: str | os.PathLike[str]) -> str:
     if not os.path.isdir(path):
         raise NotFoundError(f"{path} is not a folder to mount on", hint=f"mkdir -p {path}")
     return path
-
-
-def _mount_best(image: NativeImage, wish: _Wish) -> Mount:
-    if os.geteuid() == 0:
-        try:
-            return _mount_blobs(image, wish, "fuse-blob")
-        except (KernelError, NoKernelMountError) as error:
-            # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
-            LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
-    return _mount_tree(image, wish)
-
-
-def _mount_blobs(image: NativeImage, wish: _Wish, name: str) -> Mount:
-    blobs = list(image.blobs)
-    device: BlobDevice
-    if name == "fanotify":
-        from lamina.serve.fanotify import FanotifyDevice
-
-        device = FanotifyDevice(blobs)
-    else:
-        from lamina.serve.fuse_blob import FuseBlobDevice
-
-        device = FuseBlobDevice(blobs)
-    lazy = not all(blob.complete for blob in blobs)
-    try:
-        if lazy and name == "fuse-blob":
-            require_whole_reads(blobs[0].path.parent)
-        with _bootstrap(image, wish) as path:
-            mount_erofs(ErofsMount(path, wish.target, wish.attributes, lazy), device)
-    except BaseException:
-        device.close()
-        raise
-    return Mount(wish.target, device)
-
-
-@contextlib.contextmanager
-def _bootstrap(image: NativeImage, wish: _Wish) -> Iterator[str]:
-    """The path of the metadata for the kernel, which keeps the file itself once it is mounted."""
-    if wish.as_lower:
-        changed = without_attributes(image.bootstrap, OVERLAY_ATTRIBUTES)
-        if changed is not None:
-            with contextlib.ExitStack() as stack:
-                with store_errors("write the metadata of a container's image"):
-                    folder = str(image.bootstrap_path.parent)
-                    file = stack.enter_context(open_unnamed_file(folder))
-                    # Whole, or not at all: the kernel takes what is missing for zeros.
-                    write_all(file.fileno(), changed, 0)
-                yield fd_path(file.fileno())
-            return
-    yield str(image.bootstrap_path)
-
-
-def _mount_tree(image: NativeImage, wish: _Wish) -> Mount:
-    from lamina.serve.fuse_tree import mount_tree
-
-    hidden = OVERLAY_ATTRIBUTES if wish.as_lower else None
-    try:
-        return Mount(wish.target, mount_tree(image, wish.target, wish.attributes, hidden))
-    except OSError as error:
-        raise KernelError(f"cannot mount on {wish.target}: {error}") from error

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from lamina.errors import NotFoundError, UsageError
-from lamina.linux.mount import read_mount_table
-from lamina.serve.detach import detach
-from lamina.serve.service.client import service_status
-from lamina.serve.state import MountRecord, MountRecords
+from lamina.linux.mount_table import read_mount_table
+from lamina.serve.detach import detach, find_attached
+from lamina.serve.mount_records import MountRecord, MountRecords
+from lamina.serve.service.client import ServiceStatus, service_status
 
 LOG: Final = logging.getLogger("lamina")
 
 _POLL_S: Final = 0.01
+_MOST_LOOKS: Final = 8
 _SERVER_END_S: Final = 5.0
 """How long a server may take to end after its mount is gone."""
 
@@ -63,19 +66,44 @@ def list_mounts(mountpoint: str | None = None) -> list[MountStatus]:
     Raises KernelError if there is a mount service that does not answer.
     """
     records = MountRecords()
-    named = None if mountpoint is None else [mountpoint]
-    served = any(record.service for record in _records(records, mountpoint))
-    status = service_status(named) if served else None
-    # Read again: a record may have come, or lost its service, while the service was asked.
+    looked: dict[str, MountRecord] = {}
+    found: dict[str, MountStatus] = {}
+    current = _records(records, mountpoint)
+    for _ in range(_MOST_LOOKS):
+        # What a record says holds if it is the same before and after the look: it may change hands
+        # meanwhile, from one mount to another or from the service to nobody.
+        left = [record for record in current if looked.get(record.mountpoint) != record]
+        if not left:
+            break
+        looked |= {record.mountpoint: record for record in left}
+        found |= _look(records, left, every=len(left) == len(current) and mountpoint is None)
+        current = _records(records, mountpoint)
+    settled = [found.get(record.mountpoint) for record in current]
+    return [
+        each
+        for each, record in zip(settled, current, strict=True)
+        if each and each.record == record
+    ]
+
+
+def _look(records: MountRecords, left: list[MountRecord], *, every: bool) -> dict[str, MountStatus]:
+    """Return how those mounts are by folder, and remove the records of what is gone; they are
+    ``every`` mount that there is.
+    """
+    named = None if every else [record.mountpoint for record in left]
+    status = service_status(named) if any(record.service for record in left) else None
+    attached = {record.mountpoint for record in find_attached(left)}
     table = {(entry.mountpoint, entry.device): entry.options for entry in read_mount_table()}
-    found = []
-    for record in _records(records, mountpoint):
-        options = table.get((record.mountpoint, record.device_number))
-        mount = _status_of(record, status, attached=options is not None)
+    found = {}
+    for record in left:
+        mount = _status_of(record, status, attached=record.mountpoint in attached)
         if mount is None:
             records.remove(record)
-        else:
-            found.append(mount._replace(options=tuple(options.split(",") if options else ())))
+            continue
+        options = table.get((record.mountpoint, record.device_number))
+        found[record.mountpoint] = mount._replace(
+            options=tuple(options.split(",")) if options else ()
+        )
     return found
 
 
@@ -87,14 +115,14 @@ def _records(records: MountRecords, mountpoint: str | None) -> list[MountRecord]
 
 
 def _status_of(
-    record: MountRecord, status: dict[str, Any] | None, *, attached: bool
+    record: MountRecord, status: ServiceStatus | None, *, attached: bool
 ) -> MountStatus | None:
     lives = MountState.SERVED if attached else MountState.DETACHED
     if record.service and status is not None:
-        known = status["mounts"].get(record.mountpoint)
+        known = status.mounts.get(record.mountpoint)
         if known is not None:
-            sizes = known.get("ready_bytes"), known.get("total_bytes")
-            return MountStatus(record, lives, status["pids"], *sizes)
+            sizes = known.ready_bytes, known.total_bytes
+            return MountStatus(record, lives, status.pids, *sizes)
     elif record.served:
         return MountStatus(record, lives, {"server": record.pid})
     if not attached:
@@ -112,7 +140,8 @@ def clear_mountpoint(mountpoint: str) -> None:
             continue
         if status.state is MountState.BROKEN:
             LOG.warning("%s is broken, and mounted anew", mountpoint)
-            unmount(mountpoint, lazy=True)
+            with contextlib.suppress(NotFoundError):
+                unmount(mountpoint, lazy=True)
             continue
         raise UsageError(
             f"{status.record.image} is mounted at {mountpoint} already",
@@ -133,7 +162,7 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
     records = MountRecords()
     path = os.path.realpath(mountpoint)
     # Looked up once: a mount that becomes resident gets another record.
-    record = next((each.record for each in list_mounts(path)), None)
+    record = _find(records, path)
     if record is None:
         raise NotFoundError(f"no image is mounted at {path}", hint="lamina mounts lists them")
     detach(path, record.device_number, lazy=lazy)
@@ -142,6 +171,25 @@ def unmount(mountpoint: str | os.PathLike[str], *, lazy: bool = False) -> MountR
     elif not lazy:
         _wait_for_end(record)
     return record
+
+
+def unmount_all(*, lazy: bool = False) -> Iterator[MountRecord]:
+    """Unmount all mounts of this user as :func:`unmount` does one, and yield their records; those
+    that end by themselves meanwhile are passed over.
+    """
+    for status in list_mounts():
+        try:
+            yield unmount(status.record.mountpoint, lazy=lazy)
+        except NotFoundError:
+            LOG.info("%s has ended by itself", status.record.mountpoint)
+
+
+def _find(records: MountRecords, mountpoint: str) -> MountRecord | None:
+    """Return the record of what may be mounted at a folder; a stale one is removed."""
+    record = records.read(mountpoint)
+    if record is not None and any(find_attached([record])):
+        return record
+    return next((each.record for each in list_mounts(mountpoint)), None)
 
 
 def _wait_for_end(record: MountRecord) -> None:
@@ -159,3 +207,5 @@ def _wait_for_end(record: MountRecord) -> None:
             )
             return
         time.sleep(_POLL_S)
+    # It may have become resident just before it was unmounted: then nobody notices.
+    records.remove(record.as_resident())

@@ -48,6 +48,13 @@ def mount_overlay(lower: str, changes: str, mountpoint: str, *, throwaway: bool)
     return True
 
 
+def mount_folder_overlay(lower: str, changes: str, mountpoint: str) -> None:
+    """Mount an overlay of one folder of a tree, whose changes go to ``changes/upper``.  Raises
+    SyscallError.
+    """
+    _mount(lower, changes, mountpoint, ())
+
+
 def _mount(lower: str, changes: str, mountpoint: str, flags: tuple[str, ...]) -> None:
     upper, work = os.path.join(changes, "upper"), os.path.join(changes, "work")
     for folder in (upper, work):
@@ -67,9 +74,7 @@ def _mount(lower: str, changes: str, mountpoint: str, flags: tuple[str, ...]) ->
 
 
 def _copy_attributes(lower: str, upper: str) -> None:
-    """The root of the merged tree is the upper folder's inode, so it must look like the image's
-    root.
-    """
+    """Make the upper folder, which is the root of the merged tree, look like the image's root."""
     status = os.stat(lower)
     os.chown(upper, status.st_uid, status.st_gid)
     os.chmod(upper, status.st_mode & 0o7777)
@@ -92,8 +97,9 @@ def _copy_attribute(lower: str, upper: str, name: str) -> None:
 
 
 def _escaped(path: str) -> str:
-    """The kernel cuts these options at colons and, before Linux 6.5, at commas; a backslash
-    protects.
+    """Escape a path for the options of overlayfs.
+
+    The kernel cuts them at colons and, before Linux 6.5, at commas; a backslash protects.
     """
     return "".join(f"\\{char}" if char in "\\:," else char for char in path)
 
@@ -137,7 +143,7 @@ def _remove_if_made(path: str, original: str) -> bool:
 
 
 def _is_plain_copy(path: str, original: str) -> bool:
-    """Whether a folder of the changes has the mode, owner and attributes of the image's."""
+    """Tell whether a folder of the changes has the mode, owner and attributes of the image's."""
     mine, theirs = os.lstat(path), os.lstat(original)
     same = (mine.st_mode, mine.st_uid, mine.st_gid) == (
         theirs.st_mode,
@@ -150,7 +156,7 @@ def _is_plain_copy(path: str, original: str) -> bool:
 
 
 def has_changes(upper: str) -> bool:
-    """Whether anything is in the folder for changes."""
+    """Tell whether anything is in the folder for changes."""
     with os.scandir(upper) as entries:
         return any(True for _ in entries)
 

@@ -21,28 +21,30 @@ _FILE: Final = "read_ahead_kb"
 _LONGEST_TEXT: Final = 32
 
 
-def lazy_readahead_kib(current_kib: int) -> int:
-    """Return how far to read ahead of incomplete blobs, both in KiB: never further than now."""
-    return min(current_kib, LAZY_KIB)
+def lazy_readahead_kib(current_kib: int, most_kib: int = LAZY_KIB) -> int:
+    """Return how far to read ahead of incomplete blobs, in KiB: never further than now."""
+    return min(current_kib, most_kib)
 
 
-def shorten_readahead(devices: Iterable[str]) -> None:
+def shorten_readahead(devices: Iterable[str], most_kib: int = LAZY_KIB) -> None:
     """Bound the readahead of backing devices, given by their folders (``/sys/class/bdi/erofs-42``).
+
+    With 0 each page is read when it is touched, and no other.
 
     The kernel takes the value for files opened from then on.  Where sysfs cannot be written, as in
     many containers, or the device has gone, nothing changes: a shorter readahead is only faster.
     """
     for device in devices:
         with contextlib.suppress(OSError):
-            _shorten(Path(device) / _FILE)
+            _shorten(Path(device) / _FILE, most_kib)
 
 
-def _shorten(path: Path) -> None:
+def _shorten(path: Path, most_kib: int) -> None:
     with path.open("rb") as file:
         text = file.read(_LONGEST_TEXT).strip()
     if not re.fullmatch(rb"[0-9]+", text):
         return
     current_kib = int(text)
-    wanted_kib = lazy_readahead_kib(current_kib)
+    wanted_kib = lazy_readahead_kib(current_kib, most_kib)
     if wanted_kib != current_kib:
         path.write_text(f"{wanted_kib}\n")

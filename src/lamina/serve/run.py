@@ -1,62 +1,83 @@
 """Run a container from an image that has not arrived: mount, overlay, bundle, runtime, and all of
 it undone.
 
-Everything is mounted in a private mount namespace, which the runtime inherits: other processes do
-not see it, and the kernel takes it away with the last process in it, whatever happens to us.
+The image is a mount of the service like any other, which further containers of it share.  All else
+is mounted in a private mount namespace, which the runtime inherits: other processes do not see it,
+and the kernel takes it away with the last process in it, whatever happens to us.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from lamina.errors import UnsupportedError, UsageError
+from lamina.errors import Error, KernelError, UnsupportedError, UsageError
+from lamina.linux.mount_table import MountEntry, read_mount_table
 from lamina.linux.private_mounts import enter_private_mounts
-from lamina.serve.bundle import (
-    ContainerOptions,
-    runtime_config,
-    write_config,
-    write_etc_files,
-)
+from lamina.serve.container_etc import write_etc_files
 from lamina.serve.container_folders import ContainerFolders, create_folders
-from lamina.serve.container_mounts import place_mounts, wanted_mounts
-from lamina.serve.container_user import resolve_user
+from lamina.serve.container_mounts import WantedMount, place_mounts, wanted_mounts
+from lamina.serve.container_options import ContainerOptions
+from lamina.serve.detach import detach
 from lamina.serve.overlay import (
     has_changes,
     mount_overlay,
     prune_mount_points,
     unmount_quietly,
 )
+from lamina.serve.own_volumes import let_go, make_own_volumes, was_written
+from lamina.serve.readahead import LAZY_KIB
+from lamina.serve.run_image import LeasedImage, OwnImage
 from lamina.serve.run_server import RunServer, start_server
 from lamina.serve.runtime import Outcome, Runtime, find_runtime, remove_container, run_foreground
+from lamina.serve.runtime_bundle import write_config
+from lamina.serve.runtime_folder import state_directory
+from lamina.serve.service.client import connect_or_start
+from lamina.serve.toucher import StartGate
+from lamina.store.node import default_root
 
 if TYPE_CHECKING:
-    from lamina.image.native import NativeImage
+    from lamina.content.lazy_image import LazyImage
+    from lamina.opening.open_image import Indexer
+    from lamina.opening.request import OpenRequest
+    from lamina.serve.service.channel import Channel
+
+LOG: Final = logging.getLogger("lamina")
+
+_METADATA: Final = re.compile(r".*/metadata/sha256/[0-9a-f]{64}|/proc/self/fd/[0-9]+", re.DOTALL)
+"""What the kernel has mounted of an image: a file of a store, or one without a name."""
 
 
-class Unmountable(Protocol):
-    """A mount that can be undone."""
+class Planner(Protocol):
+    """Decides what of an image is fetched before its container starts."""
 
-    def close(self) -> None:
-        """Unmount and stop serving."""
+    def __call__(self, image: LazyImage, /) -> Callable[[], None]:
+        """Fetch that, and return what is called once the image is unmounted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What to run and how: ``open_image`` and ``mount`` are called in the serving process.
+    """What to run and how.
 
-    ``mount`` gets the opened image and a folder.  ``keep_changes`` False is ``--rm``.
+    ``complete`` fetches the rest of the image in the background, no more than ``limit_rate`` bytes
+    a second.  ``keep_changes`` False is ``--rm``; ``readahead_kib`` is that of
+    :func:`lamina.serve.mount.mount_image`.
     """
 
-    open_image: Callable[[], NativeImage]
-    mount: Callable[[NativeImage, str], Unmountable]
+    image: OpenRequest
     options: ContainerOptions
-    store_root: str
+    device: str = "auto"
+    complete: bool = False
+    limit_rate: float | None = None
     name: str | None = None
     runtime: str | None = None
     keep_changes: bool = True
+    readahead_kib: int = LAZY_KIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,123 +90,213 @@ class RunResult:
     changes: str | None = None
 
 
-class ServedImage:
-    """The image of one container, as the serving process holds it."""
+@dataclass(slots=True)
+class PreparedContainer:
+    """A container whose root is mounted and whose bundle is written.
 
-    def __init__(self, request: RunRequest, folders: ContainerFolders, runtime: Runtime) -> None:
-        self._request = request
-        self._folders = folders
-        self._runtime = runtime
-        self._image: NativeImage | None = None
-        self._mount: Unmountable | None = None
+    ``keeps`` says that what it writes is kept, if it writes anything; ``keeps_all`` set by whoever
+    runs it, that its folder is kept with whatever is in it.  ``changes`` is what was kept, once all
+    is undone.
+    """
 
-    def start(self) -> dict[str, Any]:
-        """Open and mount; return the ``config.json`` that the image and the options make."""
-        request, folders = self._request, self._folders
-        self._image = image = request.open_image()
-        self._mount = request.mount(image, folders.image)
-        config, options = image.config.config, request.options
-        user = resolve_user(image, config.user if options.user is None else options.user)
-        return {"document": runtime_config(config, user, options)}
+    options: ContainerOptions
+    folders: ContainerFolders
+    runtime: Runtime
+    server: RunServer
+    facts: dict[str, Any]
+    targets: list[str]
+    keeps: bool
+    keeps_all: bool = False
+    changes: str | None = None
 
-    def stop(self, *, orphaned: bool) -> None:
-        """Unmount; after the caller's sudden end also kill the container and remove its folders."""
-        if orphaned:
-            remove_container(self._runtime, self._folders.bundle, self._folders.container_id)
-            unmount_quietly(self._folders.rootfs)
-        if self._mount is not None:
-            self._mount.close()
-        if self._image is not None:
-            self._image.close()
-        if orphaned:
-            self._folders.remove(keep_changes=self._request.keep_changes)
+    @property
+    def watched_pid(self) -> int | None:
+        """The process without which the container has no files; None if there is none such."""
+        return None if self.server.is_apart else self.server.pid
 
 
-def run_container(request: RunRequest) -> RunResult:
-    """Run a container in the foreground until it ends.
+@contextlib.contextmanager
+def prepared_container(
+    request: RunRequest,
+    *,
+    indexer: Indexer | None = None,
+    planner: Planner | None = None,
+    made: Callable[[ContainerFolders], None] | None = None,
+) -> Iterator[PreparedContainer]:
+    """Have a container ready to be started as long as the block runs, and undo everything then.
+
+    The image is mounted by the service, which serves all containers of it from one superblock; with
+    a *planner*, or where no service can run, a process beside the container serves it.  *made* is
+    called once the folders of the container are; *indexer* and *planner* are called in the process
+    beside it, which has one thread then.
 
     Needs root, and a process of one thread that has nothing mounted of its own: it moves to a
-    private mount namespace for good.  Raises lamina.errors.Error if the command was not started for
-    a reason of ours; what the runtime itself refuses is in the exit code (125-127), and the runtime
-    has told it on standard error.
+    private mount namespace for good.  Raises lamina.errors.Error.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(
             "`lamina run` needs root", hint="run it as root, or mount the image and chroot"
         )
-    check_terminal(request.options)
-    runtime = find_runtime(request.runtime, "/run/lamina/runtime")
-    folders = create_folders(request.store_root, request.name)
+    run_root = str(state_directory())
+    runtime = find_runtime(request.runtime, os.path.join(run_root, "runtime"))
+    folders = create_folders(request.image.store or str(default_root()), request.name, run_root)
     request = replace(request, options=_named(request.options, folders.container_id))
     kept = False
+    prepared: PreparedContainer | None = None
     try:
-        enter_private_mounts()
-        server = start_server(lambda: ServedImage(request, folders, runtime))
+        if made is not None:
+            made(folders)
+        gate = StartGate(is_wanted=request.image.start is not None)
+        server = _start_server(request, folders, runtime, gate, (indexer, planner))
         try:
-            targets, in_store = _prepare(request, folders, server)
-            kept = request.keep_changes and in_store
-            outcome = _run_prepared(request.options, folders, runtime, server.pid)
-            prune_mount_points(folders.upper, targets, folders.image)
+            facts = server.wait_ready()
+            if server.is_apart:
+                enter_private_mounts()
+            prepared = _prepare(request, folders, runtime, server, facts)
+            gate.wait(folders.image)
+            yield prepared
+            prune_mount_points(folders.upper, prepared.targets, folders.image)
         finally:
+            gate.close()
             unmount_quietly(folders.rootfs)
+            if server.is_apart:
+                # A copy: the mount itself is the server's.
+                unmount_quietly(folders.image)
             server.stop()
             # A server that was killed left it.
             unmount_quietly(folders.image)
-        kept = kept and has_changes(folders.upper)
+        kept = prepared.keeps and (has_changes(folders.upper) or was_written(folders.changes))
+        prepared.changes = folders.upper if kept else None
     finally:
         # The memory that took the place of a folder which overlayfs cannot use.
         unmount_quietly(folders.changes)
-        folders.remove(keep_changes=kept)
-    return RunResult(outcome.exit_code, folders.upper if kept else None)
+        keeps_all = prepared is not None and prepared.keeps_all
+        folders.remove(keep_changes=kept or keeps_all)
+
+
+def _start_server(
+    request: RunRequest,
+    folders: ContainerFolders,
+    runtime: Runtime,
+    gate: StartGate,
+    callbacks: tuple[Indexer | None, Planner | None],
+) -> RunServer:
+    """Start the process that stays beside the container: outside the private mounts if the service
+    is to see what it mounts, else inside.
+    """
+    indexer, planner = callbacks
+    service = None if planner is not None else _service()
+    if service is None:
+        enter_private_mounts()
+        return start_server(
+            lambda: OwnImage(request, folders, runtime, indexer, planner, gate.serve())
+        )
+    with contextlib.closing(service):
+        return start_server(
+            lambda: LeasedImage(request, folders, runtime, service, indexer, gate.serve()),
+            is_apart=True,
+        )
+
+
+def _service() -> Channel | None:
+    """Return a connection to the mount service; None where none of this version can run."""
+    try:
+        return connect_or_start()
+    except KernelError as error:
+        LOG.info("the image is served beside the container: %s", error)
+        return None
+
+
+def _let_other_images_go(bundle: str, options: ContainerOptions) -> None:
+    """Unmount the copies of other images' mounts that came into the private mounts, where they
+    would be in use for as long as the container runs, whoever unmounts them outside.
+
+    What is mounted below the *bundle* stays, and copies of what volumes are of.
+    """
+    sources = [os.path.realpath(volume.source) for volume in options.volumes]
+    for entry in reversed(read_mount_table()):
+        below = os.path.join(entry.mountpoint, "")
+        is_wanted = below.startswith(f"{bundle}/") or any(
+            f"{source}/".startswith(below) for source in sources
+        )
+        if not is_wanted and _is_image(entry):
+            with contextlib.suppress(Error):
+                detach(entry.mountpoint, entry.device, lazy=True)
+
+
+def _is_image(entry: MountEntry) -> bool:
+    """Tell whether a mount looks like one of ours, of whatever user and runtime folder."""
+    if entry.filesystem == "erofs":
+        return _METADATA.fullmatch(entry.source) is not None
+    return (entry.filesystem, entry.source) == ("fuse", "lamina")
 
 
 def check_terminal(options: ContainerOptions) -> None:
-    """A container's terminal is ours, so there must be one.  Raises UsageError."""
-    if options.terminal and not any(os.isatty(fd) for fd in range(3)):
+    """Raise UsageError if a terminal is asked for and there is none: a container's is ours."""
+    if options.terminal:
+        require_terminal()
+
+
+def require_terminal() -> None:
+    """Raise UsageError if none of the standard streams is a terminal."""
+    if not any(os.isatty(fd) for fd in range(3)):
         raise UsageError(
             "-t asks for a terminal, but none of the standard streams is one", hint="leave -t out"
         )
 
 
 def _prepare(
-    request: RunRequest, folders: ContainerFolders, server: RunServer
-) -> tuple[list[str], bool]:
-    """Make the bundle with its root; return the paths that are mounted on in it, and whether what
-    the container writes goes to the store.
-    """
-    document, options = server.wait_ready()["document"], request.options
+    request: RunRequest,
+    folders: ContainerFolders,
+    runtime: Runtime,
+    server: RunServer,
+    facts: dict[str, Any],
+) -> PreparedContainer:
+    """Make the bundle with its root."""
+    options = request.options
     throwaway = not request.keep_changes or options.read_only
     in_store = mount_overlay(folders.image, folders.changes, folders.rootfs, throwaway=throwaway)
     write_etc_files(folders.bundle, options)
     wanted = wanted_mounts(options, folders.bundle)
-    document, targets = place_mounts(folders.rootfs, document, wanted)
+    own = make_own_volumes(folders.image, folders.changes, options, facts["volumes"])
+    wanted += [WantedMount(volume.target, volume.source) for volume in own]
+    try:
+        document, targets = place_mounts(folders.rootfs, facts["document"], wanted)
+    finally:
+        let_go(own)
+    _let_other_images_go(folders.bundle, options)
     write_config(folders.bundle, document)
-    return targets, in_store
+    keeps = request.keep_changes and in_store
+    return PreparedContainer(options, folders, runtime, server, facts, targets, keeps)
 
 
-def _run_prepared(
-    options: ContainerOptions, folders: ContainerFolders, runtime: Runtime, server_pid: int
-) -> Outcome:
-    ended = False
+def run_prepared(prepared: PreparedContainer) -> Outcome:
+    """Run a container with the standard streams of this process until it ends."""
+    folders, options, ended = prepared.folders, prepared.options, False
     try:
         outcome = run_foreground(
-            runtime,
+            prepared.runtime,
             folders.bundle,
             folders.container_id,
             interactive=options.interactive or options.terminal,
-            server_pid=server_pid,
+            server_pid=prepared.watched_pid,
+            stop_timeout_s=options.stop_timeout_s,
         )
         ended = not outcome.failure
     finally:
         if not ended:
-            remove_container(runtime, folders.bundle, folders.container_id)
+            remove_container(prepared.runtime, folders.bundle, folders.container_id)
     return outcome
 
 
 def _named(options: ContainerOptions, container_id: str) -> ContainerOptions:
-    """Give the container a host name: the host's own on its network, else the container's."""
-    if options.hostname:
-        return options
+    """Give the container a host name, the host's own on its network, else the container's; and a
+    control group below the one that is asked for.
+    """
+    parent = options.cgroup_parent
+    here = os.uname().nodename if options.network == "host" else container_id[:63]
     return replace(
-        options, hostname=os.uname().nodename if options.network == "host" else container_id[:63]
+        options,
+        hostname=options.hostname or here,
+        cgroup_path=os.path.join(parent, container_id) if parent else "",
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -19,10 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 
-from lamina.errors import Error, KernelError
-from lamina.serve.reported_error import decode_error, encode_error
+from lamina.errors import Error
+from lamina.serve.error_wire import encode_failure, read_report
 
-_FAILED = b"failed "
 _GOODBYE = b"q"
 
 
@@ -42,6 +42,8 @@ class RunServer:
 
     pid: int
     channel: socket.socket
+    is_apart: bool = False
+    """Whether it mounts outside the caller's private mounts, and others serve what it mounts."""
     answered: bool = False
 
     def wait_ready(self) -> dict[str, Any]:
@@ -52,11 +54,9 @@ class RunServer:
         with self.channel.makefile("rb") as stream:
             line = stream.readline()
         self.answered = True
-        if not line:
-            raise KernelError("the server of the image ended before the image was mounted")
-        if line.startswith(_FAILED):
-            raise decode_error(line[len(_FAILED) :])
-        report: dict[str, Any] = json.loads(line)
+        report: dict[str, Any] = read_report(
+            line, "the server of the image ended before the image was mounted"
+        )
         return report
 
     def stop(self) -> None:
@@ -71,11 +71,24 @@ class RunServer:
             with contextlib.suppress(OSError):
                 self.channel.send(_GOODBYE)
             self.channel.close()
-            os.waitpid(self.pid, 0)
+            _wait_for_end(self.pid)
             self.pid = 0
 
 
-def start_server(make: Callable[[], Served]) -> RunServer:
+def _wait_for_end(pid: int) -> None:
+    try:
+        os.waitpid(pid, 0)
+    except ChildProcessError:
+        # The child of a process whose place this one has taken.
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            try:
+                select.select([fd], [], [])
+            finally:
+                os.close(fd)
+
+
+def start_server(make: Callable[[], Served], *, is_apart: bool = False) -> RunServer:
     """Fork the server.  The process must have one thread."""
     mine, theirs = socket.socketpair()
     sys.stdout.flush()
@@ -85,7 +98,7 @@ def start_server(make: Callable[[], Served]) -> RunServer:
         mine.close()
         _child(theirs, make)
     theirs.close()
-    return RunServer(pid, mine)
+    return RunServer(pid, mine, is_apart)
 
 
 def _child(channel: socket.socket, make: Callable[[], Served]) -> NoReturn:
@@ -123,7 +136,7 @@ def _serve(channel: socket.socket, served: Served) -> None:
         try:
             line = json.dumps(served.start()).encode()
         except Error as error:
-            line = _FAILED + encode_error(error)
+            line = encode_failure(error)
         with contextlib.suppress(BrokenPipeError):
             channel.sendall(line + b"\n")
         orphaned = channel.recv(1) != _GOODBYE

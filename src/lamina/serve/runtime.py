@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from typing import Final, NamedTuple
 
 from lamina.errors import KernelError, UnsupportedError
@@ -52,7 +53,7 @@ class Runtime(NamedTuple):
     root: str
 
     def command(self, log: str, *words: str) -> list[str]:
-        """A command line of the runtime."""
+        """Return a command line of the runtime."""
         return [self.program, "--root", self.root, "--log", log, "--log-format", "json", *words]
 
 
@@ -66,7 +67,7 @@ class Outcome(NamedTuple):
 
 
 def find_runtime(wanted: str | None, root: str) -> Runtime:
-    """The runtime of that name or path, else the first of runc and crun.  Raises
+    """Return the runtime of that name or path, else the first of runc and crun.  Raises
     UnsupportedError.
     """
     path = f"{os.environ.get('PATH', '')}:{ADMIN_PATH}"
@@ -82,39 +83,97 @@ def find_runtime(wanted: str | None, root: str) -> Runtime:
 
 
 def forwarded_signals() -> set[signal.Signals]:
-    """The signals that a container should get when this process gets them."""
+    """Return the signals that a container should get when this process gets them."""
     mine = {getattr(signal, name) for name in _NOT_FORWARDED}
     return {number for number in signal.Signals if number not in mine}
 
 
 def run_foreground(
-    runtime: Runtime, bundle: str, container_id: str, *, interactive: bool, server_pid: int
+    runtime: Runtime,
+    bundle: str,
+    container_id: str,
+    *,
+    interactive: bool,
+    server_pid: int | None,
+    stop_timeout_s: float | None = None,
 ) -> Outcome:
     """Run a bundle to its end, with this process's standard streams; forward signals; return how it
     ended.
 
-    Without ``interactive`` the container's standard input is empty.  The process ``server_pid``
-    serves the container's files: should it end first, the runtime is killed
-    and KernelError raised.  This process must
-    have one thread.
+    Without ``interactive`` the container's standard input is empty.  If a process ``server_pid``
+    serves the container's files, and it ends first, the runtime is killed and KernelError raised.
+    The container is killed *stop_timeout_s* after this process was told to end, if that is not
+    None.  This process must have one thread.
     """
     log = os.path.join(bundle, "runtime.log")
     command = runtime.command(log, "run", "--bundle", bundle, container_id)
-    watched = forwarded_signals() | {signal.SIGCHLD}
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-    try:
-        pid, own_group = _spawn(command, interactive)
-        status = _wait(pid, server_pid, watched, own_group)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    end = None
+    if stop_timeout_s is not None and stop_timeout_s >= 0:
+        words = runtime.command(os.path.join(bundle, "kill.log"), "kill", container_id, "KILL")
+        end = _EndAfter(stop_timeout_s, words)
+    status = _run(command, interactive, server_pid, end)
     if status is None:
         raise KernelError(
             "the server of the image ended while the container ran, so the container was killed",
             hint="look for the out-of-memory killer in the kernel's log",
         )
+    return _outcome(status, log)
+
+
+def run_words(command: list[str], log: str, *, interactive: bool, silent: bool) -> Outcome:
+    """Run a command of the runtime that has a command in a container run, as
+    :func:`run_foreground` does; *silent* without any streams.
+    """
+    if silent:
+        code = run_quietly(command)
+        return understood(code, log) if code else Outcome(0)
+    status = _run(command, interactive, None, None)
+    assert status is not None
+    return _outcome(status, log)
+
+
+def _outcome(status: int, log: str) -> Outcome:
     code = os.waitstatus_to_exitcode(status)
     code = 128 - code if code < 0 else code
-    return _understood(code, log) if code else Outcome(0)
+    return understood(code, log) if code else Outcome(0)
+
+
+class _EndAfter:
+    """Kills a container some time after it was asked to end."""
+
+    def __init__(self, timeout_s: float, words: list[str]) -> None:
+        self._timeout_s = timeout_s
+        self._words = words
+        self._deadline_s: float | None = None
+
+    def note(self, number: int) -> None:
+        """Note a signal that was passed on."""
+        if number == signal.SIGTERM and self._deadline_s is None:
+            self._deadline_s = time.monotonic() + self._timeout_s
+
+    def look(self) -> float:
+        """Kill if it is time; return for how long nothing is to be done."""
+        if self._deadline_s is None:
+            return _LOOK_S
+        left_s = self._deadline_s - time.monotonic()
+        if left_s <= 0:
+            self._deadline_s = None
+            run_quietly(self._words)
+            return _LOOK_S
+        return min(left_s, _LOOK_S)
+
+
+def _run(
+    command: list[str], interactive: bool, server_pid: int | None, end: _EndAfter | None
+) -> int | None:
+    """Run a command and pass signals on to it; return as :func:`_wait`."""
+    watched = forwarded_signals() | {signal.SIGCHLD}
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    try:
+        pid, own_group = _spawn(command, interactive)
+        return _wait(pid, server_pid, watched, own_group, end)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def _spawn(command: list[str], interactive: bool) -> tuple[int, bool]:
@@ -148,33 +207,41 @@ def _spawn(command: list[str], interactive: bool) -> tuple[int, bool]:
     return pid, own_group
 
 
-def _wait(pid: int, server_pid: int, watched: set[signal.Signals], own_group: bool) -> int | None:
+def _wait(
+    pid: int,
+    server_pid: int | None,
+    watched: set[signal.Signals],
+    own_group: bool,
+    end: _EndAfter | None,
+) -> int | None:
     """Wait for the runtime's end and return its wait status, or None if the server ended before
     it.
     """
     server_ended = False
     while True:
         # With a time limit, because a thread that does not block SIGCHLD may have got it.
-        info = signal.sigtimedwait(watched, _LOOK_S)
+        info = signal.sigtimedwait(watched, _LOOK_S if end is None else end.look())
         if info is not None and info.si_signo != signal.SIGCHLD:
             # What the terminal sends, the runtime got as well, being in the same group.
             if own_group or info.si_code != _SI_KERNEL:
                 os.kill(pid, info.si_signo)
+            if end is not None:
+                end.note(info.si_signo)
             continue
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return None if server_ended else status
-        if not server_ended and _has_ended(server_pid):
+        if server_pid is not None and not server_ended and _has_ended(server_pid):
             server_ended = True
             os.kill(pid, signal.SIGKILL)
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a child is a zombie, without reaping it."""
+    """Tell whether a child is a zombie, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _understood(code: int, log: str) -> Outcome:
+def understood(code: int, log: str) -> Outcome:
     """Tell the runtime's own failure from the container's exit status by the runtime's log."""
     message = _logged_error(log)
     if not message:
@@ -207,8 +274,28 @@ def remove_container(runtime: Runtime, bundle: str, container_id: str) -> None:
     """Kill a container and forget it; one that is not there is fine."""
     log = os.path.join(bundle, "removal.log")
     command = runtime.command(log, "delete", "--force", container_id)
-    null = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in range(3)]
+    run_quietly(command)
+
+
+def run_quietly(command: list[str], streams: tuple[int, int, int] = (-1, -1, -1)) -> int:
+    """Run a command of the runtime to its end and return its exit code, 128 and more for a signal.
+
+    Its standard streams, and those of the container if it makes one, are *streams*; below 0 there
+    is nothing.
+    """
+    actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
+    for fd, given in enumerate(streams):
+        if given < 0:
+            actions.append((os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0))
+        else:
+            actions.append((os.POSIX_SPAWN_DUP2, given, fd))
     pid = os.posix_spawn(
-        command[0], command, os.environ, file_actions=null, setsigmask=(), setsigdef=_DEFAULTS
+        command[0],
+        command,
+        os.environ,
+        file_actions=actions,
+        setsigmask=(),
+        setsigdef=_DEFAULTS,
     )
-    os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return 128 - code if code < 0 else code

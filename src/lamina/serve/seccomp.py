@@ -63,7 +63,7 @@ DENIED_CALLS: Final = (
 
 
 def seccomp_profile() -> dict[str, Any]:
-    """The ``linux.seccomp`` object of a runtime configuration."""
+    """Return the ``linux.seccomp`` object of a runtime configuration."""
     user_namespace = {
         "index": 0,
         "value": CLONE_NEWUSER,

@@ -17,17 +17,21 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final, Self, TypeAlias
 
 from lamina.errors import StoreError, os_hint
-from lamina.store.files import store_error, store_errors, write_all
+from lamina.posix.file_space import forget_pages
+from lamina.posix.write import write_all
+from lamina.store.files import store_error, store_errors
 from lamina.store.holds import HoldRecord
 from lamina.store.locks import Lock, lock_shared, unlock
 from lamina.store.readiness import ReadinessMap, use_time
 
 if TYPE_CHECKING:
-    from lamina.linux.mount import SuperblockWatch
+    from lamina.linux.superblock import SuperblockWatch
     from lamina.store.space import Space
+
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 
 Data: TypeAlias = bytes | bytearray | memoryview
 
@@ -57,7 +61,7 @@ class CacheBlob:
         self._writing = threading.Lock()
         self._holding = threading.Lock()
         self._holds = 0
-        self._record = HoldRecord(space.root, path.stem)
+        self._records: dict[str, HoldRecord] = {}
         lock_shared(lock_fd, Lock.OPEN)
 
     def is_ready(self, chunk: int) -> bool:
@@ -75,13 +79,13 @@ class CacheBlob:
         """
         self._readiness.mark(first, count)
 
-    def is_doubtful(self, chunk: int) -> bool:
+    def is_unverified(self, chunk: int) -> bool:
         """Tell whether the file may hold *chunk* from before the last boot, to be verified."""
-        return self._readiness.is_doubtful(chunk)
+        return self._readiness.is_unverified(chunk)
 
-    def dispel(self, first: int, count: int = 1) -> None:
+    def clear_unverified(self, first: int, count: int = 1) -> None:
         """Forget what the file may hold of these chunks."""
-        self._readiness.dispel(first, count)
+        self._readiness.clear_unverified(first, count)
 
     @property
     def complete(self) -> bool:
@@ -98,6 +102,10 @@ class CacheBlob:
             first = found if found >= 0 else self.chunk_count
             self._progress = generation, first
         return first >= self.chunk_count
+
+    def chunk_states(self) -> bytes:
+        """Return a byte for each chunk: 1 if it is ready, else 0."""
+        return self._readiness.states()
 
     @property
     def ready_count(self) -> int:
@@ -183,8 +191,26 @@ class CacheBlob:
             return -1
         return self._read_unless_evicted(offset, buffer, generation)
 
+    def read_cached(self, offset: int, buffer: memoryview, chunks: range) -> bool:
+        """Read as :meth:`read_ready`, but only what the system has in memory; tell whether that was
+        all.  Never raises: another way of reading tells what is wrong.
+        """
+        readiness = self._readiness
+        generation = readiness.generation
+        if readiness.first_missing(chunks.start, chunks.stop) >= 0:
+            return False
+        try:
+            count = os.preadv(self.fd, [buffer], offset, _NOWAIT)
+        except OSError:
+            return False
+        if count != len(buffer) or readiness.generation != generation:
+            return False
+        if self.space.evicts:
+            readiness.touch(offset, count, use_time())
+        return True
+
     def read_complete(self, offset: int, buffer: memoryview) -> int:
-        """The same if the whole blob is ready, which costs less to find out."""
+        """Read only if the whole blob is ready, which costs less to find out; -1 if it is not."""
         generation = self._readiness.generation
         return self._read_unless_evicted(offset, buffer, generation) if self.complete else -1
 
@@ -197,7 +223,7 @@ class CacheBlob:
         return count
 
     def hold(self) -> None:
-        """Keep all of the blob from being evicted until :meth:`let_go`; calls nest.
+        """Keep all of the blob from being evicted until :meth:`end_hold`; calls nest.
 
         For a kernel that reads the file without asking, as it does with a complete blob, or between
         the answer to a fanotify event and the end of the read that it allowed.  The hold belongs to
@@ -213,10 +239,10 @@ class CacheBlob:
         self.hold()
         if self.complete:
             return True
-        self.let_go()
+        self.end_hold()
         return False
 
-    def let_go(self) -> None:
+    def end_hold(self) -> None:
         """End one hold."""
         with self._holding:
             if self._holds:
@@ -224,18 +250,29 @@ class CacheBlob:
                 if self._holds == 0:
                     unlock(self.lock_fd, Lock.KERNEL)
 
-    def hold_through(self, watch: SuperblockWatch) -> None:
+    def hold_through(self, watch: SuperblockWatch, owner: str = "") -> None:
         """Keep the blob from being evicted while the superblock that *watch* knows exists, whatever
         becomes of this process.
 
         Called before the mount is made, with a watch that was made just then, and again when it has
-        seen the mount.  Raises StoreError.
+        seen the mount.  *owner* names the mount, where several read one blob.  Raises StoreError.
         """
-        self._record.write(watch.before, watch.paths)
+        with self._holding:
+            record = self._records.get(owner)
+            if record is None:
+                record = self._records[owner] = HoldRecord(self.space.root, self.path.stem)
+        record.write(watch.before, watch.paths)
+
+    def settle_hold(self, owner: str) -> None:
+        """Remove the record of :meth:`hold_through` unless the superblock is still there."""
+        with self._holding:
+            record = self._records.pop(owner, None)
+        if record is not None:
+            record.settle()
 
     def start_flush(self, offset: int, size_bytes: int) -> None:
         """Start writing a range to the disk, so that :meth:`flush` has less left to wait for."""
-        os.posix_fadvise(self.fd, offset, size_bytes, os.POSIX_FADV_DONTNEED)
+        forget_pages(self.fd, offset, size_bytes)
 
     def flush(self) -> None:
         """Make a complete blob outlive a power cut; others are verified again after one."""
@@ -255,7 +292,8 @@ class CacheBlob:
             pass
         finally:
             fd, self.fd = self.fd, -1
-            self._record.settle()
+            for owner in list(self._records):
+                self.settle_hold(owner)
             self._readiness.close()
             os.close(self.lock_fd)
             os.close(fd)

@@ -13,6 +13,7 @@ from struct import calcsize
 from typing import ClassVar, Final
 
 from lamina.errors import StoreError, os_hint
+from lamina.posix.write import write_all
 
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
@@ -56,13 +57,23 @@ def make_private_directory(path: Path) -> None:
     try:
         path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         status = path.stat()
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreAccessError(
+            f"cannot create the store directory {path}: a file is in its place",
+            hint="choose a folder with --store or LAMINA_STORE",
+        ) from error
+    except FileNotFoundError as error:
+        raise StoreAccessError(
+            f"cannot create the store directory {path}: {error.strerror}",
+            hint="choose a folder with --store or LAMINA_STORE, or correct HOME",
+        ) from error
     except OSError as error:
         raise store_error(f"create the store directory {path}", error) from error
     if status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise StoreError(
             f"the store directory {path} belongs to user {status.st_uid} with mode "
             f"{status.st_mode & 0o7777:04o}, so its content cannot be trusted",
-            hint="Make it owned by you with mode 0700, or set LAMINA_STORE.",
+            hint="make it owned by you with mode 0700, or set LAMINA_STORE",
         )
 
 
@@ -77,15 +88,6 @@ def inode_generation(fd: int) -> int:
     except OSError:
         return 0
     return int.from_bytes(answer[:4], sys.byteorder)
-
-
-def write_all(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
-    """Write *data* at *offset*, however many calls it takes.  Raises OSError."""
-    view = memoryview(data).cast("B")
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view = view[count:]
-        offset += count
 
 
 class NewFile:

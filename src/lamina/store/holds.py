@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from lamina.store.files import make_private_directory, replacing, store_error, write_all
+from lamina.posix.write import write_all
+from lamina.store.files import make_private_directory, replacing, store_error
 from lamina.store.readiness import current_boot_id
 
 SYSFS: Final = "/sys/class/bdi"

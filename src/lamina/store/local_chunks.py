@@ -16,7 +16,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from lamina.store.chunk_index import ChunkIndex
+from lamina.store.chunk_places import ChunkPlaces
 from lamina.store.locks import Lock, is_locked
 from lamina.store.readiness import ReadinessMap, map_file
 
@@ -54,7 +54,7 @@ class _Neighbour(NamedTuple):
 class LocalChunks:
     """The blobs of a store as a source of chunks.  Threads share it; close it when done."""
 
-    def __init__(self, blobs: Path, index: ChunkIndex) -> None:
+    def __init__(self, blobs: Path, index: ChunkPlaces) -> None:
         """Own *index* from now on."""
         self._blobs = blobs
         self._index = index
@@ -88,7 +88,7 @@ class LocalChunks:
         return b""
 
     def share(self, tag: int, offset: int, size_bytes: int, fd: int, to: int) -> bool:
-        """Let ``fd`` have the blocks at *to* in common with the blob *tag*, where the file system
+        """Let *fd* have the blocks at *to* in common with the blob *tag*, where the file system
         can; else return False.  The receiver compares the bytes: the source may have changed.
         """
         if not self._reflinks:

@@ -3,6 +3,9 @@
 They are open-file-description locks (fcntl(2), ``F_OFD_SETLK``) on single bytes of the readiness
 map's file: they belong to one opening of the file, so two openings in one process exclude each
 other too, a fork shares them, and they end with the last descriptor whatever kills the process.
+
+Only Linux has them.  Elsewhere it is as if somebody else always had everything: nothing is evicted
+or removed then, and nobody can be let down by a lock that does not hold.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import errno
 import fcntl
 import os
 import struct
+import sys
 from enum import IntEnum
 from typing import Final
 
@@ -33,11 +37,14 @@ class Lock(IntEnum):
 
 def lock_shared(fd: int, lock: Lock) -> None:
     """Take *lock* together with others; waits for who has it exclusively."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(fcntl.F_RDLCK, lock))
+    if sys.platform == "linux":
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _flock(fcntl.F_RDLCK, lock))
 
 
 def lock_exclusive(fd: int, lock: Lock, *, wait: bool = True) -> bool:
     """Take *lock* alone; without *wait* return False if somebody has it."""
+    if sys.platform != "linux":
+        return False
     command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
     try:
         fcntl.fcntl(fd, command, _flock(fcntl.F_WRLCK, lock))
@@ -50,11 +57,14 @@ def lock_exclusive(fd: int, lock: Lock, *, wait: bool = True) -> bool:
 
 def unlock(fd: int, lock: Lock) -> None:
     """Give *lock* back."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, lock))
+    if sys.platform == "linux":
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, lock))
 
 
 def is_locked(fd: int, lock: Lock) -> bool:
     """Tell whether any other opening has *lock*, shared or not."""
+    if sys.platform != "linux":
+        return True
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, lock))
     return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 

@@ -6,15 +6,15 @@
         lock                           held (flock) while a blob's files are opened or created
         blobs/ID.IDENTITY.data         cache file of a blob (lamina.store.cache_blob)
         blobs/ID.IDENTITY.ready        its readiness map (lamina.store.readiness, byte by byte)
-        index/chunks                   which blob has a chunk (lamina.store.chunk_index)
+        index/chunks                   which blob has a chunk (lamina.store.chunk_places)
         .spool.PID.RANDOM              what is read whole, meanwhile (lamina.store.spool)
         space.lock                     held while room is made and used (lamina.store.space)
         metadata/ALGORITHM/HEX         manifests, configs, bootstraps, chunk tables by their digest
         containers/                    what containers wrote that `lamina run` keeps
         holds/                         which files no budget may evict (lamina.store.holds)
         .pull-*                        layers on their way to a local index
-        records/KIND/ALGORITHM-HEX     small facts about what has that digest: 64 hex digits
-                                       (SHA-256 of the rest), a newline, then the content
+        records/KIND/ALGORITHM-HEX     small facts about what has that digest
+                                       (lamina.store.records)
 
 ROOT is ``$LAMINA_STORE``, else ``/var/lib/lamina`` for root and ``$XDG_CACHE_HOME/lamina``
 (``~/.cache/lamina``) for other users.
@@ -35,20 +35,19 @@ not, and blobs follow the rules of their readiness map.
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import os
 import re
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from lamina.errors import FormatError, IntegrityError, StoreError
-from lamina.registry.reference import is_digest
 from lamina.store.cache_blob import CacheBlob
-from lamina.store.chunk_index import ChunkIndex
+from lamina.store.chunk_places import ChunkPlaces
 from lamina.store.files import (
     inode_generation,
     locked,
@@ -61,15 +60,23 @@ from lamina.store.files import (
 )
 from lamina.store.holds import held_blobs
 from lamina.store.local_chunks import LocalChunks
-from lamina.store.readiness import ONE_ZONE, Header, create_map, current_boot_id, open_map
-from lamina.store.removal import UNFINISHED, remove_old, remove_unused
+from lamina.store.names import split_digest
+from lamina.store.readiness import (
+    ONE_ZONE,
+    Header,
+    count_ready,
+    create_map,
+    current_boot_id,
+    open_map,
+)
+from lamina.store.records import KINDS, Records
+from lamina.store.removal import UNFINISHED, YOUNG_S, remove_files, remove_old, remove_unused
+from lamina.store.scratch import remove_abandoned
 from lamina.store.space import BUDGET_VARIABLE, Space, parse_budget
 
 MAX_BLOB_SIZE: Final = 1 << 44
 MAX_CHUNK_COUNT: Final = 1 << 24
 BLOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RECORD_PREFIX: Final = 65
-RESIDENT: Final = "resident"
 
 
 def default_root() -> Path:
@@ -95,9 +102,10 @@ class NodeStore:
         Raises StoreError if others could write to *root*, UsageError for a malformed budget.
         """
         self.root = default_root() if root is None else root
+        self.records = Records(self.root / "records")
         chosen = os.environ.get(BUDGET_VARIABLE) or None if budget is None else budget
         limit = parse_budget(chosen, self.root) if isinstance(chosen, str) else chosen
-        self.space = Space(self.root, limit, self.resident_blobs)
+        self.space = Space(self.root, limit, self.records.resident_blobs)
         self._blobs = self.root / "blobs"
         self._metadata = self.root / "metadata"
         sha256, sha512 = self._metadata / "sha256", self._metadata / "sha512"
@@ -159,29 +167,59 @@ class NodeStore:
                 os.close(fd)
         return None if found is None else CacheBlob(data_path, fd, *found, self.space)
 
-    def remove_unused_blobs(self) -> tuple[tuple[int, int], frozenset[str]]:
+    def remove_unused_blobs(
+        self, kept_ids: Collection[str] = (), *, dry_run: bool = False
+    ) -> tuple[tuple[int, int], frozenset[str]]:
         """Remove the cache files that nobody has open, no kernel mount reads and that are not
-        resident; returns (number, bytes on disk), and the names of those that stay.
+        resident, but for blobs with these ids; returns (number, bytes on disk), and the names of
+        those that stay.  A *dry_run* only counts.
         """
         with self.locked(), store_errors(f"collect the blobs of {self.root}"):
-            return remove_unused(self._blobs, self.resident_blobs() | held_blobs(self.root))
+            kept = self._kept_blobs() | {
+                stem for stem in self._blob_names() if stem.rpartition(".")[0] in kept_ids
+            }
+            return remove_unused(self._blobs, kept, dry_run=dry_run)
 
-    def records(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        """Yield (digest, content) of all records of a kind that are not damaged."""
-        folder = self.root / "records" / kind
-        with store_errors(f"list {folder}"):
-            names = sorted(os.listdir(folder)) if folder.is_dir() else []
-        for name in names:
-            digest = name.replace("-", ":", 1)
-            if is_digest(digest):
-                content = self.record(kind, digest)
-                if content is not None:
-                    yield digest, content
+    def remove_blobs(self, blob_ids: Collection[str]) -> tuple[int, int] | None:
+        """Remove the cache files of some blobs; returns (number, bytes on disk), or None if one of
+        them is in use, and nothing was removed.
+        """
+        with self.locked(), store_errors(f"remove blobs of {self.root}"):
+            stems = self._blob_names()
+            kept = {stem for stem in stems if stem.rpartition(".")[0] not in blob_ids}
+            _, staying = remove_unused(self._blobs, kept | self._kept_blobs(), dry_run=True)
+            if staying - kept:
+                return None
+            return remove_unused(self._blobs, kept)[0]
 
-    def remove_metadata(self, kinds: Sequence[str], keep: Collection[str]) -> tuple[int, int]:
-        """Remove metadata files, and records of *kinds*, whose digests are not in *keep*, and what
-        was never finished; returns (number of files, bytes on disk).  Young ones stay: somebody may
-        be opening their image.
+    def _kept_blobs(self) -> frozenset[str]:
+        return self.records.resident_blobs() | held_blobs(self.root)
+
+    def _blob_names(self) -> list[str]:
+        names = os.listdir(self._blobs)
+        return [name.removesuffix(".data") for name in names if name.endswith(".data")]
+
+    def blob_chunks(self) -> dict[str, list[tuple[int, int]]]:
+        """Return, by blob id, how many chunks are ready in each of its cache files, and how many
+        there are.
+        """
+        found: dict[str, list[tuple[int, int]]] = {}
+        with store_errors(f"list the blobs of {self.root}"):
+            for stem in self._blob_names():
+                count = count_ready(self._blobs / f"{stem}.ready")
+                if count is not None:
+                    found.setdefault(stem.rpartition(".")[0], []).append(count)
+        return found
+
+    def remove_metadata_of(self, digests: Collection[str]) -> tuple[int, int]:
+        """Remove metadata files; returns (number of files, bytes on disk)."""
+        with store_errors(f"remove metadata of {self.root}"):
+            return remove_files(map(self._metadata_path, digests))
+
+    def remove_metadata(self, keep: Collection[str], *, dry_run: bool = False) -> tuple[int, int]:
+        """Remove metadata files, and records of manifests and names, whose digests are not in
+        *keep*, and what was never finished; returns (number of files, bytes on disk).  Young ones
+        stay: somebody may be opening their image.  A *dry_run* only counts.
         """
         with store_errors(f"collect the metadata of {self.root}"):
             files = [
@@ -189,50 +227,20 @@ class NodeStore:
                 for folder in (self._metadata / "sha256", self._metadata / "sha512")
                 for path in folder.iterdir()
             ]
-            for folder in (self.root / "records" / kind for kind in kinds):
-                if folder.is_dir():
-                    files += [(path.name.replace("-", ":", 1), path) for path in folder.iterdir()]
+            for kind in KINDS:
+                files += self.records.paths(kind.name) if kind.is_of_manifest else []
             unfinished = (path for pattern in UNFINISHED for path in self.root.glob(pattern))
-            return remove_old(chain((path for name, path in files if name not in keep), unfinished))
+            unused = (path for name, path in files if name not in keep)
+            count, freed = remove_old(chain(unused, unfinished), dry_run=dry_run)
+            before_s = time.time() - YOUNG_S
+            more, more_freed = remove_abandoned(self.root, before_s, dry_run=dry_run)
+            return count + more, freed + more_freed
 
     def local_chunks(self) -> LocalChunks:
         """Open the index of the chunks that are on this node; close it when done."""
         with self.locked():
-            index = ChunkIndex(self.root / "index")
+            index = ChunkPlaces(self.root / "index")
         return LocalChunks(self._blobs, index)
-
-    def keep_resident(self, name: str, facts: dict[str, object], blobs: Iterable[str]) -> None:
-        """Never evict or collect the cache files *blobs* (their names without an ending).
-
-        *name* is what the user calls it, *facts* is what else is to be remembered.
-        """
-        document = {"name": name, **facts, "blobs": sorted(blobs)}
-        self.put_record(RESIDENT, name_digest(name), json.dumps(document).encode())
-
-    def resident(self, name: str) -> dict[str, Any] | None:
-        """Return what was given to :meth:`keep_resident`, or None."""
-        data = self.record(RESIDENT, name_digest(name))
-        return None if data is None else _parsed_record(data)
-
-    def residents(self) -> list[dict[str, Any]]:
-        """Return all of them, by name."""
-        records = [_parsed_record(data) for _, data in self.records(RESIDENT)]
-        return sorted(filter(None, records), key=lambda record: str(record["name"]))
-
-    def release_resident(self, name: str) -> bool:
-        """Undo :meth:`keep_resident`; False if there was nothing to undo."""
-        path = self._record_path(RESIDENT, name_digest(name))
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise store_error(f"remove {path}", error) from error
-        return True
-
-    def resident_blobs(self) -> frozenset[str]:
-        """Return the names, without endings, of the cache files that are kept for ever."""
-        return frozenset(name for record in self.residents() for name in record["blobs"])
 
     def metadata(self, digest: str) -> bytes | None:
         """Return the content with this digest (``sha256:...``), or None; it is hashed again.
@@ -256,6 +264,20 @@ class NodeStore:
         """Return the file with this digest, or None.  Its content was verified when written."""
         path = self._metadata_path(digest)
         return path if path.exists() else None
+
+    def metadata_heads(self, size_bytes: int) -> Iterator[tuple[str, bytes]]:
+        """Yield the digest and the first bytes of each metadata file that is not shorter; they are
+        not verified.
+
+        Raises StoreError.
+        """
+        with store_errors(f"list the metadata of {self.root}"):
+            for folder in ("sha256", "sha512"):
+                for path in (self._metadata / folder).iterdir():
+                    with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+                        head = file.read(size_bytes)
+                        if len(head) == size_bytes:
+                            yield f"{folder}:{path.name}", head
 
     def map_metadata(self, digest: str) -> mmap.mmap | None:
         """Map the file with this digest read-only, or None.  Close the mapping when done."""
@@ -297,58 +319,15 @@ class NodeStore:
             file.commit(self._metadata_path(name))
         return name
 
-    def record(self, kind: str, digest: str) -> bytes | None:
-        """Return the record of *kind* about *digest*, or None if there is none or it is damaged."""
-        path = self._record_path(kind, digest)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise store_error(f"read {path}", error) from error
-        content = data[RECORD_PREFIX:]
-        if data[:RECORD_PREFIX] != _record_prefix(content):
-            return None
-        return content
-
-    def put_record(self, kind: str, digest: str, content: bytes) -> None:
-        """Keep a record of *kind* about *digest*, in place of an older one."""
-        path = self._record_path(kind, digest)
-        make_private_directory(path.parent.parent)
-        make_private_directory(path.parent)
-        write_atomically(path, _record_prefix(content) + content)
-
     def _metadata_path(self, digest: str) -> Path:
-        algorithm, hex_digits = _parsed(digest)
+        algorithm, hex_digits = split_digest(digest)
         return self._metadata / algorithm / hex_digits
 
-    def _record_path(self, kind: str, digest: str) -> Path:
-        return self.root / "records" / kind / "-".join(_parsed(digest))
-
     def locked(self) -> AbstractContextManager[None]:
-        """Keep other openings and processes out of what is read and then written."""
+        """Lock the store exclusively, against other threads and processes, while records are
+        updated.
+        """
         return locked(self.root / "lock")
-
-
-def name_digest(name: str) -> str:
-    """What a record about something that has a name and no digest is kept under."""
-    return f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
-
-
-def _parsed_record(data: bytes) -> dict[str, Any] | None:
-    """Return a record of :meth:`NodeStore.keep_resident`, None if another version wrote it."""
-    with suppress(ValueError):
-        found = json.loads(data)
-        if isinstance(found, dict) and isinstance(found.get("blobs"), list) and "name" in found:
-            return found
-    return None
-
-
-def _parsed(digest: str) -> tuple[str, str]:
-    if not is_digest(digest):
-        raise FormatError(f"{digest!r} is not a sha256 or sha512 digest")
-    algorithm, _, hex_digits = digest.partition(":")
-    return algorithm, hex_digits
 
 
 def _digest(data: bytes | bytearray | memoryview, like: str) -> str:
@@ -356,10 +335,6 @@ def _digest(data: bytes | bytearray | memoryview, like: str) -> str:
     if like.startswith("sha512:"):
         return f"sha512:{hashlib.sha512(data).hexdigest()}"
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def _record_prefix(content: bytes) -> bytes:
-    return hashlib.sha256(content).hexdigest().encode("ascii") + b"\n"
 
 
 def _create_pair(

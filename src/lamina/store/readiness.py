@@ -51,7 +51,8 @@ from pathlib import Path
 from struct import Struct
 from typing import Final, NamedTuple
 
-from lamina.store.files import replacing, write_all
+from lamina.posix.write import write_all
+from lamina.store.files import replacing
 
 HEADER_SIZE: Final = 4096
 MAGIC: Final = b"LAMREADY"
@@ -146,7 +147,7 @@ class ReadinessMap:
         self.chunk_count = count = header.chunk_count
         self.size_bytes = header.size_bytes
         self._map = mmap.mmap(fd, _file_size(header))
-        self._doubts = HEADER_SIZE + count
+        self._unverified = HEADER_SIZE + count
         self._zones = _zones_offset(count)
         found = list(ZONE.iter_unpack(self._map[self._zones :]))
         self._zone_firsts = array("I", [first for first, _, _ in found])
@@ -155,6 +156,10 @@ class ReadinessMap:
     def is_ready(self, chunk: int) -> bool:
         """Tell whether *chunk* is ready."""
         return self._map[HEADER_SIZE + chunk] == 1
+
+    def states(self) -> bytes:
+        """Return a copy of the map: a byte for each chunk, 1 if it is ready, else 0."""
+        return self._map[HEADER_SIZE : HEADER_SIZE + self.chunk_count]
 
     def first_missing(self, first: int, stop: int) -> int:
         """Return the first chunk of ``[first, stop)`` that is not ready, -1 if all are."""
@@ -167,20 +172,15 @@ class ReadinessMap:
         The caller holds :attr:`lamina.store.locks.Lock.WRITE`.
         """
         self._map[HEADER_SIZE + first : HEADER_SIZE + first + count] = READY * count
-        self.dispel(first, count)
+        self.clear_unverified(first, count)
 
-    def is_doubtful(self, chunk: int) -> bool:
+    def is_unverified(self, chunk: int) -> bool:
         """Tell whether the file may hold *chunk* from before the last boot."""
-        return self._map[self._doubts + chunk] == 1
+        return self._map[self._unverified + chunk] == 1
 
-    def dispel(self, first: int, count: int = 1) -> None:
+    def clear_unverified(self, first: int, count: int = 1) -> None:
         """Forget doubts, because the chunks were verified or are known to be damaged."""
-        self._map[self._doubts + first : self._doubts + first + count] = bytes(count)
-
-    @property
-    def doubtful_count(self) -> int:
-        """How many chunks are to be verified again."""
-        return self.chunk_count - self._map[self._doubts : self._doubts + self.chunk_count].count(0)
+        self._map[self._unverified + first : self._unverified + first + count] = bytes(count)
 
     @property
     def complete(self) -> bool:
@@ -190,7 +190,7 @@ class ReadinessMap:
     @property
     def ready_count(self) -> int:
         """How many chunks are ready; reads the whole map."""
-        return self.chunk_count - self._map[HEADER_SIZE : self._doubts].count(0)
+        return self.chunk_count - self._map[HEADER_SIZE : self._unverified].count(0)
 
     @property
     def generation(self) -> int:
@@ -215,10 +215,12 @@ class ReadinessMap:
         """
         count = self.chunk_count
         if not (self.clean and self.complete):
-            ready = int.from_bytes(self._map[HEADER_SIZE : self._doubts])
-            doubts = int.from_bytes(self._map[self._doubts : self._doubts + count])
-            self._map[self._doubts : self._doubts + count] = (ready | doubts).to_bytes(count)
-            self._map[HEADER_SIZE : self._doubts] = bytes(count)
+            ready = int.from_bytes(self._map[HEADER_SIZE : self._unverified])
+            doubts = int.from_bytes(self._map[self._unverified : self._unverified + count])
+            self._map[self._unverified : self._unverified + count] = (ready | doubts).to_bytes(
+                count
+            )
+            self._map[HEADER_SIZE : self._unverified] = bytes(count)
             CLEAN_FIELD.pack_into(self._map, CLEAN_OFFSET, 0)
         encoded = encode_header(header)
         self._map[: len(encoded)] = encoded
@@ -244,7 +246,7 @@ class ReadinessMap:
     def holds_something(self, zone: Zone) -> bool:
         """Tell whether any chunk of *zone* is ready or doubtful."""
         count = zone.stop - zone.first
-        ready, doubts = HEADER_SIZE + zone.first, self._doubts + zone.first
+        ready, doubts = HEADER_SIZE + zone.first, self._unverified + zone.first
         return any(self._map[start : start + count].count(0) != count for start in (ready, doubts))
 
     def touch(self, offset: int, size_bytes: int, now: int) -> None:
@@ -266,7 +268,7 @@ class ReadinessMap:
             CLEAN_FIELD.pack_into(self._map, CLEAN_OFFSET, 0)
             self._map.flush(0, HEADER_SIZE)
         count = zone.stop - zone.first
-        for start in (HEADER_SIZE + zone.first, self._doubts + zone.first):
+        for start in (HEADER_SIZE + zone.first, self._unverified + zone.first):
             self._map[start : start + count] = bytes(count)
         GENERATION.pack_into(self._map, GENERATION_OFFSET, self.generation + 1)
 
@@ -301,6 +303,26 @@ def map_file(fd: int) -> ReadinessMap | None:
 def _read_header(fd: int) -> Header | None:
     header = decode_header(os.pread(fd, HEADER_SIZE, 0))
     return None if header is None or os.fstat(fd).st_size != _file_size(header) else header
+
+
+def count_ready(path: Path) -> tuple[int, int] | None:
+    """Return how many chunks the map at *path* says to be ready, and how many there are; None if it
+    is no map.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        found = map_file(fd)
+        if found is None:
+            return None
+        try:
+            return found.ready_count, found.chunk_count
+        finally:
+            found.close()
+    finally:
+        os.close(fd)
 
 
 def open_map(path: Path, expected: Header) -> tuple[ReadinessMap, int] | None:

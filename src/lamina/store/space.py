@@ -11,7 +11,6 @@ write fails with ENOSPC.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -23,7 +22,6 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from lamina.errors import StoreError, UsageError
-from lamina.linux.syscalls import LIBC
 from lamina.store.files import locked
 from lamina.store.holds import held_blobs
 from lamina.store.locks import Lock, is_locked, lock_exclusive, unlock
@@ -40,7 +38,6 @@ FULL_DISK_STEP: Final = 16 << 20
 LARGEST_WINDOW: Final = 16 << 20
 SMALLEST_WINDOW: Final = 64 << 10
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
 def parse_budget(text: str, root: Path) -> int:
@@ -95,7 +92,7 @@ class Space:
         return self._metadata_bytes() + sum(map(blocks_of, _entries(self._blobs)))
 
     def _metadata_bytes(self) -> int:
-        """What the small files take; counted anew only when one was added or removed."""
+        """Return what the small files take; counted anew only when one was added or removed."""
         names = "", "metadata", "metadata/sha256", "metadata/sha512", "index", "holds", "records"
         folders = [self.root / name for name in names]
         folders += [Path(entry.path) for entry in _entries(folders[-1]) if entry.is_dir()]
@@ -190,6 +187,14 @@ class Space:
         if freed:
             LOG.debug("evicted %d bytes from %s", freed, self.root)
         return freed
+
+    def forget(self, path: Path) -> None:
+        """Take all of a cache file out that turned out to be wrong, unless a kernel reads it."""
+        path = path.with_suffix(".ready")
+        with _opened(path) as (readiness, _, _):
+            zones = [] if readiness is None else [zone.number for zone in readiness.zones()]
+        for number in zones:
+            self._evict_zone(path, number)
 
     def _victims(self) -> Iterator[_Victim]:
         now = use_time()
@@ -291,16 +296,10 @@ def _lock(lock_fd: int) -> bool:
 
 def _punch(fd: int, offset: int, end: int) -> int:
     """Give the blocks of a range back; returns how many bytes these were."""
+    from lamina.linux.file_space import punch_hole
+
     before = os.fstat(fd).st_blocks
     if end > offset:
         size = -(-(end - offset) // 4096) * 4096
         punch_hole(fd, offset, size)
     return (before - os.fstat(fd).st_blocks) * 512
-
-
-def punch_hole(fd: int, offset: int, size_bytes: int) -> None:
-    """Make a range of a file a hole (fallocate(2), ``FALLOC_FL_PUNCH_HOLE``).  Raises OSError."""
-    arguments = ctypes.c_longlong(offset), ctypes.c_longlong(size_bytes)
-    if LIBC.fallocate(ctypes.c_int(fd), ctypes.c_int(_KEEP_SIZE | _PUNCH_HOLE), *arguments) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))

@@ -6,17 +6,13 @@ what a killed process left.  Whoever has it open can go on when it was removed.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import io
 import os
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from lamina.linux.syscalls import LIBC
+from lamina.posix.file_space import reserve
 from lamina.store.files import FILE_MODE
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _NamedFile(io.FileIO):
@@ -41,7 +37,7 @@ def reserved_file(folder: Path, size_bytes: int) -> BinaryIO:
     fresh = path.with_name(f"{path.name}.new")
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
-        _reserve(fd, size_bytes)
+        reserve(fd, size_bytes)
         # Who counts a folder does it again when its entries change: now, with the space taken.
         os.rename(fresh, path)
     except BaseException:
@@ -49,13 +45,3 @@ def reserved_file(folder: Path, size_bytes: int) -> BinaryIO:
         fresh.unlink(missing_ok=True)
         raise
     return cast("BinaryIO", _NamedFile(fd, path))
-
-
-def _reserve(fd: int, size_bytes: int) -> None:
-    size = ctypes.c_longlong(size_bytes)
-    if LIBC.fallocate(ctypes.c_int(fd), 0, ctypes.c_longlong(0), size) != 0:
-        code = ctypes.get_errno()
-        if code in _FULL:
-            raise OSError(code, os.strerror(code))
-        # Not every file system can take space in advance.
-        os.truncate(fd, size_bytes)

@@ -83,6 +83,20 @@ def test_a_flood_of_frames_is_refused(limit: str, monkeypatch: pytest.MonkeyPatc
         indexed(zstandard.compress(b"x") * 1100)
 
 
+@pytest.mark.parametrize("limit", ["MAX_BOUNDARIES", "MAX_POINTS"])
+def test_a_flood_of_blocks_is_refused(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_points, limit, 1000)
+
+    def read(count: int) -> int:
+        source = io.BytesIO(member(0, b"", b"x") * count)
+        with GzipPoints(lambda: source.read(1 << 20), spacing_bytes=1) as stream:
+            return sum(len(data) for data in iter(stream.read, b""))
+
+    assert read(300) == 300
+    with pytest.raises(UnsupportedError, match="too much to index"):
+        read(1100)
+
+
 def test_members_of_nothing_are_no_points() -> None:
     source = io.BytesIO(zstandard.compress(b"") * 3000 + zstandard.compress(b"x"))
     stream = ZstdPoints(lambda: source.read(1 << 20))

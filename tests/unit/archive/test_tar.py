@@ -200,6 +200,60 @@ def test_times_below_a_second(text: bytes, expected: tuple[int, int]) -> None:
     assert (entry.mtime, entry.mtime_ns) == expected
 
 
+@st.composite
+def odd_number(draw: st.DrawFn, size: int, values: st.SearchStrategy[int]) -> bytes:
+    """A number field as some writer might fill it."""
+    value = draw(values)
+    if value < 0 or draw(st.booleans()):
+        lead = b"\xff" if value < 0 else b"\x80"
+        return lead + (value % (1 << 8 * (size - 1))).to_bytes(size - 1, "big")
+    text = b"%o" % value
+    text = draw(st.sampled_from((text, text.rjust(size - 1, b"0"), text.rjust(size - 1))))
+    end = draw(st.sampled_from((b"", b"\0", b" ", b" \0", b"\0junk!!")))
+    field = (text + end)[:size]
+    return field.ljust(size, b"\0") if len(field) < size else field
+
+
+SMALL = st.integers(0, 0o777777)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    odd_number(8, st.integers(0, 0o7777)),
+    odd_number(8, SMALL),
+    odd_number(8, SMALL),
+    odd_number(12, st.integers(0, 1500)),
+    odd_number(12, st.integers(-100_000, 1 << 32)),
+    st.sampled_from((b"ustar\x0000", b"ustar  \0", bytes(8), b"whatever")),
+    st.sampled_from((b"name", b"n\0behind", b"\xc3\xa9", b"\xff\xfe", b"a" * 100)),
+    st.binary(max_size=3),
+)
+def test_odd_headers_are_read_as_tarfile_reads_them(
+    mode: bytes,
+    uid: bytes,
+    gid: bytes,
+    size: bytes,
+    mtime: bytes,
+    magic: bytes,
+    name: bytes,
+    owner: bytes,
+) -> None:
+    fields = {"mode": mode, "uid": uid, "gid": gid, "size": size, "mtime": mtime, "magic": magic}
+    header = raw_header(name=name.ljust(100, b"\0"), **fields)
+    header[265 : 265 + len(owner)] = owner
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data = bytes(header) + b"d" * 1536
+    data = data[: 512 + -(-tarfile.nti(size) // 512) * 512] + bytes(1024)
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        [member] = archive
+    [(entry, content)] = walk_all(data)
+    assert entry.path == member.name.encode("utf-8", "surrogateescape")
+    assert (entry.mode, entry.uid, entry.gid) == (member.mode & 0o7777, member.uid, member.gid)
+    assert (entry.size, entry.mtime) == (member.size, member.mtime)
+    assert content == b"d" * member.size
+
+
 def test_numbers_in_base_256_and_empty_fields() -> None:
     big = b"\x80" + (1 << 33).to_bytes(11, "big")
     past = b"\xff" * 4 + (-5).to_bytes(8, "big", signed=True)
@@ -340,3 +394,11 @@ def test_unread_data_is_skipped() -> None:
     data = tar_bytes([Item("a", b"x" * 5000), Item("b", b"y")])
     reader = BlockReader.over(data)
     assert [entry.path for entry in walk(reader)] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("data", [b"#!/bin/sh\n" * 200, b'{"a":1}', bytes(range(256)) * 40])
+def test_what_is_no_tar_archive_is_said_to_be_none(data: bytes) -> None:
+    """It came whole, so nobody is told to fetch it again."""
+    with pytest.raises(FormatError, match="no tar archive") as failure:
+        walk_all(data)
+    assert "again" not in str(failure.value.hint)

@@ -110,7 +110,7 @@ def test_a_raw_bootstrap_is_found_without_a_toc() -> None:
     ],
 )
 def test_broken_chains(blob: bytes) -> None:
-    with pytest.raises(FormatError, match="Blob: "):
+    with pytest.raises(FormatError, match="blob: "):
         read_sections(reader(blob), len(blob))
 
 
@@ -148,7 +148,7 @@ def test_toc_round_trip(entries: list[TocEntry], before: bytes) -> None:
     ],
 )
 def test_damaged_tocs(tail: bytes) -> None:
-    with pytest.raises(FormatError, match="Table of contents"):
+    with pytest.raises(FormatError, match="table of contents"):
         decode_toc(tail)
 
 

@@ -10,7 +10,7 @@ from tests.unit.blob.test_table import table_of
 from lamina.blob.builder import BlobColumns
 from lamina.blob.neighbours import run_around
 from lamina.blob.table import ChunkTable
-from lamina.image.blob_set import zones_of
+from lamina.content.blob_set import zones_of
 
 
 @given(st.integers(0, 200), st.integers(1, 200), st.integers(0, 200), st.data())

@@ -68,13 +68,17 @@ def test_a_piece_knows_its_window() -> None:
     encoded, entry, _ = split_table()
     split, stored = opened(encoded, entry)
     pieces = [split.piece_holding(number) for number in range(len(WINDOW_OWNERS))]
-    assert [split.lacks_window(piece) for piece in pieces] == [True, False, True, True, True]
-    split.get_window(pieces[3])
-    split.get_window(pieces[1])
+
+    def lacking() -> list[bool]:
+        return [bool(list(split.preparations([piece]))) for piece in pieces]
+
+    assert lacking() == [True, False, True, True, True]
+    for prepare in split.preparations([pieces[3], pieces[1]]):
+        prepare()
     assert stored.asked == [2]
-    assert [split.lacks_window(piece) for piece in pieces] == [True, False, True, False, False]
-    split.forget_windows()
-    assert split.lacks_window(pieces[3])
+    assert lacking() == [True, False, True, False, False]
+    split.forget_prepared()
+    assert lacking()[3]
 
 
 def test_it_is_kept_as_its_head() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.rafs import blob_entry
-from tests.unit.image.test_scaling import counting_calls
+from tests.unit.content.test_scaling import counting_calls
 
 from lamina.blob.builder import BlobColumns, EncodedTable, encode_chunk_entries, encode_table
 from lamina.blob.check import check_table
@@ -264,9 +264,9 @@ def test_wrong_lengths() -> None:
     entry = entry_of(encoded, PLAIN)
     meta = meta_of(encoded)
     for data in (b"", meta[:-1], meta + b"\0", meta[4096:]):
-        with pytest.raises(FormatError, match="Chunk table of blob"):
+        with pytest.raises(FormatError, match="chunk table of blob"):
             ChunkTable.from_meta(data, entry)
-        with pytest.raises(FormatError, match="Chunk table of blob"):
+        with pytest.raises(FormatError, match="chunk table of blob"):
             ChunkTable.from_stored(data, entry)
 
 

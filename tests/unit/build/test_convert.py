@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from tests.support import layers
 from tests.support.layers import Item, folder, hard_link, oci_layout, opaque, symlink, whiteout
+from tests.support.opening import open_image
 
 from lamina.blob.framing import read_bootstrap, read_sections
 from lamina.build.convert import convert
@@ -28,13 +30,13 @@ from lamina.errors import (
     IntegrityError,
     NotFoundError,
     StoreError,
-    UnsupportedError,
     UsageError,
 )
 from lamina.image.compare import compare
+from lamina.image.errors import NoKeyError
 from lamina.image.folder import FolderImage
-from lamina.image.open import open_image
-from lamina.registry.reference import parse_reference
+from lamina.oci.reference import parse_reference
+from lamina.registry.layout import LayoutBlobWriter
 
 noise = random.Random(3)
 BIG = noise.randbytes(300_000) + b"compressible " * 30_000
@@ -165,6 +167,8 @@ def test_manifest_and_configuration(tmp_path: Path) -> None:
         assert blob["mediaType"] == "application/vnd.oci.image.layer.nydus.blob.v1"
         assert blob["annotations"] == {"containerd.io/snapshot/nydus-blob": "true"}
     assert last["mediaType"] == "application/vnd.oci.image.layer.v1.tar+gzip"
+    root = last["annotations"].pop("dev.lamina.bootstrap.root")
+    assert re.fullmatch(r"[0-9a-f]{64} \d+", root)
     assert last["annotations"] == {
         "containerd.io/snapshot/nydus-bootstrap": "true",
         "containerd.io/snapshot/nydus-fs-version": "6",
@@ -355,14 +359,23 @@ def test_layers_that_are_no_archives(tmp_path: Path) -> None:
     media_type = manifest["mediaType"]
     data = json.dumps(manifest).encode()
     layers.write_index(layout, "t", layers.add_blob(layout, media_type, data))
-    with pytest.raises(UnsupportedError, match="encrypted"):
+    with pytest.raises(NoKeyError, match="encrypted"):
         run(f"oci:{layout}:t", tmp_path / "native")
 
 
-def test_a_full_disk_is_a_store_error(tmp_path: Path) -> None:
-    source = oci_layout(tmp_path / "oci", [[Item("a", b"x")]])
-    with pytest.raises(StoreError):
-        run(source, tmp_path / "native", work_dir=str(tmp_path / "not-there"))
+def test_a_full_disk_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever ends first, all that waits for it ends as well."""
+    items = [Item(f"{number}", os.urandom(1 << 20)) for number in range(40)]
+    source = oci_layout(tmp_path / "oci", [items, items[:3], [Item("a", b"x")]])
+
+    def fail(_self: LayoutBlobWriter, _data: bytes) -> None:
+        raise StoreError("no space")
+
+    monkeypatch.setattr(LayoutBlobWriter, "write", fail)
+    with pytest.raises(StoreError, match="no space"):
+        run(source, tmp_path / "native")
+    assert nothing_named(tmp_path / "native")
+    assert not [path for path in (tmp_path / "native").rglob("*") if path.name.startswith(".")]
 
 
 def test_a_second_conversion_pushes_nothing_new(tmp_path: Path) -> None:
@@ -381,4 +394,4 @@ def test_progress_is_told(tmp_path: Path) -> None:
     last = seen[-1]
     assert last.read_bytes == last.total_read_bytes > 0
     assert last.packed_bytes == last.total_packed_bytes > 0
-    assert last.pushed_bytes > 0
+    assert last.pushed_bytes == last.total_pushed_bytes > 0

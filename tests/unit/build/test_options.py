@@ -6,7 +6,7 @@ from lamina.build.index_build import IndexOptions, build_from_layers
 from lamina.build.options import ConvertOptions
 from lamina.codec.compress import Compressor
 from lamina.errors import UnsupportedError, UsageError
-from lamina.registry.manifest import OCI_LAYER_GZIP, Descriptor
+from lamina.oci.manifest import OCI_LAYER_GZIP, Descriptor
 
 
 @pytest.mark.parametrize(

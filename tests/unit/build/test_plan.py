@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lamina.build.plan import (
-    SEGMENT_BYTES,
-    KnownChunks,
-    LayerPlan,
-    encode_references,
-    plan_layer,
-    segments,
-)
+from lamina.build.known_chunks import KnownChunks
+from lamina.build.plan import Fate, LayerPlan, LayerPlanner, encode_references, plan_layer
 from lamina.build.scan import LayerScan
 from lamina.errors import FormatError
 
@@ -66,7 +60,7 @@ def test_duplicates_within_and_across_layers() -> None:
     assert [plan.chunk_count for plan in plans] == [2, 1]
     assert [plan.lower_layers for plan in plans] == [[], [0]]
     assert [plan.new_bytes for plan in plans] == [2 * CHUNK, CHUNK]
-    encoded = encode_references(plans[1].references, plans, {0: 4, 1: 0})
+    encoded = encode_references(plans[1].references, dict(enumerate(plans)), {0: 4, 1: 0})
     assert encoded[:8] == bytes([0, 0, 1, 0, 0, 0, 0, 0])
     assert encoded[8:16] == bytes([1, 0, 5, 0, 2, 0, 0, 0])
     assert encoded[16:] == encoded[:8]
@@ -74,7 +68,7 @@ def test_duplicates_within_and_across_layers() -> None:
 
 def test_large_chunk_numbers_are_split_over_the_index() -> None:
     plan = plan_layer(0, scan_of([(i, 1) for i in range(70_000)]), KnownChunks(), 0)
-    last = encode_references(plan.references[-1:], [plan], {0: 0})
+    last = encode_references(plan.references[-1:], {0: plan}, {0: 0})
     number = 69_999
     assert last[0] | last[1] << 8 | last[3] << 16 == number
     assert int.from_bytes(last[4:], "little") == number
@@ -88,15 +82,15 @@ def test_large_chunk_numbers_are_split_over_the_index() -> None:
 def test_every_plan_holds_every_chunk_once(chunks: list[tuple[int, int]], pack_size: int) -> None:
     scan = scan_of(chunks)
     plan = plan_layer(0, scan, KnownChunks(), pack_size)
-    digests = [scan.digests[i : i + 32] for i in range(0, len(scan.digests), 32)]
-    own = plan.digests(scan)
+    digests = [bytes(scan.digests[i : i + 32]) for i in range(0, len(scan.digests), 32)]
+    own = bytes(scan.digests_of(plan.chunks))
     assert len(own) == 32 * len(set(digests))
     assert {own[i : i + 32] for i in range(0, len(own), 32)} == set(digests)
     for members in pieces(plan):
         size = sum(scan.chunk_sizes[number] for number in members)
         assert len(members) == 1 or size <= pack_size
     # Every reference leads to a chunk of the same digest and size.
-    encoded = encode_references(plan.references, [plan], {0: 0})
+    encoded = encode_references(plan.references, {0: plan}, {0: 0})
     for number, digest in enumerate(digests):
         word = int.from_bytes(encoded[8 * number : 8 * number + 8], "little")
         index = word & 0xFFFF | (word >> 24 & 0xFF) << 16
@@ -105,26 +99,35 @@ def test_every_plan_holds_every_chunk_once(chunks: list[tuple[int, int]], pack_s
         assert plan.chunk_sizes[index] == scan.chunk_sizes[number]
 
 
-def test_segments_cover_the_plan() -> None:
-    size = SEGMENT_BYTES // 4
-    scan = scan_of([(i, CHUNK if i % 3 else 77) for i in range(4000)])
-    plan = plan_layer(0, scan, KnownChunks(), CHUNK)
-    found = list(segments(plan, scan))
-    assert len(found) == -(-plan.new_bytes // SEGMENT_BYTES) > 1
-    assert [count for segment in found for count in segment.piece_counts] == list(plan.piece_counts)
-    assert [size for segment in found for size in segment.chunk_sizes] == list(plan.chunk_sizes)
-    position = 0
-    for segment in found:
-        assert segment.packed_offset == position
-        assert sum(segment.piece_counts) == len(segment.chunk_sizes) == len(segment.chunk_offsets)
-        position += sum(segment.chunk_sizes)
-    assert size < position
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, CHUNK)), max_size=60),
+    st.sampled_from((0, 4096, CHUNK)),
+)
+def test_pieces_are_known_while_chunks_come(chunks: list[tuple[int, int]], pack_size: int) -> None:
+    """What was gathered when a pack is full are the pieces, in the order of the plan."""
+    scan = scan_of(chunks)
+    found: list[list[int]] = []
+    pack: list[int] = []
+
+    def close() -> None:
+        found.append(pack[:])
+        pack.clear()
+
+    planner = LayerPlanner(0, KnownChunks(), CHUNK, pack_size, close)
+    for number, size in enumerate(scan.chunk_sizes):
+        fate = planner.add(scan.digests[32 * number : 32 * number + 32], size)
+        if fate is Fate.ALONE:
+            found.append([number])
+        elif fate is Fate.PACKED:
+            pack.append(number)
+    plan = planner.finish()
+    assert found == pieces(plan)
+    assert not pack
 
 
-def test_an_empty_layer_has_no_segments() -> None:
-    scan = scan_of([])
-    plan = plan_layer(0, scan, KnownChunks(), CHUNK)
-    assert list(segments(plan, scan)) == []
+def test_an_empty_layer() -> None:
+    plan = plan_layer(0, scan_of([]), KnownChunks(), CHUNK)
     assert (plan.chunk_count, plan.uncompressed_size) == (0, 0)
 
 

@@ -39,7 +39,7 @@ class Stubborn(KernelError):
 
 
 def sleep() -> None:
-    time.sleep(60)
+    time.sleep(3600)
 
 
 def test_workers_inherit_the_state() -> None:
@@ -67,11 +67,10 @@ def test_a_worker_that_dies_is_one_clear_error() -> None:
 
 
 def test_an_exception_ends_the_workers_at_once() -> None:
-    start = time.monotonic()
+    """One that went on to its end would be ended by the time limit of the test."""
     with pytest.raises(KeyboardInterrupt), Workers(2, adopt, {}) as workers:
         workers.submit(sleep)
         raise KeyboardInterrupt
-    assert time.monotonic() - start < 20
 
 
 def echo(data: bytes) -> bytes:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from lamina.cli.broker_options import broker_provider, store_passphrase
-from lamina.cli.frame import verb_parser
+from lamina.cli.dispatch import verb_parser
 from lamina.cli.verbs import VERBS, find_verb
 from lamina.errors import FormatError, UsageError
-from lamina.trust.kbs.evidence import TsmEvidence
-from lamina.trust.secret import Secret
+from lamina.opening.open_trust import key_sources
+from lamina.opening.request import OpenRequest
+from lamina.trust.broker.evidence import TsmEvidence
+from lamina.trust.crypto.secret import Secret
 
 INIT_DATA = 'version = "0.1.0"\nalgorithm = "sha384"\n[data]\n'
 BROKER = ["--kbs", "https://127.0.0.1:1", "--kbs-ca", "ca.crt", "--kbs-init-data", "initdata.toml"]
@@ -31,6 +35,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "initdata.toml").write_text(INIT_DATA)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def test_who_has_no_broker_does_not_pay_for_its_modules() -> None:
+    code = (
+        "import sys; from lamina.cli.broker_options import brokers;"
+        "from argparse import Namespace; assert brokers(Namespace(kbs=None)) == {};"
+        "print([name for name in sys.modules if '.trust.broker' in name or name == 'tomllib'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_every_verb_that_asks_a_broker_can_tell_it_init_data() -> None:
@@ -57,15 +71,10 @@ def test_paths_are_for_a_process_in_another_folder(verb: str, folder: Path) -> N
     words = [*BROKER, "oci:x", "mnt"] if verb == "mount" else [*BROKER, "oci:x"]
     args = parsed(verb, *words)
     module = importlib.import_module(f"lamina.cli.verbs.{verb}")
-    if verb == "run":
-        module.run_request(args)
-        assert args.kbs_init_data == str(folder / "initdata.toml")
-        return
-    from lamina.serve.service.spec import MountSpec, _key_sources
-
-    spec = MountSpec.from_json(module.mount_spec(args).to_json())
+    request = module.run_request if verb == "run" else module.mount_spec
+    image = OpenRequest.from_json(request(args).image.to_json())
     os.chdir("/")
-    (provider,) = _key_sources(spec).values()
+    (provider,) = key_sources(image).values()
     assert provider.client.init_data.text == INIT_DATA  # type: ignore[attr-defined]
 
 

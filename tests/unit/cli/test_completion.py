@@ -15,8 +15,8 @@ from tests.support.tools import require_tool
 
 from lamina.cli import main
 from lamina.cli.completion.bash import bash_script
+from lamina.cli.completion.command_model import top_options, verb_models
 from lamina.cli.completion.fish import fish_script
-from lamina.cli.completion.words import all_words, top_words
 from lamina.cli.completion.zsh import zsh_script
 from lamina.cli.verbs import VERBS
 
@@ -26,7 +26,7 @@ NAMES = [verb.name for verb in VERBS]
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
-    words, top = all_words(), top_words()
+    words, top = verb_models(), top_options()
     (folder / "bash").write_text(bash_script(words, top))
     (folder / "zsh").write_text(zsh_script(words, top))
     (folder / "fish").write_text(fish_script(words, top))
@@ -193,7 +193,7 @@ def test_fish(scripts: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_option_is_in_every_script(scripts: Path, shell: str) -> None:
     text = (scripts / shell).read_text()
-    for verb in all_words():
+    for verb in verb_models():
         assert verb.name in text
         for option in verb.options:
             for name in option.names:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from lamina.cli.container_options import (
-    container_options,
+from lamina.cli.container_options import container_options
+from lamina.cli.container_values import (
     container_path,
     limit,
     read_env_file,
     variable,
     volume,
 )
-from lamina.cli.frame import verb_parser
+from lamina.cli.dispatch import verb_parser
 from lamina.cli.verbs import find_verb
 from lamina.errors import NotFoundError, UsageError
-from lamina.serve.bundle import ContainerOptions, Volume
+from lamina.serve.container_options import ContainerOptions, MemoryFolder, Volume
 
 
 def options(*arguments: str) -> ContainerOptions:
@@ -60,7 +60,7 @@ def test_everything_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         hostname="box",
         network="none",
         volumes=(Volume(str(tmp_path), "/data", read_only=True),),
-        tmpfs=("/scratch",),
+        tmpfs=(MemoryFolder("/scratch"),),
         terminal=True,
         interactive=True,
         read_only=True,

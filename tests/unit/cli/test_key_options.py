@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lamina.cli.key_options import key_passphrase, key_texts_for_later
+from lamina.cli.key_options import key_passphrase
+from lamina.trust.encryption.recipients import portable_key
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_keys_for_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, later: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert key_texts_for_later([text]) == [later.format(here=tmp_path)]
+    assert portable_key(text) == later.format(here=tmp_path)
 
 
 @pytest.mark.parametrize("scheme", ["", "jwe:"])
@@ -35,7 +36,7 @@ def test_a_passphrase_from_a_descriptor(scheme: str) -> None:
     os.write(writer, b"secret//x\n")
     os.close(writer)
     try:
-        [text] = key_texts_for_later([f"{scheme}/k.pem:fd={reader}"])
+        text = portable_key(f"{scheme}/k.pem:fd={reader}")
     finally:
         with contextlib.suppress(OSError):
             os.close(reader)

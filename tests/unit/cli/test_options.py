@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lamina.cli.frame import verb_parser
+from lamina.cli.dispatch import verb_parser
 from lamina.cli.options import (
     byte_size,
     client_options,
@@ -20,11 +20,15 @@ from lamina.cli.options import (
 from lamina.cli.verbs import VERBS, find_verb
 from lamina.errors import UsageError
 
-REGISTRY = {"--platform", "--creds", "--authfile", "--ca-file", "--plain-http", "--no-tls-verify"}
+REGISTRY = {
+    *("--platform", "--creds", "--authfile", "--ca-file", "--hosts-dir"),
+    *("--plain-http", "--no-tls-verify"),
+}
 OUTPUT = {"--quiet", "-q", "--verbose", "--log-format", "--help", "-h"}
 WITHOUT_REFERENCE = {
     "key",
     "kbs",
+    "guest",
     "umount",
     "mounts",
     "service",
@@ -32,7 +36,8 @@ WITHOUT_REFERENCE = {
     "version",
     "completion",
 }
-STORE_ONLY = {"gc", "unpin"}
+STORE_ONLY = {"gc", "unpin", "images", "rm", "ps", "exec", "logs", "stop", "kill", "wait"}
+WITHOUT_JSON = {"run", "exec", "logs", "kill", "guest"}
 SIGNING = {"sign", "verify", "policy"}
 WITHOUT_STORE = WITHOUT_REFERENCE | SIGNING | {"encrypt", "decrypt", "convert", "index", "copy"}
 
@@ -46,7 +51,7 @@ def test_common_options_are_everywhere(name: str) -> None:
     wanted = REGISTRY - {"--platform"} if name in SIGNING else REGISTRY
     assert (names & REGISTRY) == (set() if name in WITHOUT_REFERENCE | STORE_ONLY else wanted)
     assert ("--store" in names) == (name not in WITHOUT_STORE)
-    assert ("--json" in names) == (name != "run")
+    assert ("--json" in names) == (name not in WITHOUT_JSON)
 
 
 def arguments(**changes: Any) -> Namespace:
@@ -56,6 +61,7 @@ def arguments(**changes: Any) -> Namespace:
         "ca_file": None,
         "tls_verify": True,
         "authfile": None,
+        "hosts_dir": None,
         "src_creds": None,
         "dst_creds": None,
     }
@@ -63,7 +69,7 @@ def arguments(**changes: Any) -> Namespace:
 
 
 def test_defaults_leave_the_client_alone() -> None:
-    from lamina.registry.repository import ClientOptions
+    from lamina.http.client_options import ClientOptions
 
     assert client_options(arguments()) == ClientOptions()
 

@@ -15,13 +15,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from tests.unit.registry.images import make_image, noise
 
-from lamina.cli import key_options, main, opening
+from lamina.cli import key_options, main
 from lamina.errors import TrustError
 from lamina.image.errors import NoIndexError
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import open_repository
-from lamina.trust.cosign_key import generate
-from lamina.trust.image_signature import sign_image
+from lamina.oci.reference import parse_reference
+from lamina.opening.open_image import Opening
+from lamina.opening.version import Version
+from lamina.registry.open_repository import open_repository
+from lamina.trust.crypto.cosign_key import generate
+from lamina.trust.signatures.image_signature import sign_image
 
 IDENTITY = "registry.example/app:v1"
 
@@ -57,16 +59,16 @@ def test_the_tag_moves_after_the_proof(
     monkeypatch: pytest.MonkeyPatch,
     capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    real: Callable[..., Any] = opening.open_native
+    real: Callable[..., Any] = Opening.open
 
-    def and_then(*args: Any, **options: Any) -> Any:
+    def and_then(opening: Opening, version: Version) -> Any:
         try:
-            return real(*args, **options)
+            return real(opening, version)
         except NoIndexError:
             put_other(tmp_path)
             raise
 
-    monkeypatch.setattr(opening, "open_native", and_then)
+    monkeypatch.setattr(Opening, "open", and_then)
     assert main(["cat", *words, f"oci:{tmp_path}/image:v1", "/a"]) == 0
     assert capsysbinary.readouterr().out == noise(5000, 1)
 

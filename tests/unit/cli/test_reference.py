@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lamina.cli import reference
+from lamina.cli.dispatch import verb_parser
 from lamina.cli.exit_codes import exit_codes
-from lamina.cli.frame import verb_parser
 from lamina.cli.verbs import VERBS
 
 FILE = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"

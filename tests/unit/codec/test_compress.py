@@ -11,7 +11,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamina.codec.compress import Compressor, compress, decompress
+from lamina.codec import compress as module
+from lamina.codec.compress import Compressor, compress, compress_all, decompress
 from lamina.errors import FormatError, IntegrityError
 
 KINDS = list(Compressor)
@@ -24,6 +25,28 @@ def test_round_trip(kind: Compressor, data: bytes, repeat: int) -> None:
     packed = compress(kind, plain)
     assert decompress(kind, packed, len(plain)) == plain
     assert decompress(kind, memoryview(bytearray(packed)), len(plain)) == plain
+
+
+@pytest.mark.parametrize("can_together", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_at_a_time_are_as_each_alone(
+    kind: Compressor, can_together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not can_together:
+        monkeypatch.setattr(module, "_zstd_compressor", _Plain)
+    text = b"one after the other, " * 9000
+    pieces = [b"", b"x", text, memoryview(text)[7:70_000], bytearray(text[:100]), bytes(1 << 20)]
+    for level in (None, 1, 9):
+        for some in (pieces, pieces[2:3], []):
+            expected = [compress(kind, piece, level) for piece in some]
+            assert compress_all(kind, some, level) == expected
+
+
+class _Plain:
+    """The compressor of a zstandard library that takes one buffer a call."""
+
+    def __init__(self, level: int) -> None:
+        self.compress = zstandard.ZstdCompressor(level=level, write_content_size=True).compress
 
 
 @pytest.mark.parametrize("kind", REAL)
@@ -111,3 +134,17 @@ def test_threads_do_not_share_contexts() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize("kind", REAL)
+def test_what_is_compressed_takes_no_more_memory_than_it_is_long(kind: Compressor) -> None:
+    """An index keeps thousands of frames, each of which could have been much longer."""
+    plain = bytes(32 << 10)
+    compress(kind, plain)
+    tracemalloc.start()
+    try:
+        kept = [compress(kind, plain) for _ in range(100)]
+        traced, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert traced < 2 * sum(map(len, kept)) + 20_000

@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lamina.codec.crc32c import crc32c
-from lamina.codec.digest import Digester, digest
+from lamina.codec.digest import (
+    KEPT_BYTES,
+    KEPT_MOST_BYTES,
+    Digester,
+    digest,
+    hasher,
+    keeping_hasher,
+)
 
 
 def test_known_answers() -> None:
@@ -24,6 +32,18 @@ def test_sha256_is_that_of_hashlib_for_any_buffer(data: bytes) -> None:
     expected = hashlib.sha256(data).digest()
     assert digest(Digester.SHA256, memoryview(bytearray(data))) == expected
     assert digest(Digester.BLAKE3, memoryview(data)) == digest(Digester.BLAKE3, data)
+
+
+@pytest.mark.parametrize("kind", Digester)
+def test_digests_of_data_in_small_updates_are_the_same(kind: Digester) -> None:
+    data = bytes(range(256)) * 40
+    borders = (0, KEPT_BYTES, 2 * KEPT_BYTES, 3 * KEPT_BYTES, KEPT_MOST_BYTES)
+    for size in [border + by for border in borders for by in (-1, 0, 1) if border + by >= 0]:
+        part = memoryview(data)[:size]
+        assert keeping_hasher(kind)(part).digest() == hasher(kind)(part).digest()
+    state = keeping_hasher(kind)()
+    state.update(data)
+    assert state.digest() == digest(kind, data)
 
 
 def test_crc32c_check_value() -> None:

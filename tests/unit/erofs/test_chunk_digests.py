@@ -33,7 +33,7 @@ def test_a_sorted_table_needs_no_index() -> None:
     for blob in (0, 1):
         for index in range(BLOBS[blob].chunk_count):
             assert ChunkDigests(entries, blob).digest(index) == bytes([blob, index]) * 16
-    assert not entries.is_indexed
+    assert entries._index is None
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -52,7 +52,7 @@ def test_missing_chunks() -> None:
     entries = entries_of(EVERY[1:5])
     assert ChunkDigests(entries, 0).find(0) is None
     assert ChunkDigests(entries, 1).find(4) is None
-    with pytest.raises(FormatError, match="Chunk 4 of blob 1"):
+    with pytest.raises(FormatError, match="chunk 4 of blob 1"):
         ChunkDigests(entries, 1).digest(4)
     assert ChunkDigests(entries_of([]), 0).find(2) is None
 

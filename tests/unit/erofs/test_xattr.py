@@ -66,7 +66,7 @@ def test_sizes_are_bounded() -> None:
     ],
 )
 def test_damaged_areas_name_the_inode(area: bytes) -> None:
-    with pytest.raises(FormatError, match="Inode 42"):
+    with pytest.raises(FormatError, match="inode 42"):
         decode_xattrs(area, 42)
 
 

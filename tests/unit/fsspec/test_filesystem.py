@@ -19,6 +19,7 @@ import lamina
 from lamina.erofs.tree import Node
 from lamina.errors import FetchError, UnsupportedError, UsageError
 from lamina.fsspec import LaminaFileSystem
+from lamina.opening.request import OpenRequest
 
 
 def link(target: bytes) -> Node:
@@ -277,15 +278,15 @@ def test_client_options(reference: str) -> None:
 def test_options_of_open(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real, seen = lamina.open, []
 
-    def opening(*arguments: object, **options: object) -> object:
-        seen.append(options)
-        return real(*arguments, **options)  # type: ignore[arg-type]
+    def opening(request: OpenRequest) -> object:
+        seen.append(request)
+        return real(request)
 
     monkeypatch.setattr(lamina, "open", opening)
     system = LaminaFileSystem(reference, index="never", allow_older=True)
     assert system.exists("/data")
     system.close()
-    assert (seen[0]["index"], seen[0]["allow_older"]) == ("never", True)
+    assert (seen[0].index, seen[0].allow_older) == ("never", True)
     with pytest.raises(UsageError, match="nevr"):
         LaminaFileSystem(reference, index="nevr").ls("/")
 
@@ -304,3 +305,99 @@ def test_without_fsspec_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UnsupportedError) as caught:
         importlib.import_module("lamina.fsspec")
     assert caught.value.hint == "pip install 'lamina[fsspec]'"
+
+
+def test_links_are_links_in_every_answer(files: LaminaFileSystem) -> None:
+    for entry in files.ls("/data"):
+        about = files.info(entry["name"])
+        assert about["islink"] == entry["islink"]
+        assert about.get("destination") == entry.get("destination")
+    assert files.info("/data/to-dir")["type"] == "directory"
+    assert files.info("/data/to-file")["destination"] == "lines.txt"
+    assert files.info("/data/to-nothing")["type"] == "link"
+
+
+def test_links_that_lead_nowhere_are_no_hindrance(files: LaminaFileSystem, tmp_path: Path) -> None:
+    assert files.du("/data") == 2 * len(LINES) + len(BIG) + 1
+    files.get("/", str(tmp_path / "copy"), recursive=True)
+    copied = {str(p.relative_to(tmp_path / "copy")) for p in (tmp_path / "copy").rglob("*.*")}
+    assert copied == {"data/lines.txt", "data/big.bin", "data/deep/er/x.txt"}
+    assert (tmp_path / "copy/data/to-file").read_bytes() == LINES
+    assert not (tmp_path / "copy/pipe").exists()
+    with pytest.raises(FileNotFoundError):
+        files.get_file("/data/absent", str(tmp_path / "absent"))
+
+
+def test_listings_are_kept(files: LaminaFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = files.ls("/data")
+    monkeypatch.setattr(lamina.Image, "scandir", lambda *_: pytest.fail("it was listed again"))
+    assert files.ls("/data") == first
+    first.clear()
+    assert files.ls("/data/", detail=False)
+    files.invalidate_cache("/data/deep")
+    assert files.ls("/data")
+    files.invalidate_cache()
+    with pytest.raises(pytest.fail.Exception):
+        files.ls("/data")
+
+
+def test_one_slash_is_told_of() -> None:
+    with pytest.raises(UsageError) as caught:
+        fsspec.open("lamina://registry.example/app:1/etc/os-release").open()
+    assert "two slashes" in (caught.value.hint or "")
+
+
+# fsspec leaves the files of its block cache to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_blockcache(reference: str, tmp_path: Path) -> None:
+    cached = fsspec.filesystem(
+        "blockcache",
+        target_protocol="lamina",
+        target_options={"reference": reference},
+        cache_storage=str(tmp_path / "blocks"),
+    )
+    for _ in range(2):
+        with cached.open("/data/big.bin", block_size=4096) as file:
+            file.seek(20_000)
+            assert file.read(100) == BIG[20_000:20_100]
+    assert any(path.stat().st_size >= 20_100 for path in (tmp_path / "blocks").iterdir())
+    with fsspec.open(
+        f"simplecache::lamina://{reference}//data/lines.txt",
+        simplecache={"cache_storage": str(tmp_path / "simple")},
+    ) as file:
+        assert file.read() == LINES
+
+
+def test_rsync(reference: str, tmp_path: Path) -> None:
+    from fsspec.generic import GenericFileSystem, rsync
+
+    # Its default method makes file systems of the scheme alone, which names no image.
+    system = GenericFileSystem(default_method="options")
+    source, target = f"lamina://{reference}//data", f"file://{tmp_path}/copy"
+    (tmp_path / "copy").mkdir()
+    rsync(source, target, fs=system)
+    assert (tmp_path / "copy/deep/er/x.txt").read_bytes() == b"x"
+    assert (tmp_path / "copy/big.bin").read_bytes() == BIG
+    assert rsync(source, target, fs=system) == {}
+
+
+def test_tables_by_url(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed (pip install pandas)")
+    csv = b"name,size\na,1\nb,2\n"
+    push_image(build_image({b"t/table.csv": csv}, pack_size=4096), tmp_path / "layout")
+    url = f"lamina://oci:{tmp_path}/layout:latest//t/table.csv"
+    assert pandas.read_csv(url)["size"].sum() == 3
+
+
+def test_parquet_by_url(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    data = io.BytesIO()
+    parquet.write_table(pyarrow.table({"size": list(range(10_000))}), data)
+    push_image(build_image({b"t/table.parquet": data.getvalue()}), tmp_path / "layout")
+    system = fsspec.filesystem("lamina", reference=f"oci:{tmp_path}/layout:latest")
+    table = parquet.read_table("/t/table.parquet", filesystem=system)
+    assert table["size"].to_pylist() == list(range(10_000))
+    with fsspec.open(f"lamina://oci:{tmp_path}/layout:latest//t/table.parquet") as file:
+        assert parquet.ParquetFile(file).metadata.num_rows == 10_000

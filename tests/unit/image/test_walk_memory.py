@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.opened_blobs import OpenedBlobs
 from tests.support.rafs import Content, directory, make_image
 
 from lamina.build.layer_tar import write_layer
 from lamina.build.unpack import unpack_to_folder
+from lamina.content.lazy_image import LazyImage
 from lamina.erofs.check import check_bootstrap
 from lamina.erofs.reader import Bootstrap
 from lamina.erofs.tree import Node
@@ -20,11 +22,10 @@ from lamina.errors import FormatError
 from lamina.image import first_names
 from lamina.image.base import Stat
 from lamina.image.compare import compare
-from lamina.image.native import NativeImage
 
 
-def opened(entries: dict[bytes, Content]) -> NativeImage:
-    return NativeImage(Bootstrap(make_image(entries).bootstrap), ())
+def opened(entries: dict[bytes, Content]) -> LazyImage:
+    return LazyImage(Bootstrap(make_image(entries).bootstrap), OpenedBlobs())
 
 
 def peak_bytes(work: Callable[[], object]) -> int:
@@ -37,11 +38,11 @@ def peak_bytes(work: Callable[[], object]) -> int:
 
 
 @pytest.fixture(scope="module")
-def wide() -> Iterator[NativeImage]:
+def wide() -> Iterator[LazyImage]:
     yield opened({b"d/%07d" % number: b"" for number in range(30_000)})
 
 
-def test_a_wide_directory_is_never_in_memory_as_a_whole(wide: NativeImage) -> None:
+def test_a_wide_directory_is_never_in_memory_as_a_whole(wide: LazyImage) -> None:
     assert peak_bytes(lambda: sum(1 for _ in wide.walk())) < 1 << 20
     assert peak_bytes(lambda: write_layer(wide, len)) < 1 << 20
     assert peak_bytes(lambda: check_bootstrap(wide.bootstrap.view)) < 1 << 20
@@ -71,7 +72,7 @@ def test_the_order_of_a_walk() -> None:
 def test_hard_links_that_cannot_be_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tree(pairs: int) -> NativeImage:
+    def tree(pairs: int) -> LazyImage:
         nodes = [Node(0o100644) for _ in range(pairs)]
         folders = b"one", b"two"
         return opened({b"%s/%d" % (d, n): node for d in folders for n, node in enumerate(nodes)})

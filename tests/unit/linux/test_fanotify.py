@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.tools import require_kernel, require_root
 
 from lamina.errors import Error, KernelError
 from lamina.linux import fanotify
+from lamina.linux.syscalls import SyscallError
 
 U64 = st.integers(0, 2**64 - 1)
 
@@ -86,3 +93,50 @@ def test_responses(code: int, passed_on: int) -> None:
     assert fanotify.encode_response(5) == struct.pack("=iI", 5, 1)
     expected = struct.pack("=iI", 5, 2 | passed_on << 24)
     assert fanotify.encode_response(5, code) == expected
+
+
+def test_the_limit_of_groups_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """EMFILE has two reasons, of which only one is about open files."""
+
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EMFILE)
+        return -1
+
+    monkeypatch.setattr(fanotify, "LIBC", SimpleNamespace(fanotify_init=refuse))
+    with pytest.raises(fanotify.GroupLimitError, match=r"fs\.fanotify\.max_user_groups") as told:
+        fanotify.create_group()
+    assert "fuse-blob" in str(told.value.hint)
+    monkeypatch.setattr(fanotify, "_may_open_more", lambda: False)
+    with pytest.raises(SyscallError, match="EMFILE"):
+        fanotify.create_group()
+
+
+FILL = """
+import ctypes, os, sys
+from lamina.linux import fanotify
+# Groups are counted by user: this one is nobody else's, and keeps its capabilities.
+libc = ctypes.CDLL(None, use_errno=True)
+SECBIT_NO_SETUID_FIXUP, PR_SET_SECUREBITS = 4, 28
+assert libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0
+os.setuid(3_000_000_000 - os.getpid())
+groups = []
+try:
+    while len(groups) < 10_000:
+        groups.append(fanotify.create_group())
+except fanotify.GroupLimitError as error:
+    print(len(groups), error)
+    os.close(groups.pop())
+    fanotify.require_group()
+"""
+
+
+def test_the_kernel_has_the_limit_that_is_named() -> None:
+    require_root()
+    require_kernel(6, 14, "a fanotify pre-content event")
+    most = int(Path("/proc/sys/fs/fanotify/max_user_groups").read_text())
+    if most >= 10_000:
+        pytest.skip("there may be too many groups to make them all")
+    done = subprocess.run([sys.executable, "-c", FILL], capture_output=True, text=True, check=True)
+    count, _, words = done.stdout.partition(" ")
+    assert int(count) == most
+    assert f"no more than {most} fanotify groups of one user" in words

@@ -7,6 +7,7 @@ import pytest
 from tests.support.tools import require_root
 
 from lamina.linux import fuse_device, mount
+from lamina.linux.mount_table import device_number
 
 pytestmark = pytest.mark.kernel
 
@@ -37,4 +38,4 @@ def connection(stack: ExitStack) -> tuple[int, int, int]:
     device = fuse_device.open_device()
     stack.callback(os.close, device)
     root = fuse_device.create_fuse_mount(device, [], mount.MOUNT_ATTR_RDONLY)
-    return device, root, mount.device_number(root)
+    return device, root, device_number(root)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import FormatError
-from lamina.linux.openat2 import open_below
+from lamina.linux.openat2 import open_below, open_file_below
 from lamina.linux.syscalls import SyscallError
 
 
@@ -83,3 +83,12 @@ def test_no_magic_link_is_followed(root: int) -> None:
 def test_a_nul_byte(root: int) -> None:
     with pytest.raises(FormatError, match="NUL"):
         open_below(root, "a\0/x", os.O_PATH)
+
+
+def test_nothing_but_a_file_is_opened_for_reading(tmp_path: Path, root: int) -> None:
+    os.mkfifo(tmp_path / "root/pipe")
+    (tmp_path / "root/leads").symlink_to("a/file")
+    with open(open_file_below(root, "a/file")) as file:
+        assert file.read() == "x"
+    for path in ("pipe", "a", "leads", "link/file", "absent", "a/file/more"):
+        assert open_file_below(root, path) == -1

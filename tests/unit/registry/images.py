@@ -8,9 +8,9 @@ import random
 import tarfile
 from pathlib import Path
 
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.reference import parse_reference
 
 
 def tar_layer(files: dict[str, bytes]) -> bytes:
@@ -70,6 +70,6 @@ def make_index(path: Path, tag: str = "multi") -> m.Descriptor:
                 platform=m.Platform(os=system, architecture=architecture),
             )
         )
-    index = m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=tuple(entries))
+    index = m.ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=tuple(entries))
     with LayoutRepository(parse_reference(f"oci:{path}"), write=True) as repository:
         return repository.push_manifest(tag, m.OCI_INDEX, m.encode(index))

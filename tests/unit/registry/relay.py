@@ -53,4 +53,4 @@ def dropping_relay(
         thread.start()
         yield f"127.0.0.1:{server.getsockname()[1]}", drops
         server.shutdown(socket.SHUT_RDWR)
-        thread.join(5)
+        thread.join(60)

@@ -20,10 +20,11 @@ from lamina.errors import (
     UnsupportedError,
     UsageError,
 )
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.copy import copy
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import Repository, open_repository
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
 from tests.unit.registry.images import make_image, make_index, tar_layer
 
 
@@ -188,6 +189,18 @@ def test_an_archive_without_tags_and_a_compressed_archive(tmp_path: Path) -> Non
     (tmp_path / "d.tar.gz").write_bytes(gzip.compress((tmp_path / "d.tar").read_bytes()))
     for name in ("d.tar", "d.tar.gz"):
         assert read_image(f"docker-archive:{tmp_path}/{name}")[1:] == layers
+
+
+def test_the_letters_of_keys_are_nothing_to_go(tmp_path: Path) -> None:
+    """containerify writes lower-case keys; docker, podman and skopeo read them."""
+    layers = docker_save(tmp_path / "d.tar", "old", tags=["app:1"])
+    data = (tmp_path / "d.tar").read_bytes()
+    for key in (b"Config", b"RepoTags", b"Layers"):
+        assert data.count(b'"%s"' % key) == 1
+        data = data.replace(b'"%s"' % key, b'"%s%s"' % (key[:1].lower(), key[1:]))
+    (tmp_path / "d.tar").write_bytes(data)
+    for name in ("", ":app:1"):
+        assert read_image(f"docker-archive:{tmp_path}/d.tar{name}")[1:] == layers
 
 
 def test_several_images_need_a_name(tmp_path: Path) -> None:

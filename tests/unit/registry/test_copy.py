@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
-from lamina.registry import manifest as m
+from lamina.http.client_options import ClientOptions
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.copy import copy, plan_copy, run_copy
-from lamina.registry.reference import parse_reference
-from lamina.registry.referrers import push_referrer
-from lamina.registry.repository import Repository, open_repository
+from lamina.registry.cosign_tags import push_list
+from lamina.registry.open_repository import open_repository
+from lamina.registry.referrers import fallback_tag, push_referrer
+from lamina.registry.repository import Repository
 from tests.support import fake_registry as fake
 from tests.support.fake_registry import FakeRegistry
 from tests.unit.registry.images import make_image, make_index
@@ -183,7 +186,7 @@ def test_indexes_without_end(tmp_path: Path) -> None:
     with opened(f"oci:{tmp_path}/l:x", write=True) as repository:
         inner: tuple[m.Descriptor, ...] = ()
         for _ in range(8):
-            index = m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=inner)
+            index = m.ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=inner)
             inner = (repository.push_manifest("x", m.OCI_INDEX, m.encode(index)),)
         with pytest.raises(FormatError, match="without end"):
             plan_copy(repository)
@@ -225,7 +228,7 @@ def test_the_parts_of_an_attached_index_come_along(layout: Path, tmp_path: Path)
             artifact_type="application/vnd.example.part",
             config=empty,
         )
-        listed = m.Index(
+        listed = m.ImageIndex(
             schema_version=2,
             media_type=m.OCI_INDEX,
             artifact_type="application/vnd.example.list",
@@ -238,3 +241,90 @@ def test_the_parts_of_an_attached_index_come_along(layout: Path, tmp_path: Path)
         assert destination.resolve("one").digest == root.digest == source.resolve().digest
         assert destination.manifest(listed.manifests[0]) == source.manifest(listed.manifests[0])
         assert destination.has_blob(empty.digest, empty.size)
+
+
+def sign(repository: Repository, suffix: str, *entries: str) -> None:
+    """Have these entries under a tag as cosign has them; text in the place of signatures."""
+    layers = []
+    for text in entries:
+        layer = m.describe(
+            f"application/vnd.example{suffix}", text.encode(), {"signature": f"by {text}"}
+        )
+        repository.push_blob(layer, io.BytesIO(text.encode()))
+        layers.append(layer)
+    push_list(repository, fallback_tag(repository.resolve().digest) + suffix, tuple(layers))
+
+
+def signed(repository: Repository, suffix: str) -> list[str]:
+    tag = fallback_tag(repository.resolve().digest) + suffix
+    manifest = m.parse_image_manifest(repository.manifest(tag)[1])
+    with repository.open_blob(manifest.config) as stream:
+        config = m.parse_config(stream.read())
+    assert config.rootfs.diff_ids == tuple(layer.digest for layer in manifest.layers)
+    found = []
+    for layer in manifest.layers:
+        with repository.open_blob(layer) as stream:
+            found.append(stream.read().decode())
+        assert layer.annotations == {"signature": f"by {found[-1]}"}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["registry", "layout"])
+@pytest.mark.parametrize(
+    "theirs, after",
+    [
+        ((), ["a", "b"]),
+        (("c",), ["c", "a", "b"]),
+        (("b", "c"), ["b", "c", "a"]),
+        (("b", "a", "c"), ["b", "a", "c"]),
+        (("b",), ["a", "b"]),
+    ],
+)
+def test_signatures_of_the_destination_stay(
+    layout: Path, registry: FakeRegistry, tmp_path: Path, kind: str, theirs: tuple[str, ...],
+    after: list[str],
+) -> None:  # fmt: skip
+    places = {"registry": f"docker://{registry.host}/a:v", "layout": f"oci:{tmp_path}/there:v"}
+    with (
+        opened(f"oci:{layout}:one", write=True) as source,
+        opened(places[kind], write=True) as there,
+    ):
+        for suffix in (".sig", ".att", ".sbom"):
+            sign(source, suffix, "a", "b")
+        copy(source, there)
+        if theirs:
+            for suffix in (".sig", ".att", ".sbom"):
+                sign(there, suffix, *theirs)
+        for _ in range(2):
+            run_copy(plan_copy(source, referrers=True), source, there)
+            assert signed(there, ".sig") == signed(there, ".att") == after
+            assert signed(there, ".sbom") == ["a", "b"]
+
+
+def test_what_is_no_list_of_signatures_is_replaced(layout: Path, registry: FakeRegistry) -> None:
+    with (
+        opened(f"oci:{layout}:one", write=True) as source,
+        opened(f"docker://{registry.host}/a:v", write=True) as there,
+    ):
+        sign(source, ".sig", "a")
+        tag = f"{fallback_tag(source.resolve().digest)}.sig"
+        registry.manifests[tag] = (m.OCI_MANIFEST, b"<html>")
+        run_copy(plan_copy(source, referrers=True), source, there)
+        assert signed(there, ".sig") == ["a"]
+
+
+def test_signatures_that_cannot_be_read_now_are_not_lost(
+    layout: Path, registry: FakeRegistry
+) -> None:
+    with opened(f"oci:{layout}:one", write=True) as source:
+        sign(source, ".sig", "a")
+        registry.rule("GET", ".sig", lambda exchange: exchange.answer(503, b"{}"), times=9)
+        plan = plan_copy(source, referrers=True)
+        reference = parse_reference(f"docker://{registry.host}/a:v")
+        once = ClientOptions(attempts=1)
+        with (
+            open_repository(reference, write=True, options=once) as there,
+            pytest.raises(FetchError, match="503"),
+        ):
+            run_copy(plan, source, there)
+        assert not any(name.endswith(".sig") or name == "v" for name in registry.manifests)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import AuthError, Error, UsageError
+from lamina.http.client_options import ClientOptions
 from lamina.registry.credentials import Credentials, find_credentials
-from lamina.registry.repository import ClientOptions
 
 SECRET = "s3cret-w0rd"
 

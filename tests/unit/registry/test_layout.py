@@ -19,9 +19,10 @@ from lamina.errors import (
     UnsupportedError,
     UsageError,
 )
-from lamina.registry import manifest as m
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import Repository, open_repository
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
 from tests.unit.registry.images import make_image, make_index, noise
 
 
@@ -172,6 +173,32 @@ def test_a_folder_in_place_of_a_blob_is_a_fetch_error(layout: Path) -> None:
             stream.read()
         with pytest.raises(FetchError, match=str(path)):
             repository.read_range(layer.digest, 0, 1)
+
+
+def test_pipes_keep_nobody_waiting(layout: Path) -> None:
+    descriptor = make_image(layout, "v1")
+    with opened(layout, ":v1") as repository:
+        layer = m.parse_image_manifest(repository.manifest()[1]).layers[0]
+        blob = layout / "blobs/sha256" / layer.hex
+        blob.unlink()
+        os.mkfifo(blob)
+        with pytest.raises((FetchError, IntegrityError)), repository.open_blob(layer) as stream:
+            stream.read()
+        with pytest.raises(FetchError):
+            repository.read_range(layer.digest, 0, 1)
+        manifest = layout / "blobs/sha256" / descriptor.hex
+        manifest.unlink()
+        os.mkfifo(manifest)
+        with pytest.raises((FetchError, IntegrityError)):
+            repository.manifest()
+    (layout / "index.json").unlink()
+    os.mkfifo(layout / "index.json")
+    writer = os.open(layout / "index.json", os.O_RDWR | os.O_NONBLOCK)
+    try:
+        with opened(layout, ":v1") as repository, pytest.raises(FormatError):
+            repository.manifest()
+    finally:
+        os.close(writer)
 
 
 def test_ranges_outside_a_blob(layout: Path) -> None:

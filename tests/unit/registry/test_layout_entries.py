@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from lamina.errors import NotFoundError, UsageError
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.oci.manifest import Descriptor
+from lamina.oci.reference import parse_reference
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.manifest import Descriptor
-from lamina.registry.reference import parse_reference
 from lamina.registry.referrers import list_referrers, push_referrer
 from tests.unit.registry.images import make_image, make_index
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import IntegrityError, NotFoundError, StoreError, UnsupportedError
+from lamina.oci.manifest import describe
+from lamina.oci.reference import parse_reference
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.manifest import describe
-from lamina.registry.reference import parse_reference
 
 DATA = b"content " * 1000
 

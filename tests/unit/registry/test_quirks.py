@@ -13,13 +13,15 @@ from typing import BinaryIO
 import pytest
 
 from lamina.errors import Error, FetchError, IntegrityError, StoreError, UnsupportedError
-from lamina.registry import manifest as m
+from lamina.http.client_options import ClientOptions
+from lamina.http.transport import TransientError
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository
 from lamina.registry.copy import copy
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import ClientOptions, Repository, open_repository
-from lamina.registry.transport import TransientError
+from lamina.registry.open_repository import open_repository
+from lamina.registry.repository import Repository
 from tests.support import fake_registry as fake
 from tests.support import registry_quirks as quirks
 from tests.support.fake_registry import FakeRegistry
@@ -91,7 +93,7 @@ def test_any_success_will_do_for_a_manifest(
     registry: FakeRegistry, repository: RegistryRepository, status: int
 ) -> None:
     registry.rule("PUT", "/manifests/", quirks.answering(status))
-    data = m.encode(m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=()))
+    data = m.encode(m.ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=()))
     repository.push_manifest("v1", m.OCI_INDEX, data)
     assert registry.manifests["v1"] == (m.OCI_INDEX, data)
 
@@ -136,11 +138,11 @@ def test_a_registry_that_takes_its_time_for_the_last_answer(registry: FakeRegist
     """Some copy a blob of gigabytes before they answer."""
 
     def slowly(exchange: fake.Exchange) -> bool:
-        threading.Event().wait(0.6)
+        threading.Event().wait(4)
         return False
 
     registry.rule("PUT", "", slowly, ALWAYS)
-    with opened(registry, timeout_s=0.2, attempts=1) as repository:
+    with opened(registry, timeout_s=3, attempts=1) as repository:
         push(repository, LARGE)
     assert stored(registry, LARGE)
 
@@ -562,7 +564,7 @@ def index_by_sha512(path: Path) -> tuple[str, bytes]:
         _, data = repository.manifest(image)
         digest = "sha512:" + hashlib.sha512(data).hexdigest()
         child = repository.push_manifest(None, m.OCI_MANIFEST, data, digest=digest)
-        index = m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(child,))
+        index = m.ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=(child,))
         repository.push_manifest("multi", m.OCI_INDEX, m.encode(index))
     return digest, data
 
@@ -584,7 +586,7 @@ def test_an_image_by_sha512_keeps_its_name_in_copies(
 def test_a_manifest_is_not_pushed_by_a_digest_that_it_does_not_have(
     registry: FakeRegistry, repository: RegistryRepository, tmp_path: Path
 ) -> None:
-    data = m.encode(m.Index(schema_version=2, media_type=m.OCI_INDEX, manifests=()))
+    data = m.encode(m.ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=()))
     wrong = "sha512:" + "0" * 128
     with LayoutRepository(parse_reference(f"oci:{tmp_path / 'l'}"), write=True) as layout:
         for place in (repository, layout):

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from lamina.errors import FetchError, IntegrityError, NotFoundError, UsageError
-from lamina.registry import manifest as m
+from lamina.http.client_options import ClientOptions
+from lamina.oci import manifest as m
+from lamina.oci.manifest import Descriptor, Manifest
+from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.manifest import Descriptor, Manifest
-from lamina.registry.reference import parse_reference
 from lamina.registry.referrers import MAX_REFERRERS, fallback_tag, list_referrers, push_referrer
-from lamina.registry.repository import ClientOptions, Repository
+from lamina.registry.repository import Repository
 from tests.support import fake_registry as fake
 from tests.support.fake_registry import FakeRegistry
 
@@ -238,8 +239,9 @@ def test_a_layout_folder_lists_both(tmp_path: Path) -> None:
     reference = parse_reference(f"oci:{tmp_path}/l")
     with LayoutRepository(reference, write=True) as repository:
         image = push_image(repository)
-        pushed = push_referrer(repository, note(repository, image))
-        assert [e.digest for e in list_referrers(repository, image.digest)] == [pushed.digest]
+        pushed = push_referrer(repository, note(repository, image, "kept"))
+        (listed,) = list_referrers(repository, image.digest)
+        assert (listed.digest, listed.annotations) == (pushed.digest, {"text": "kept"})
         assert repository.resolve().digest == image.digest
         with pytest.raises(NotFoundError) as failure:
             repository.resolve("absent")

@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from lamina.errors import FormatError, NotFoundError
-from lamina.registry import manifest as m
+from lamina.oci import manifest as m
+from lamina.oci.manifest import Descriptor, ImageIndex, Platform
+from lamina.oci.platform import parse_platform
+from lamina.oci.reference import parse_reference
 from lamina.registry import resolve
 from lamina.registry.layout import LayoutRepository
-from lamina.registry.manifest import Descriptor, Index, Platform
-from lamina.registry.platform import parse_platform
-from lamina.registry.reference import parse_reference
 from lamina.registry.resolve import (
     Found,
     RepositoryDocuments,
@@ -64,7 +64,7 @@ def soci(folder: Path, platform: Platform, *, typed: bool, config: str = SOCI) -
 
 
 def index(folder: Path, *entries: Descriptor) -> Descriptor:
-    document = Index(schema_version=2, media_type=m.OCI_INDEX, manifests=entries)
+    document = ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=entries)
     with writing(folder) as repository:
         return repository.push_manifest("top", m.OCI_INDEX, m.encode(document))
 
@@ -159,7 +159,7 @@ def test_indexes_without_end(folder: Path) -> None:
 
 def test_an_index_that_is_there_often_is_read_once(folder: Path) -> None:
     inner = index(folder, image(folder, 1, AMD64))
-    top = Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(inner,) * 5000)
+    top = ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=(inner,) * 5000)
     with writing(folder) as repository:
         assert len(list_entries(top, RepositoryDocuments(repository))) == 5000
 
@@ -193,7 +193,7 @@ def test_what_is_read_below_a_reference_is_bounded(
     inner = []
     for number in range(5):
         notes = {"padding": "x" * 3000, "number": str(number)}
-        part = Index(schema_version=2, media_type=m.OCI_INDEX, manifests=(), annotations=notes)
+        part = ImageIndex(schema_version=2, media_type=m.OCI_INDEX, manifests=(), annotations=notes)
         with writing(folder) as repository:
             inner.append(repository.push_manifest(None, m.OCI_INDEX, m.encode(part)))
     index(folder, *inner[:4])

@@ -10,11 +10,11 @@ from typing import BinaryIO, cast
 import pytest
 
 from lamina.errors import AuthError, Error, FetchError, IntegrityError
-from lamina.registry import manifest as m
+from lamina.http.client_options import ClientOptions
+from lamina.oci import manifest as m
+from lamina.oci.reference import parse_reference
 from lamina.registry import upload
 from lamina.registry.client import RegistryRepository
-from lamina.registry.reference import parse_reference
-from lamina.registry.repository import ClientOptions
 from tests.support import fake_registry as fake
 from tests.support.fake_registry import FakeRegistry
 from tests.unit.registry.images import noise
@@ -32,7 +32,7 @@ def registry() -> Iterator[FakeRegistry]:
 
 @pytest.fixture
 def repository(registry: FakeRegistry) -> Iterator[RegistryRepository]:
-    options = ClientOptions(timeout_s=2, deadline_s=10, push_chunk_bytes=CHUNK)
+    options = ClientOptions(timeout_s=30, deadline_s=60, push_chunk_bytes=CHUNK)
     reference = parse_reference(f"docker://{registry.host}/a/b")
     with RegistryRepository(reference, options) as repository:
         yield repository

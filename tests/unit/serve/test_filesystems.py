@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.native_images import BuiltImage, open_bootstrap
+from tests.support.native_images import BuiltImage, build_image, image_files, open_bootstrap
 from tests.support.serving import FolderSource, write_sample
 
+from lamina.content.lazy_image import LazyImage
+from lamina.content.read_log import ReadLog
 from lamina.errors import Error, StoreError
 from lamina.image.base import Stat
-from lamina.image.native import NativeImage
+from lamina.opening.request import OpenRequest
 from lamina.serve.device import read_exactly
-from lamina.serve.fuse_blob import BlobFilesystem
+from lamina.serve.devices.fuse_blob import BlobFilesystem, make_filesystem
 from lamina.serve.fuse_server import MAX_READ_BYTES
 from lamina.serve.fuse_tree import TreeFilesystem
+from lamina.serve.service.spec import MountSpec
 from lamina.wire import fuse
 
 SCRATCH = memoryview(bytearray(MAX_READ_BYTES))
@@ -29,7 +33,7 @@ class Opened:
         self.built: BuiltImage = write_sample(folder / "image")
         source = FolderSource(folder / "image")
         path = folder / "image" / "image.boot"
-        self.image: NativeImage = open_bootstrap(path, source, store=folder / "store")
+        self.image: LazyImage = open_bootstrap(path, source, store=folder / "store")
 
 
 @pytest.fixture
@@ -77,6 +81,66 @@ def test_blobs_are_files(opened: Opened) -> None:
     beyond = ask(filesystem, fuse.Opcode.READ, 2, read_body(blob.size_bytes - 10, 4096))
     assert len(beyond) == 10
     assert ask(filesystem, fuse.Opcode.READ, 2, read_body(1 << 60, 4096)) == b""
+
+
+@pytest.mark.parametrize(
+    ("is_cached", "flag"), [(True, fuse.OpenFlag.KEEP_CACHE), (False, fuse.OpenFlag.DIRECT_IO)]
+)
+def test_how_the_kernel_keeps_blobs(opened: Opened, is_cached: bool, flag: fuse.OpenFlag) -> None:
+    filesystem = BlobFilesystem(opened.image.blobs, {0} if is_cached else ())
+    said = ask(filesystem, fuse.Opcode.OPEN, 2, b"")
+    assert int.from_bytes(said[8:12], "little") == flag | fuse.OpenFlag.NOFLUSH
+
+
+@pytest.mark.parametrize(
+    ("size", "readahead_kib", "flag"),
+    [
+        (5000, 64, fuse.OpenFlag.KEEP_CACHE),
+        (5000, 0, fuse.OpenFlag.DIRECT_IO),
+        (9000, 64, fuse.OpenFlag.DIRECT_IO),
+    ],
+    ids=["tiny", "recorded", "ordinary"],
+)
+def test_blobs_of_tiny_files_are_kept(
+    tmp_path: Path, size: int, readahead_kib: int, flag: fuse.OpenFlag
+) -> None:
+    files = {b"%02d" % n: random.Random(n).randbytes(size) for n in range(20)}
+    image_files(tmp_path / "image", build_image(files, chunk_size=64 << 10))
+    spec = MountSpec(
+        image=OpenRequest(reference="x"),
+        mountpoint="/mnt",
+        device="fuse-blob",
+        readahead_kib=readahead_kib,
+    )
+    source = FolderSource(tmp_path / "image")
+    with open_bootstrap(tmp_path / "image/image.boot", source, store=tmp_path / "store") as image:
+        said = ask(make_filesystem(spec, image), fuse.Opcode.OPEN, 2, b"")
+    assert int.from_bytes(said[8:12], "little") == flag | fuse.OpenFlag.NOFLUSH
+
+
+def test_what_is_ready_is_answered_at_once(opened: Opened, tmp_path: Path) -> None:
+    """Nothing else is: what is missing, is no whole read, or is recorded."""
+    blob = opened.image.blobs[0]
+    filesystem = BlobFilesystem(opened.image.blobs)
+
+    def at_once(offset: int, size: int, nodeid: int = 2) -> bytes | None:
+        body = memoryview(read_body(offset, size))
+        asked = fuse.Request(fuse.Opcode.READ, 7, nodeid, 0, 0, 1, body)
+        found = filesystem.quick(asked, SCRATCH)
+        return None if found is None else bytes(found)
+
+    assert at_once(0, 4096) is None, "it is not here yet"
+    expected = bytearray(8192)
+    blob.read_into(0, expected)
+    assert at_once(0, 8192) == expected
+    assert at_once(blob.size_bytes - 10, 4096) is None
+    assert at_once(0, 4096, nodeid=9) is None
+    assert at_once(0, 4096, nodeid=1) is None
+    assert at_once(0, MAX_READ_BYTES + 1) is None
+    opened_at = fuse.Request(fuse.Opcode.OPEN, 7, 2, 0, 0, 1, memoryview(b""))
+    assert filesystem.quick(opened_at, SCRATCH) is None
+    blob.record(ReadLog())
+    assert at_once(0, 4096) is None
 
 
 @pytest.mark.parametrize(
@@ -211,7 +275,7 @@ def test_attributes_that_are_hidden(opened: Opened) -> None:
             assert caught.value.errno == errno.ENODATA
 
 
-def walk(image: NativeImage, folder: bytes = b"") -> Iterator[tuple[bytes, Stat]]:
+def walk(image: LazyImage, folder: bytes = b"") -> Iterator[tuple[bytes, Stat]]:
     for name, stat in image.scandir(folder or b"/"):
         path = folder + b"/" + name if folder else name
         yield path, stat

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lamina.errors import StoreError
-from lamina.serve import mount
+from lamina.serve import lower_metadata
 
 CHANGED = bytes(range(256)) * 400
 
@@ -19,12 +19,12 @@ CHANGED = bytes(range(256)) * 400
 @pytest.fixture
 def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An image with something to be hidden."""
-    monkeypatch.setattr(mount, "without_attributes", lambda *_: CHANGED)
+    monkeypatch.setattr(lower_metadata, "without_attributes", lambda *_: CHANGED)
     return SimpleNamespace(bootstrap=None, bootstrap_path=tmp_path / "bootstrap")
 
 
 def test_the_kernel_gets_all_of_it(image: Any) -> None:
-    with mount._bootstrap(image, mount._Wish("/mnt", 0, as_lower=True)) as path:
+    with lower_metadata.lower_metadata(image.bootstrap, image.bootstrap_path) as path:
         assert Path(path).read_bytes() == CHANGED
 
 
@@ -38,7 +38,7 @@ def test_a_full_disk_is_an_error_and_no_shorter_file(image: Any) -> None:
     try:
         with (
             pytest.raises(StoreError, match="cannot write the metadata"),
-            mount._bootstrap(image, mount._Wish("/mnt", 0, as_lower=True)),
+            lower_metadata.lower_metadata(image.bootstrap, image.bootstrap_path),
         ):
             pass
     finally:

@@ -23,7 +23,7 @@ def test_random_and_given_names(tmp_path: Path) -> None:
         assert os.stat(folder).st_mode & 0o777 == 0o700
     with pytest.raises(UsageError, match="'box'") as caught:
         create_folders(store, "box", run)
-    assert "if that one runs no more" in str(caught.value.hint)
+    assert "`lamina rm -f box`" in str(caught.value.hint)
 
 
 def test_a_name_whose_changes_are_kept(tmp_path: Path) -> None:
@@ -35,11 +35,25 @@ def test_a_name_whose_changes_are_kept(tmp_path: Path) -> None:
     assert not os.path.exists(folders.bundle)
     with pytest.raises(UsageError, match="'box'") as caught:
         create_folders(store, "box", run)
-    assert folders.changes in str(caught.value.hint)
+    assert "`lamina rm box`" in str(caught.value.hint)
     assert not os.path.exists(folders.bundle)
     folders.remove(keep_changes=False)
     assert not os.path.exists(folders.changes)
     folders.remove(keep_changes=False)
+
+
+def test_the_last_container_beside_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the folder of all away, at any moment."""
+    make, times = os.mkdir, iter(range(2))
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        if path.endswith("/box") and next(times, None) is not None:
+            os.rmdir(os.path.dirname(path))
+        make(path, mode)
+
+    monkeypatch.setattr("lamina.serve.container_folders.os.mkdir", mkdir)
+    folders = create_folders(str(tmp_path / "store"), "box", str(tmp_path / "run"))
+    assert os.path.isdir(folders.changes)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-x", "a b", "x" * 129, "é", "a\n"])

@@ -12,7 +12,7 @@ from tests.support.served_reads import SERVED, TAKEN, WAIT_S, Blob, Kernel, serv
 
 from lamina import errors
 from lamina.errors import Error
-from lamina.fetch.retry import DeadlineError
+from lamina.source.retry import DeadlineError
 
 MORE_THAN_THREADS = 40
 

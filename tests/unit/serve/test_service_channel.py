@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import resource
 import socket
@@ -11,42 +12,77 @@ from collections.abc import Iterator
 
 import pytest
 
+from lamina.errors import KernelError
+from lamina.serve.error_wire import ReportedError
 from lamina.serve.service import channel as channels
-from lamina.serve.service.channel import Channel, ChannelError
+from lamina.serve.service.channel import (
+    HEADER,
+    MAGIC,
+    Channel,
+    ChannelError,
+    GoneError,
+    OldWireError,
+    TooLongError,
+)
+from lamina.serve.service.messages import (
+    Coverage,
+    Failed,
+    Hello,
+    Noted,
+    StatusPage,
+    UnknownMessageError,
+    encode,
+)
+
+SMALLEST_BUFFER = 1
+"""Linux makes 4608 of it (SOCK_MIN_SNDBUF), as with a net.core.wmem_default that is as small."""
 
 
-@pytest.fixture
-def ends() -> Iterator[tuple[Channel, Channel]]:
-    ours, theirs = Channel.pair()
-    for end in (ours, theirs):
-        end.settimeout(60)
+def ends_of(buffer_bytes: int | None) -> tuple[Channel, Channel]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in pair:
+        if buffer_bytes is not None:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_bytes)
+    ours, theirs = Channel(pair[0]), Channel(pair[1])
+    for channel in (ours, theirs):
+        channel.settimeout(60)
+    return ours, theirs
+
+
+@pytest.fixture(params=[None, SMALLEST_BUFFER], ids=["default buffer", "smallest buffer"])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Channel, Channel]]:
+    ours, theirs = ends_of(request.param)
     yield ours, theirs
     ours.close()
     theirs.close()
 
 
-def status_of(mounts: int) -> dict[str, dict[str, object]]:
+def status_of(mounts: int) -> StatusPage:
     """What a worker tells of so many mounts."""
     path = "/var/lib/containers/storage/overlay/some-image-of-a-tenant/{:08d}/root"
-    known = {"ready_bytes": 123_456_789, "total_bytes": 234_567_890, "resident": False}
-    return {path.format(number): known for number in range(mounts)}
+    known = Coverage(ready_bytes=123_456_789, total_bytes=234_567_890)
+    return StatusPage(number="1-1", mounts={path.format(number): known for number in range(mounts)})
 
 
-def test_the_status_of_2000_mounts_goes_through(ends: tuple[Channel, Channel]) -> None:
+def failed(text: str) -> Failed:
+    return Failed(error=ReportedError(family="Error", message=text))
+
+
+def test_a_long_message_goes_through(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
     said: list[bool] = []
-    fields = {"number": "1-1", "mounts": status_of(2000)}
-    sender = threading.Thread(target=lambda: said.append(theirs.say("status", **fields)))
+    page = status_of(2000)
+    sender = threading.Thread(target=lambda: said.append(theirs.tell(page)))
     sender.start()
-    message = ours.receive()
+    received = ours.receive()
     sender.join()
     assert said == [True]
-    assert message is not None
-    assert message.body == {"op": "status", **fields}
-    assert theirs.say("next")
+    assert received is not None
+    assert received.message == page
+    theirs.send(Noted())
     following = ours.receive()
     assert following is not None
-    assert following.body == {"op": "next"}
+    assert following.message == Noted()
 
 
 @pytest.mark.parametrize("count", [0, 1, 250, 251, 256, 600])
@@ -54,71 +90,79 @@ def test_descriptors_come_in_order(ends: tuple[Channel, Channel], count: int) ->
     """An image has up to 254 blobs, and one message of the kernel 253 descriptors."""
     ours, theirs = ends
     sent = [os.memfd_create(f"number-{number}") for number in range(count)]
-    sender = threading.Thread(target=theirs.say, args=("serve", sent))
+    sender = threading.Thread(target=theirs.send, args=(Noted(), sent))
     sender.start()
-    message = ours.receive()
+    received = ours.receive()
     sender.join()
-    assert message is not None
-    assert [os.fstat(fd).st_ino for fd in message.fds] == [os.fstat(fd).st_ino for fd in sent]
-    assert not any(os.get_inheritable(fd) for fd in message.fds)
-    for fd in (*sent, *message.fds):
+    assert received is not None
+    assert [os.fstat(fd).st_ino for fd in received.fds] == [os.fstat(fd).st_ino for fd in sent]
+    assert not any(os.get_inheritable(fd) for fd in received.fds)
+    for fd in (*sent, *received.fds):
         os.close(fd)
 
 
-@pytest.mark.parametrize("size", range(90, 130))
-def test_at_every_length(
-    ends: tuple[Channel, Channel], size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channels, "PACKET_BYTES", 50)
-    ours, theirs = ends
-    assert theirs.say("x", text="y" * size)
-    message = ours.receive()
-    assert message is not None
-    assert message.body["text"] == "y" * size
+@pytest.mark.parametrize("size", range(2200, 2320, 7))
+def test_at_every_length(size: int) -> None:
+    """Around that of a packet."""
+    ours, theirs = ends_of(SMALLEST_BUFFER)
+    for _ in range(2):
+        sender = threading.Thread(target=theirs.send, args=(failed("y" * size),))
+        sender.start()
+        received = ours.receive()
+        sender.join()
+        assert received is not None
+        assert received.message == failed("y" * size)
+    ours.close()
+    theirs.close()
 
 
-def test_threads_do_not_mix_their_messages(
-    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channels, "PACKET_BYTES", 50)
+def test_names_that_are_no_text(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    senders = [
-        threading.Thread(target=theirs.say, args=("x",), kwargs={"text": str(number) * 500})
-        for number in range(8)
-    ]
+    name = os.fsdecode(b"/mnt/\xff\xc3\xa4")
+    theirs.send(failed(name))
+    received = ours.receive()
+    assert received is not None
+    assert received.message == failed(name)
+
+
+def test_threads_do_not_mix_their_messages(ends: tuple[Channel, Channel]) -> None:
+    ours, theirs = ends
+    texts = [str(number) * 10_000 for number in range(8)]
+    senders = [threading.Thread(target=theirs.send, args=(failed(text),)) for text in texts]
     for sender in senders:
         sender.start()
     found = []
     for _ in senders:
-        message = ours.receive()
-        assert message is not None
-        found.append(message.body["text"])
-    assert sorted(found) == [str(number) * 500 for number in range(8)]
+        received = ours.receive()
+        assert received is not None
+        assert isinstance(received.message, Failed)
+        found.append(received.message.error.message)
+    assert sorted(found) == texts
     for sender in senders:
         sender.join()
 
 
-def test_who_must_not_wait_is_told_that_there_is_more(
-    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours, theirs = ends
-    monkeypatch.setattr(channels, "PACKET_BYTES", 50)
-    theirs.say("x", text="y" * 100)
+def test_who_must_not_wait_is_told_that_there_is_more() -> None:
+    ours, theirs = ends_of(SMALLEST_BUFFER)
+    sender = threading.Thread(target=theirs.send, args=(failed("y" * 5000),))
+    sender.start()
     for _ in range(2):
         with pytest.raises(BlockingIOError):
             ours.receive_some()
-    message = ours.receive_some()
-    assert message is not None
-    assert message.body["text"] == "y" * 100
+    received = ours.receive_some()
+    sender.join()
+    assert received is not None
+    assert received.message == failed("y" * 5000)
     theirs.close()
     assert ours.receive_some() is None
+    ours.close()
 
 
 def test_lost_descriptors_are_an_error(ends: tuple[Channel, Channel]) -> None:
     """The kernel drops those for which the receiver has no number, and tells so by a flag only."""
     ours, theirs = ends
     read_end, write_end = os.pipe()
-    assert theirs.say("keep", [write_end] * 10)
+    theirs.send(Noted(), [write_end] * 10)
     os.close(write_end)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as taken:
@@ -148,52 +192,139 @@ def test_lost_descriptors_are_an_error(ends: tuple[Channel, Channel]) -> None:
     os.close(read_end)
 
 
-@pytest.mark.parametrize(
-    "packets",
-    [[b"no JSON"], [b"[1]"], [b'"op"'], [b"{}"], [b'{"op": 1}'], [b"+{", b'{"op": "x"}'], [b"."]],
-    ids=repr,
-)
-def test_what_is_no_message(packets: list[bytes]) -> None:
+def frame(body: bytes, *, length: int | None = None, fds: int = 0) -> bytes:
+    """Section "Messages of any length": magic, length, descriptors, message."""
+    return (
+        b"LMSG"
+        + (len(body) if length is None else length).to_bytes(4, "little")
+        + (fds.to_bytes(4, "little") + body)
+    )
+
+
+def test_the_bytes_of_a_frame() -> None:
     one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel = Channel(one)
-    for packet in packets:
-        two.send(packet)
-    with pytest.raises(ChannelError):
-        channel.receive()
-    # It can be used on.
-    two.send(b'{"op": "y"}')
-    message = channel.receive()
-    assert message is not None
-    assert message.body == {"op": "y"}
+    channel.send(Noted())
+    assert two.recv(1000) == frame(b'{"op": "noted"}')
+    channel.send(Hello())
+    assert json.loads(two.recv(1000))["op"] == "hello"
     channel.close()
     two.close()
 
 
-def test_nobody_there_is_told_from_what_cannot_be_said(ends: tuple[Channel, Channel]) -> None:
-    ours, theirs = ends
-    with pytest.raises(ChannelError, match="too long"):
-        theirs.say("x", text="y" * channels.MAX_MESSAGE_BYTES)
+@pytest.mark.parametrize(
+    "packet",
+    [
+        b"no frame at all",
+        frame(b"[]", length=1),
+        frame(b'{"op": "noted"}', fds=1),
+        frame(b"", length=channels.MAX_MESSAGE_BYTES + 1),
+    ],
+    ids=["magic", "longer", "descriptors", "too long"],
+)
+def test_what_is_no_frame(packet: bytes) -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(one)
+    two.send(packet)
     with pytest.raises(ChannelError):
-        theirs.say("x", [987_654])
+        channel.receive()
+    channel.close()
+    two.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"no JSON", b"[1]", b'"op"', b"{}", b'{"op": 1}', b'{"op": []}', b'{"op": "x"}',
+     b'{"op": "lost"}', b'{"op": "lost", "number": 1}', b"[" * 100_000],
+    ids=lambda body: repr(body[:20]),
+)  # fmt: skip
+def test_what_is_no_message(body: bytes) -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, other = Channel(one), Channel(two)
+    read_end, write_end = os.pipe()
+    data = HEADER.pack(MAGIC, len(body), 1) + body
+    for start in range(0, len(data), 50_000):
+        other.send_packet(data[start : start + 50_000], [] if start else [write_end])
+    os.close(write_end)
+    with pytest.raises(UnknownMessageError):
+        channel.receive()
+    assert os.read(read_end, 1) == b"", "what came along is closed"
+    os.close(read_end)
+    # What comes behind it is received.
+    other.send(Noted())
+    received = channel.receive()
+    assert received is not None
+    assert received.message == Noted()
+    channel.close()
+    other.close()
+
+
+def test_a_field_that_is_new_is_passed_over() -> None:
+    one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(one)
+    two.send(frame(b'{"op": "noted", "since": 7}'))
+    received = channel.receive()
+    assert received is not None
+    assert received.message == Noted()
+    channel.close()
+    two.close()
+
+
+def test_gone_and_refused_and_too_long_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = ends_of(None)
+    monkeypatch.setattr(channels, "MAX_MESSAGE_BYTES", 1000)
+    with pytest.raises(TooLongError):
+        theirs.send(failed("y" * 1000))
+    with pytest.raises(ChannelError) as refused:
+        theirs.send(Noted(), [987_654])
+    assert not isinstance(refused.value, GoneError | TooLongError)
     ours.close()
-    assert not theirs.say("x")
+    with pytest.raises(GoneError):
+        theirs.send(Noted())
+    assert not theirs.tell(Noted())
     theirs.close()
-    assert not theirs.say("x")
+    with pytest.raises(GoneError):
+        theirs.send(Noted())
+    assert theirs.ask(Noted()) is None
+
+
+def test_who_does_not_listen_is_no_one_who_has_gone() -> None:
+    ours, theirs = ends_of(SMALLEST_BUFFER)
+    theirs.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        for _ in range(1000):
+            theirs.send(failed("y" * 1000))
+    ours.close()
+    theirs.close()
 
 
 def test_a_message_without_an_end(ends: tuple[Channel, Channel]) -> None:
     ours, theirs = ends
-    theirs._socket.send(b'+{"op"')
+    theirs.send_packet(frame(b'{"op": "no', length=15))
     theirs.close()
     assert ours.receive() is None
 
 
-def test_the_limit_of_a_whole_message(
-    ends: tuple[Channel, Channel], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ours, theirs = ends
-    monkeypatch.setattr(channels, "MAX_MESSAGE_BYTES", 1000)
-    for _ in range(20):
-        theirs._socket.send(b"+" + b"x" * 100)
-    with pytest.raises(ChannelError, match="longer"):
+def test_the_old_wire_is_recognised() -> None:
+    ours, theirs = ends_of(None)
+    read_end, write_end = os.pipe()
+    theirs.send_packet(b'{"op": "status"}', [write_end])
+    os.close(write_end)
+    with pytest.raises(OldWireError) as told:
         ours.receive()
+    assert told.value.packet == b'{"op": "status"}'
+    channels.close_all(told.value.fds)
+    assert os.read(read_end, 1) == b""
+    os.close(read_end)
+    theirs.send_packet(encode(Hello(protocol=77)))
+    received = ours.receive()
+    assert received is not None
+    assert received.message == Hello(protocol=77)
+    ours.close()
+    theirs.close()
+
+
+def test_errors_keep_their_family() -> None:
+    error = ReportedError.of(KernelError("it broke", hint="mend it")).to_error()
+    assert (type(error), str(error), error.hint) == (KernelError, "it broke", "mend it")
+    assert type(ReportedError(family="LOG", message="x").to_error()) is KernelError

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 from tests.support.native_images import build_image, push_image
+from tests.support.opening import open_image
 
 from lamina.cli import main
 from lamina.errors import StoreError, os_hint
-from lamina.image.collect import collect
-from lamina.image.mapped import mapped_bootstrap
-from lamina.image.open import open_image
+from lamina.opening.bootstrap_file import mapped_bootstrap
+from lamina.opening.garbage_collection import collect_garbage
 from lamina.store import files
 from lamina.store.files import StoreAccessError, store_error
 from lamina.store.node import NodeStore
+from lamina.store.records import IMAGE
 
 
 @pytest.mark.parametrize(
@@ -80,7 +81,7 @@ def test_collecting_and_opening_where_nothing_can_be_locked(
     store, reference = filled
     refuse(monkeypatch, code, name="lock")
     with pytest.raises(StoreAccessError, match=os.strerror(code)):
-        collect(store)
+        collect_garbage(store)
     with (
         open_image(reference, store=store) as image,
         pytest.raises(StoreAccessError, match=os.strerror(code)),
@@ -110,8 +111,8 @@ def test_removing_what_cannot_be_removed(
     with monkeypatch.context() as patch:
         patch.setattr(os, "listdir", refused)
         with pytest.raises(StoreAccessError, match="Read-only"):
-            collect(store)
-    (digest,) = (digest for digest, _ in store.records("image"))
+            collect_garbage(store)
+    (digest,) = (digest for digest, _ in store.records.each(IMAGE))
     path = store.metadata_path(digest)
     assert path is not None
     path.write_bytes(b"damaged")

@@ -11,6 +11,7 @@ from lamina.errors import FormatError, IntegrityError, StoreError
 from lamina.store import readiness
 from lamina.store.files import inode_generation
 from lamina.store.node import NodeStore, default_root
+from lamina.store.records import INDEX, IndexRecord
 
 BLOB = "ab" * 32
 
@@ -43,7 +44,7 @@ def test_everything_is_private(store: NodeStore) -> None:
     try:
         NodeStore(store.root)
         store.put_metadata(b"x")
-        store.put_record("image", sha256(b"x"), b"y")
+        store.records.write(INDEX, sha256(b"x"), IndexRecord(sha256(b"y")))
         store.blob(BLOB, 4096, 1).close()
     finally:
         os.umask(old)
@@ -54,7 +55,7 @@ def test_everything_is_private(store: NodeStore) -> None:
             assert os.stat(os.path.join(folder, name)).st_mode & 0o777 == 0o600, name
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o720, 0o702])
 def test_a_store_that_others_can_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     root = tmp_path / "store"
     root.mkdir()
@@ -156,8 +157,8 @@ def test_a_partial_blob_is_not_trusted_after_a_reboot(
     reboot(monkeypatch, 1)
     with store.blob(BLOB, 8192, 2) as blob:
         assert blob.ready_count == 0
-        assert blob.is_doubtful(0)
-        assert not blob.is_doubtful(1)
+        assert blob.is_unverified(0)
+        assert not blob.is_unverified(1)
 
 
 def test_a_complete_blob_that_was_closed_outlives_a_reboot(
@@ -252,7 +253,7 @@ def test_absent_metadata(store: NodeStore) -> None:
     assert store.metadata(digest) is None
     assert store.metadata_path(digest) is None
     assert store.map_metadata(digest) is None
-    assert store.record("image", digest) is None
+    assert store.records.read(INDEX, digest) is None
 
 
 def test_wrong_metadata_is_refused(store: NodeStore) -> None:
@@ -292,13 +293,12 @@ def test_a_stream_that_fails_leaves_nothing(store: NodeStore) -> None:
 
 def test_records(store: NodeStore) -> None:
     digest = sha256(b"manifest")
-    store.put_record("image", digest, b"facts")
-    assert store.record("image", digest) == b"facts"
-    store.put_record("image", digest, b"other facts")
-    assert store.record("image", digest) == b"other facts"
-    (path,) = (store.root / "records" / "image").iterdir()
+    for other in (sha256(b"one"), sha256(b"two")):
+        store.records.write(INDEX, digest, IndexRecord(other))
+        assert store.records.read(INDEX, digest) == IndexRecord(other)
+    (path,) = (store.root / "records" / "index").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
-    assert store.record("image", digest) is None
+    assert store.records.read(INDEX, digest) is None
 
 
 def _mark_in_another_process(root: str, chunk: int) -> None:

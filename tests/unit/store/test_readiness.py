@@ -32,6 +32,10 @@ def open_map(path: Path, expected: Header) -> ReadinessMap | None:
 HEADER = Header(10, 40960, 77, b"i" * 32, BOOT)
 
 
+def unverified(found: ReadinessMap) -> int:
+    return sum(map(found.is_unverified, range(found.chunk_count)))
+
+
 def test_header_has_the_documented_layout() -> None:
     encoded = encode_header(HEADER)
     assert len(encoded) == 112 == CLEAN_OFFSET
@@ -67,6 +71,7 @@ def test_marks_are_shared_by_all_who_map_the_file(tmp_path: Path) -> None:
     assert second is not None
     first.mark(3)
     first.mark(5, 2)
+    assert path.read_bytes()[4096:4106] == bytes([0, 0, 0, 1, 0, 1, 1, 0, 0, 0])
     assert [second.is_ready(chunk) for chunk in range(10)] == [
         chunk in (3, 5, 6) for chunk in range(10)
     ]
@@ -121,16 +126,16 @@ def test_only_a_clean_and_complete_map_outlives_a_boot(tmp_path: Path) -> None:
     found = open_map(path, boots[1])
     assert found is not None
     assert found.ready_count == 0, "clean but not complete"
-    assert found.doubtful_count == 9
+    assert unverified(found) == 9
     assert not found.clean
     found.mark(0, 10)
-    assert found.doubtful_count == 0
+    assert unverified(found) == 0
     found.close()
 
     found = open_map(path, boots[2])
     assert found is not None
     assert found.ready_count == 0, "complete but not clean"
-    assert found.doubtful_count == 10
+    assert unverified(found) == 10
     found.mark(0, 10)
     found.set_clean()
     found.close()
@@ -149,13 +154,13 @@ def test_doubts_last_until_they_are_settled(tmp_path: Path) -> None:
     for number, boot in enumerate(boots):
         found = open_map(path, boot)
         assert found is not None
-        assert [chunk for chunk in range(10) if found.is_doubtful(chunk)] == [1, 5, 8][:number]
+        assert [chunk for chunk in range(10) if found.is_unverified(chunk)] == [1, 5, 8][:number]
         found.mark([1, 5, 8, 9][number])
         found.close()
     found = open_map(path, boots[-1])
     assert found is not None
-    found.dispel(5)
-    assert not found.is_doubtful(5)
+    found.clear_unverified(5)
+    assert not found.is_unverified(5)
     assert not found.is_ready(5)
     found.close()
 

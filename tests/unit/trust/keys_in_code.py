@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization as s
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from lamina.trust.keys import PrivateKey
+from lamina.trust.crypto.keys import PrivateKey
 
 CURVES = {"P-256": ec.SECP256R1, "P-384": ec.SECP384R1, "P-521": ec.SECP521R1}
 

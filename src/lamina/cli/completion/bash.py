@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from lamina.cli.completion.words import TRANSPORTS, Option, VerbWords
+from lamina.cli.completion.command_model import TRANSPORTS, Option, VerbModel
 
 _HEAD: Final = r"""# bash completion for lamina; load it with:  source <(lamina completion bash)
 _lamina() {
@@ -77,14 +77,15 @@ _lamina_reply() {
     case $kind in
     file) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -f -- "$value") ;;
     folder) compopt -o filenames 2>/dev/null; mapfile -t COMPREPLY < <(compgen -d -- "$value") ;;
-    mountpoint)
+    mountpoint | container)
         # Not compgen -W, which expands what it is given: a name is data.  And quoted as one.
         compopt -o filenames 2>/dev/null
-        local point
+        local point listing=(mounts --mountpoints)
+        [[ $kind == container ]] && listing=(ps -aq)
         COMPREPLY=()
         while IFS= read -r point; do
             [[ $point == "$value"* ]] && COMPREPLY+=("$point")
-        done < <(lamina mounts --mountpoints 2>/dev/null)
+        done < <(lamina "${listing[@]}" 2>/dev/null)
         ;;
     image)
         compopt -o nospace 2>/dev/null
@@ -111,8 +112,8 @@ _lamina_reply() {
 """
 
 
-def bash_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
-    """The whole script."""
+def bash_script(verbs: Sequence[VerbModel], top: Sequence[Option]) -> str:
+    """Return the whole script."""
     lines = [_HEAD.replace("@TRANSPORTS@", " ".join(TRANSPORTS))]
     lines += [f'_lamina_verbs() {{ echo "{" ".join(verb.name for verb in verbs)} help"; }}', ""]
     lines += ["_lamina_options() {", "    case $1 in"]
@@ -141,7 +142,7 @@ def _value_cases(verb: str, options: Iterable[Option]) -> Iterator[str]:
             yield f"    {patterns}) echo {_kind(option.kind, option.choices)} ;;"
 
 
-def _argument_cases(verb: VerbWords) -> Iterator[str]:
+def _argument_cases(verb: VerbModel) -> Iterator[str]:
     for position, argument in enumerate(verb.arguments):
         pattern = f'"{verb.name} "*' if argument.many else f'"{verb.name} {position}"'
         yield f"    {pattern}) echo {_kind(argument.kind, argument.choices)} ;;"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from lamina.cli.completion.words import TRANSPORTS, Argument, Option, VerbWords
+from lamina.cli.completion.command_model import TRANSPORTS, Argument, Option, VerbModel
 
 _HEAD: Final = r"""# fish completion for lamina; load it with:  lamina completion fish | source
 function __lamina_images
@@ -40,12 +40,13 @@ _VALUES: Final = {
     "folder": "-xa '(__fish_complete_directories)'",
     "image": "-xa '(__lamina_images)'",
     "mountpoint": "-xa '(lamina mounts --mountpoints 2>/dev/null)'",
+    "container": "-xa '(lamina ps -aq 2>/dev/null)'",
     "any": "-x",
 }
 
 
-def fish_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
-    """The whole script."""
+def fish_script(verbs: Sequence[VerbModel], top: Sequence[Option]) -> str:
+    """Return the whole script."""
     lines = [_HEAD.replace("@TRANSPORTS@", " ".join(TRANSPORTS))]
     names = " ".join(verb.name for verb in verbs)
     lines += [f"complete -c lamina -n __fish_use_subcommand {_option(option)}" for option in top]

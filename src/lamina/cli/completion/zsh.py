@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from lamina.cli.completion.words import TRANSPORTS, Argument, Option, VerbWords
+from lamina.cli.completion.command_model import TRANSPORTS, Argument, Option, VerbModel
 
 _ACTIONS: Final = {
     "file": "_files",
     "folder": "_files -/",
     "image": "_lamina_images",
+    "container": "_lamina_containers",
     "mountpoint": "_lamina_mountpoints",
     "verb": "_lamina_verbs",
     "any": " ",
 }
 
 
-def zsh_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
-    """The whole script; it works from a folder of $fpath and when it is sourced."""
+def zsh_script(verbs: Sequence[VerbModel], top: Sequence[Option]) -> str:
+    """Return the whole script; it works from a folder of $fpath and when it is sourced."""
     lines = _helpers(verbs)
     lines += [
         "_lamina() {",
@@ -45,8 +46,8 @@ def zsh_script(verbs: Sequence[VerbWords], top: Sequence[Option]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _helpers(verbs: Sequence[VerbWords]) -> list[str]:
-    """The functions that complete verbs, images and mountpoints."""
+def _helpers(verbs: Sequence[VerbModel]) -> list[str]:
+    """Return the functions that complete verbs, images and mountpoints."""
     return [
         "#compdef lamina",
         "# zsh completion for lamina; load it with:  source <(lamina completion zsh)",
@@ -69,6 +70,10 @@ def _helpers(verbs: Sequence[VerbWords]) -> list[str]:
         "    local -a points",
         '    points=("${(@f)$(lamina mounts --mountpoints 2>/dev/null)}")',
         "    compadd -- $points",
+        "}",
+        "",
+        "_lamina_containers() {",
+        '    compadd -- ${(f)"$(lamina ps -aq 2>/dev/null)"}',
         "}",
         "",
     ]

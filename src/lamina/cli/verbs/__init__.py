@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from lamina.cli.page import Page
+    from lamina.cli.help_text import HelpPage
     from lamina.cli.parser import Parser
 
 
@@ -28,7 +28,7 @@ class Verb(NamedTuple):
 class VerbModule(Protocol):
     """What the module of a verb offers."""
 
-    PAGE: Page
+    HELP: HelpPage
 
     def add_arguments(self, parser: Parser) -> None:
         """Declare the options and arguments."""
@@ -50,6 +50,7 @@ VERBS: Final = tuple(
         ("index", BUILD, "index an OCI image, so that it starts lazily as it is"),
         ("copy", BUILD, "copy an image from one place to another as it is"),
         ("unpack", BUILD, "turn a native image back into a folder or an OCI image"),
+        ("export", BUILD, "write an image out as one disk, with a hash tree if wanted"),
         ("check", BUILD, "verify an image, or compare two trees"),
         ("encrypt", TRUST, "encrypt the layers of an OCI image for some keys"),
         ("decrypt", TRUST, "decrypt the layers of an OCI image"),
@@ -60,11 +61,24 @@ VERBS: Final = tuple(
         ("kbs", TRUST, "run a small key broker, and ask one for ocicrypt"),
         ("pull", RUN, "fetch all of an image, and keep it if wanted"),
         ("prefetch", RUN, "fetch files of an image before they are read"),
+        ("profile", RUN, "record what a start reads, so that the next comes in one request"),
         ("run", RUN, "run a command in an image, reading its files on demand"),
+        ("ps", RUN, "list the containers that run, or all of them"),
+        ("exec", RUN, "run another command in a container that runs"),
+        ("logs", RUN, "print what a detached container wrote"),
+        ("stop", RUN, "ask containers to end, and kill those that do not"),
+        ("kill", RUN, "send a signal to containers"),
+        ("wait", RUN, "wait for the end of containers and print their exit codes"),
+        ("guest", RUN, "run a command of an image inside of a confidential guest"),
         ("mount", RUN, "mount an image on a folder, reading its files on demand"),
+        ("serve", RUN, "serve an image as a disk over NBD, layers as files, or a cache for guests"),
         ("umount", RUN, "unmount an image and end its server"),
         ("mounts", RUN, "list the mounted images"),
-        ("service", RUN, "be the service of the mounts, or replace it by a newer one"),
+        ("snapshotter", RUN, "serve containerd, so that its containers start lazily"),
+        ("ctr-pull", RUN, "pull an image into containerd without its layers, for `ctr`"),
+        ("service", RUN, "be the service of the mounts, ask how it is, stop or replace it"),
+        ("images", RUN, "list the images that are on this node, and kept containers"),
+        ("rm", RUN, "remove an image from this node, or a kept container"),
         ("unpin", RUN, "list the images that are kept for ever, or let go of some"),
         ("gc", RUN, "remove what nothing uses from the node store"),
         ("inspect", LOOK, "tell what an image is made of"),
@@ -80,7 +94,7 @@ VERBS: Final = tuple(
 
 
 def find_verb(name: str) -> Verb | None:
-    """The verb of that name, or None."""
+    """Return the verb of that name, or None."""
     return next((verb for verb in VERBS if verb.name == name), None)
 
 

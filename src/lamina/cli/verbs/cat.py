@@ -7,6 +7,7 @@ from contextlib import closing
 from io import BufferedReader
 from typing import Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -14,12 +15,11 @@ from lamina.cli.options import (
     add_registry_options,
 )
 from lamina.cli.output import print_bytes, print_json
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 _READ_BYTES: Final = 1 << 20
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Prints regular files of an image (or of a folder of this machine), one after the other,
     without mounting it. Only the chunks of these files are fetched; each is verified.

@@ -7,7 +7,8 @@ from argparse import Namespace
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -16,18 +17,15 @@ from lamina.cli.options import (
     client_options,
 )
 from lamina.cli.output import human_size, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import open_meter
 from lamina.errors import DifferenceError, UsageError
 
 if TYPE_CHECKING:
-    from lamina.image.access import Access
+    from lamina.content.lazy_image import LazyImage
     from lamina.image.base import Image
-    from lamina.image.native import NativeImage
-    from lamina.registry.reference import Reference
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     With one native image: verifies every rule of its metadata and chunk tables and names the
     first one that is broken. With --data every chunk is read from where the image is, not from
@@ -86,32 +84,35 @@ def run(args: Namespace) -> int:
     """
     if args.b is not None:
         return _compare(args)
-    from lamina.cli.opening import is_folder, proven
+    from lamina.cli.opening import begin_opening, is_folder, open_request
     from lamina.image.errors import NoKeyError
 
     if is_folder(args.a):
         raise UsageError(
             "a folder alone has nothing to check", hint="give an image to compare with"
         )
-    where, access = proven(args, args.a)
-    try:
-        return _check_one(args, where, access)
-    except NoKeyError:
-        from lamina.cli.sealed_facts import check_sealed
+    with begin_opening(open_request(args, args.a)) as opening:
+        version = opening.version()
+        try:
+            image = opening.open(version)
+        except NoKeyError:
+            from lamina.cli.sealed_facts import check_sealed
 
-        return check_sealed(args, where)
+            return check_sealed(args, opening, version)
+    with closing(image):
+        return _check_one(args, image)
 
 
 def _compare(args: Namespace) -> int:
-    from lamina.cli.key_options import key_texts_for_later
     from lamina.cli.opening import open_any
+    from lamina.trust.encryption.recipients import portable_key
 
     if args.data:
         raise UsageError("--data is for one image; two trees are always compared with their data")
     # What an index tells is to be compared with the layers, and not with itself.
     args.index = "never"
     # Both are opened with them, and a descriptor gives its passphrase once.
-    args.decryption_key = key_texts_for_later(args.decryption_key)
+    args.decryption_key = list(map(portable_key, args.decryption_key))
     with ExitStack() as stack:
         first = stack.enter_context(closing(open_any(args, args.a)))
         second = stack.enter_context(closing(open_any(args, args.b)))
@@ -150,25 +151,23 @@ def _different(count: int, a: str, b: str) -> DifferenceError:
     return DifferenceError(f"{count} {noun} between {a} and {b}")
 
 
-def _check_one(args: Namespace, where: Reference, access: Access | None) -> int:
+def _check_one(args: Namespace, image: LazyImage) -> int:
     from lamina.blob.check import check_table
-    from lamina.cli.opening import open_native
     from lamina.erofs.check import check_bootstrap
 
     differences = 0
-    with closing(open_native(args, where, access)) as image:
-        bootstrap = image.bootstrap
-        check_bootstrap(bootstrap.view)
-        result = {
-            "inodes": bootstrap.inode_count,
-            "blobs": len(bootstrap.blobs),
-            "chunks": sum(entry.chunk_count for entry in bootstrap.blobs),
-        }
-        for blob in image.blobs:
-            check_table(blob.table)
-        if args.data:
-            result["read_bytes"] = _check_data(image)
-            differences = _prove_index(args, image)
+    bootstrap = image.bootstrap
+    check_bootstrap(bootstrap.view)
+    result = {
+        "inodes": bootstrap.inode_count,
+        "blobs": len(bootstrap.blobs),
+        "chunks": sum(entry.chunk_count for entry in bootstrap.blobs),
+    }
+    for blob in image.blobs:
+        check_table(blob.table)
+    if args.data:
+        result["read_bytes"] = _check_data(image)
+        differences = _prove_index(args, image)
     _tell_checked(args, result, differences)
     return 0
 
@@ -188,10 +187,10 @@ def _tell_checked(args: Namespace, result: dict[str, int], differences: int) -> 
         )
 
 
-def _prove_index(args: Namespace, image: NativeImage) -> int:
+def _prove_index(args: Namespace, image: LazyImage) -> int:
     """Compare an index with the image that it is of; return the number of differences."""
     from lamina.build.source_image import open_source_image
-    from lamina.image.indexed import is_index_image
+    from lamina.opening.lazy_index import is_index_image
 
     origin = image.origin
     assert origin is not None
@@ -205,14 +204,14 @@ def _prove_index(args: Namespace, image: NativeImage) -> int:
         return _tell_differences(args, wanted, image)
 
 
-def _check_data(image: NativeImage) -> int:
+def _check_data(image: LazyImage) -> int:
     """Read all pieces of all blobs from their source; return the plain bytes."""
-    from lamina.cli.verifying import verify_blob
+    from lamina.content.verify_blob import verify_blob
 
     read_bytes = 0
     with open_meter() as meter:
-        for number, blob in enumerate(image.blobs):
-            advance = meter.add(f"blob {number}", blob.size_bytes)
+        advance = meter.add("check", sum(blob.size_bytes for blob in image.blobs))
+        for blob in image.blobs:
             read_bytes += verify_blob(blob, advance)
-    story.tell(f"{human_size(read_bytes)} verified")
+    console.info(f"{human_size(read_bytes)} verified")
     return read_bytes

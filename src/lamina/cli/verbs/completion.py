@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_json, print_text
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 SHELLS: Final = ("bash", "zsh", "fish")
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Prints a script that teaches a shell the verbs, options, choices and kinds of argument of
     this version of Lamina.  The script needs nothing but the shell.
@@ -38,13 +38,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Print the script of one shell."""
-    from lamina.cli.completion.bash import bash_script
-    from lamina.cli.completion.fish import fish_script
-    from lamina.cli.completion.words import all_words, top_words
-    from lamina.cli.completion.zsh import zsh_script
+    from lamina.cli.completion import scripts
 
-    makers = {"bash": bash_script, "zsh": zsh_script, "fish": fish_script}
-    script = makers[args.shell](all_words(), top_words())
+    script = scripts()[args.shell]
     if args.json:
         print_json({"shell": args.shell, "script": script})
     else:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from lamina.cli.broker_options import add_broker_options, broker_provider, brokers
+from lamina.cli.help_text import HelpPage
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
+    add_decryption_key_option,
     add_encryption_key_option,
     protect_process,
 )
@@ -20,17 +22,18 @@ from lamina.cli.options import (
     pair_options,
 )
 from lamina.cli.output import human_size, print_json, print_line, print_table
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import Advance, Meter, open_meter
 from lamina.errors import UsageError
+from lamina.posix.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from lamina.blob.seal_class import TenantKey
     from lamina.build.options import ConvertOptions, ConvertProgress, ConvertReport
     from lamina.build.sealing import SealOptions
+    from lamina.trust.encryption.recipients import DecryptionKeys
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Reads an OCI or Docker image and writes a native image of it: one chunked data blob for every
     layer and one layer with the merged file tree, which the kernel mounts as it is. Any registry
@@ -45,6 +48,10 @@ PAGE: Final = Page(
     chunk tables and configuration go into a metadata layer that only the keys of --encryption-key
     open (ocicrypt). Keys and nonces are random, so digests differ from one conversion to the next.
     Sign the result: encryption alone does not tell who made an image.
+
+    A source whose layers are encrypted (ocicrypt) is decrypted by --decryption-key while it is
+    read. With --seal as well its files are in clear nowhere but in memory; without, DST is in
+    clear.
     """,
     examples=(
         ("lamina convert node:20 localhost:5000/node:20", "From one registry to another."),
@@ -61,6 +68,13 @@ PAGE: Final = Page(
             "lamina convert --seal --encryption-key jwe:team.pub app:1 localhost:5000/app:sealed",
             "A sealed image, for whoever has the private key.",
         ),
+        (
+            (
+                "lamina convert --seal --encryption-key jwe:team.pub --decryption-key team.pem "
+                "enc:1 localhost:5000/app:sealed"
+            ),
+            "A lazy image of one that `skopeo copy --encryption-key` encrypted.",
+        ),
     ),
     json_keys=(
         ("digest", "digest of the manifest or index that was written"),
@@ -72,14 +86,15 @@ PAGE: Final = Page(
             "images",
             (
                 "list, one a platform: platform, source_digest, manifest_digest, image_bytes, "
-                "bootstrap_bytes, bootstrap_layer_bytes and layers: source_digest, source_bytes, "
+                "bootstrap_bytes, bootstrap_layer_bytes, start_bytes and layers: source_digest, "
+                "source_bytes, "
                 "blob_digest, blob_bytes, entries, plain_bytes, new_bytes, chunks, pieces"
             ),
         ),
     ),
     environment=(
         *REGISTRY_ENVIRONMENT,
-        ("TMPDIR", "where temporary files go, as large as the image (/var/tmp)"),
+        ("TMPDIR", "where blobs are kept until they are pushed (/var/tmp)"),
         PROVIDER_ENVIRONMENT,
     ),
     see_also=("check", "unpack", "run", "sign"),
@@ -103,9 +118,20 @@ def add_arguments(parser: Parser) -> None:
         help="digest of the chunks (blake3)")  # fmt: skip
     add("--prefetch", metavar="PATH", action="append", default=[],
         help="absolute path of a file that is read at the start; may be repeated")  # fmt: skip
-    add("--jobs", metavar="N", type=int, help="processes to use (one a processor)")
+    add("--profile", metavar="FILE",
+        help="a start profile, as `lamina profile --output` writes it: its pages become part of "
+        "the image, and a start gets them in one request")  # fmt: skip
+    add("--profile-name", metavar="NAME", help="what to call it (the name of the program)")
+    add(
+        "--jobs",
+        metavar="N",
+        type=int,
+        help="threads that compress, and layers read ahead (one a processor)",
+    )
     add("--work-dir", metavar="DIR", help="where temporary files go")
+    add("--replace", action="store_true", help="DST may be SRC, whose tag then means the new image")
     add_sealing_options(parser)
+    add_decryption_key_option(parser.add_argument_group("Options of an encrypted source"))
     add_pair_options(parser, many_platforms=True)
     add_output_options(parser)
 
@@ -143,17 +169,24 @@ def add_sealing_options(parser: Parser) -> None:
 
 
 def pack_size(text: str) -> int:
-    """A size, or ``none``."""
+    """Return a size, or ``none``."""
     return 0 if text == "none" else byte_size(text)
 
 
 def run(args: Namespace) -> int:
     """Convert, and tell what became of it."""
     from lamina.build.convert import convert
-    from lamina.registry.reference import parse_reference
+    from lamina.oci.reference import parse_reference
 
     source, destination = parse_reference(args.source), parse_reference(args.destination)
+    if source == destination and not args.replace:
+        raise UsageError(
+            f"{source} would be replaced by what is made of it",
+            hint="choose another DST, or say that it may be: --replace",
+        )
     source_client, destination_client = pair_options(args)
+    # One buffer after the other, and some that are as large as the image has files.
+    keep_freed_memory()
     with open_meter() as meter:
         report = convert(
             source,
@@ -172,10 +205,11 @@ def run(args: Namespace) -> int:
 def convert_options(
     args: Namespace, progress: Callable[[ConvertProgress], None] | None = None
 ) -> ConvertOptions:
-    """The options that were given; the rest keeps its defaults.  Raises UsageError."""
+    """Return the options that were given; the rest keeps its defaults.  Raises UsageError."""
     import os
 
     from lamina.build.options import ConvertOptions
+    from lamina.cli.profile_files import read_profile
     from lamina.codec.compress import Compressor
     from lamina.codec.digest import Digester
 
@@ -189,6 +223,8 @@ def convert_options(
         "digester": digesters.get(args.digester),
         "jobs": args.jobs,
         "work_dir": args.work_dir,
+        "profile": None if args.profile is None else read_profile(args.profile),
+        "profile_name": args.profile_name,
         "progress": progress,
     }
     if args.pack is None and args.chunk_size is not None:
@@ -197,6 +233,7 @@ def convert_options(
     given["prefetch"] = tuple(os.fsencode(path) for path in args.prefetch)
     given["platforms"] = tuple(args.platform)
     given["seal"] = _seal_options(args)
+    given["keys"] = _keys(args)
     options = ConvertOptions(**{name: value for name, value in given.items() if value is not None})
     options.check()
     return options
@@ -210,7 +247,7 @@ def _seal_options(args: Namespace) -> SealOptions | None:
         return None
     from lamina.blob.seal import Padding
     from lamina.build.sealing import SealOptions
-    from lamina.trust.recipients import parse_recipients
+    from lamina.trust.encryption.recipients import parse_recipients
 
     protect_process()
     known = brokers(args)
@@ -221,14 +258,23 @@ def _seal_options(args: Namespace) -> SealOptions | None:
     return SealOptions(recipients, Padding(args.padding), tenant, tuple(args.public_layer))
 
 
+def _keys(args: Namespace) -> DecryptionKeys | None:
+    if not args.decryption_key:
+        return None
+    from lamina.trust.encryption.recipients import parse_decryption_keys
+
+    protect_process()
+    return parse_decryption_keys(args.decryption_key, brokers(args))
+
+
 def _tenant_key(args: Namespace) -> TenantKey:
     from lamina.blob.seal_class import TenantKey
-    from lamina.trust.keys import read_key_file
+    from lamina.trust.crypto.keys import read_key_file
 
     text = args.tenant_key
     if not text.startswith("kbs://"):
         return TenantKey.parse(read_key_file(text, private=True), text)
-    from lamina.trust.kbs_packet import parse_resource
+    from lamina.trust.broker.kbs_packet import parse_resource
 
     provider = broker_provider(args)
     if provider is None:
@@ -238,20 +284,28 @@ def _tenant_key(args: Namespace) -> TenantKey:
 
 
 def progress_bars(meter: Meter) -> Callable[[ConvertProgress], None]:
-    """Turn totals into steps of three bars, which start when there is something to show."""
+    """Turn what is done so far into three bars, which start when there is something to show.
+
+    How much there is to pack is known when all layers were read, how much to push when all of it is
+    packed.
+    """
     shown: dict[str, tuple[Advance, int]] = {}
 
     def update(progress: ConvertProgress) -> None:
+        is_read = progress.read_bytes >= progress.total_read_bytes
+        is_packed = is_read and progress.packed_bytes >= progress.total_packed_bytes
         rows = (
             ("read", progress.read_bytes, progress.total_read_bytes),
-            ("pack", progress.packed_bytes, progress.total_packed_bytes),
-            ("push", progress.pushed_bytes, None),
+            ("pack", progress.packed_bytes, progress.total_packed_bytes if is_read else None),
+            ("push", progress.pushed_bytes, progress.total_pushed_bytes if is_packed else None),
         )
         for label, done, total in rows:
             if done and label not in shown:
                 shown[label] = meter.add(label, total), 0
             if label in shown:
                 advance, before = shown[label]
+                if total is not None:
+                    meter.resize(label, total)
                 advance(done - before)
                 shown[label] = advance, done
 
@@ -259,7 +313,7 @@ def progress_bars(meter: Meter) -> Callable[[ConvertProgress], None]:
 
 
 def report_object(report: ConvertReport, reference: str) -> dict[str, Any]:
-    """The report as JSON; keys as documented."""
+    """Return the report as JSON; keys as documented."""
     from dataclasses import asdict
 
     document: dict[str, Any] = {"reference": reference, **asdict(report)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import REGISTRY_ENVIRONMENT, add_output_options, add_pair_options
 from lamina.cli.output import human_size, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import open_meter
 from lamina.errors import FetchError, UsageError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lamina.registry.copy import CopyPlan
     from lamina.registry.repository import Repository
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Copies an image as it is, whatever its kind, between registries, OCI layout folders and
     archives. Manifests keep their bytes, so digests do not change; blobs that are there already
@@ -67,8 +67,8 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """Copy, and tell the digest."""
     from lamina.cli.opening import open_pair
+    from lamina.oci.platform import host_platform
     from lamina.registry.copy import plan_copy, run_copy
-    from lamina.registry.platform import host_platform
 
     if args.all and args.platform:
         raise UsageError("--all copies all platforms, --platform one", hint="leave one of them out")
@@ -100,13 +100,13 @@ def run(args: Namespace) -> int:
         )
         return 0
     print_line(root.digest)
-    story.tell(f"{len(plan.blobs)} blobs, {human_size(plan.size_bytes)}")
+    console.info(f"{len(plan.blobs)} blobs, {human_size(plan.size_bytes)}")
     _tell_attached(plan, left)
     return 0
 
 
 def _left_behind(origin: Repository, plan: CopyPlan) -> list[Attached]:
-    """What is attached to what was copied, and to the index that it was chosen from."""
+    """Return what is attached to what was copied, and to the index that it was chosen from."""
     from lamina.registry.attached import list_attached
 
     digests = [plan.top.digest, *(part.digest for part, _ in plan.manifests)]
@@ -114,7 +114,7 @@ def _left_behind(origin: Repository, plan: CopyPlan) -> list[Attached]:
     try:
         found = list_attached(origin, digests)
     except FetchError as error:
-        story.warn(f"it is not known what is attached to the image: {error}")
+        console.warning(f"it is not known what is attached to the image: {error}")
         return []
     return [one for one in found if one.descriptor.digest not in taken]
 
@@ -123,14 +123,14 @@ def _tell_attached(plan: CopyPlan, left: list[Attached]) -> None:
     from lamina.registry.attached import shown_kinds
 
     if plan.attached:
-        story.tell(f"with {shown_kinds(one for one, _ in plan.attached)}")
+        console.info(f"with {shown_kinds(one for one, _ in plan.attached)}")
     is_part = plan.top.digest not in {part.digest for part, _ in plan.manifests}
     of_index = [one for one in left if is_part and one.subject == plan.top.digest]
     others = [one for one in left if one not in of_index]
     if others:
-        story.tell(f"left behind: {shown_kinds(others)} (--referrers takes them along)")
+        console.info(f"left behind: {shown_kinds(others)} (--referrers takes them along)")
     if of_index:
-        story.tell(
+        console.info(
             f"left behind: {shown_kinds(of_index)} of the index {plan.top.digest}, of which one "
             "platform was copied (--all --referrers takes them along)"
         )

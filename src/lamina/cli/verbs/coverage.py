@@ -6,6 +6,7 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -13,13 +14,12 @@ from lamina.cli.options import (
     add_registry_options,
 )
 from lamina.cli.output import human_size, print_json, print_line, print_table, share, shown_name
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from lamina.image.residency import BlobCoverage, FileCoverage
+    from lamina.content.residency import BlobCoverage, FileCoverage
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Tells how much of a native image is on this node, by blob, and with --files by file. Fetches
     nothing but the image's metadata.
@@ -54,7 +54,7 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """Print how much is here."""
     from lamina.cli.opening import open_native
-    from lamina.image.residency import blob_coverage, file_coverage
+    from lamina.content.residency import blob_coverage, file_coverage
 
     with open_native(args, args.image) as image:
         blobs = blob_coverage(image)
@@ -73,7 +73,7 @@ def run(args: Namespace) -> int:
         )
         for blob in blobs
     ]
-    print_table(rows)
+    print_table(rows, frozenset(), 0)
     for file in files:
         print_line(f"{share(file.ready_bytes, file.size_bytes):>5}  {shown_name(file.path)}")
     return 0

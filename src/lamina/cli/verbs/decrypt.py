@@ -6,18 +6,18 @@ from argparse import Namespace
 from typing import Final
 
 from lamina.cli.broker_options import add_broker_options, brokers
+from lamina.cli.help_text import HelpPage
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_decryption_key_option,
     protect_process,
 )
 from lamina.cli.options import REGISTRY_ENVIRONMENT, add_output_options, add_pair_options
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
-from lamina.cli.progress import open_meter
+from lamina.cli.progress import open_meter, phase_bars
 from lamina.cli.verbs.encrypt import tell_changed
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Copies an OCI image with its encrypted layers decrypted (ocicrypt). Of a multi-platform image
     one platform is taken.
@@ -60,14 +60,14 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """Decrypt, and tell the digest."""
     from lamina.cli.opening import open_pair
-    from lamina.trust.image_encryption import decrypt_image
-    from lamina.trust.recipients import parse_decryption_keys
+    from lamina.trust.encryption.image_encryption import decrypt_image
+    from lamina.trust.encryption.recipients import parse_decryption_keys
 
     protect_process()
     keys = parse_decryption_keys(args.decryption_key, brokers(args))
     with open_pair(args) as (origin, target), open_meter() as meter:
         changed = decrypt_image(
-            origin, target, keys, platform=args.platform, advance=meter.add("decrypt")
+            origin, target, keys, platform=args.platform, progress=phase_bars(meter)
         )
     tell_changed(args, changed, "decrypted")
     return 0

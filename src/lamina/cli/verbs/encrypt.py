@@ -5,8 +5,9 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
 from lamina.cli.broker_options import add_broker_options, brokers
+from lamina.cli.help_text import HelpPage
 from lamina.cli.key_options import (
     PROVIDER_ENVIRONMENT,
     add_decryption_key_option,
@@ -15,14 +16,13 @@ from lamina.cli.key_options import (
 )
 from lamina.cli.options import REGISTRY_ENVIRONMENT, add_output_options, add_pair_options
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
-from lamina.cli.progress import open_meter
+from lamina.cli.progress import open_meter, phase_bars
 
 if TYPE_CHECKING:
-    from lamina.trust.image_encryption import Changed
+    from lamina.trust.encryption.image_encryption import Changed
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Copies an ordinary OCI image with its layers encrypted for some keys (ocicrypt), readable by
     skopeo, containerd and confidential containers as well. Configuration, names and sizes stay in
@@ -75,8 +75,8 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """Encrypt, and tell the digest."""
     from lamina.cli.opening import open_pair
-    from lamina.trust.image_encryption import encrypt_image
-    from lamina.trust.recipients import parse_decryption_keys, parse_recipients
+    from lamina.trust.encryption.image_encryption import encrypt_image
+    from lamina.trust.encryption.recipients import parse_decryption_keys, parse_recipients
 
     protect_process()
     known = brokers(args)
@@ -90,7 +90,7 @@ def run(args: Namespace) -> int:
             layers=args.encrypt_layer,
             keys=keys,
             platform=args.platform,
-            advance=meter.add("encrypt"),
+            progress=phase_bars(meter),
         )
     tell_changed(args, changed, "encrypted")
     return 0
@@ -103,4 +103,4 @@ def tell_changed(args: Namespace, changed: Changed, what: str) -> None:
         print_json({"digest": digest, "reference": args.destination, "layers": layers})
         return
     print_line(digest)
-    story.tell(f"{len(layers)} layers {what}")
+    console.info(f"{len(layers)} layers {what}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     add_attaching_registry_options,
@@ -13,16 +14,16 @@ from lamina.cli.options import (
     client_options,
 )
 from lamina.cli.output import human_size, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.progress import open_meter
+from lamina.posix.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lamina.build.index import IndexReport
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Reads an ordinary OCI or Docker image once and attaches an index to it: the merged file tree,
     a digest of every chunk, and the points from which its layers can be decompressed. The image
@@ -36,6 +37,9 @@ PAGE: Final = Page(
     Layers of eStargz and zstd:chunked have tables of contents. Where the manifest pins all of them
     by digest and files are cut evenly, they are enough and the layers are not read; chunks are then
     those of the tables, of up to 4 MiB. With --scan, --chunk-size or --spacing the layers are read.
+
+    With --layers the tree of each layer is attached as well, so that the layers can be served each
+    by itself (`lamina serve content-cache`) or written out (`lamina export --layer`).
 
     An index vouches for nothing: whoever may push to the repository can attach one. It is bound to
     the image by digest, and `lamina check --data IMAGE` proves that it tells the truth.
@@ -55,6 +59,7 @@ PAGE: Final = Page(
         ("index_bytes", "size of the index"),
         ("table_bytes", "list of the sizes of its tables, one a layer with data"),
         ("bootstrap_layer_bytes", "size of its file tree"),
+        ("layer_trees_bytes", "with --layers: size of the trees of the layers, else 0"),
         ("by_table", "whether the layers' own tables of contents were enough"),
         ("table_problem", "why not, if there are some; else empty"),
         ("elapsed_s", "seconds it took"),
@@ -73,9 +78,11 @@ def add_arguments(parser: Parser) -> None:
     add("--chunk-size", metavar="SIZE", type=byte_size,
         help="largest chunk, a power of two from 4K to 8M (128K)")  # fmt: skip
     add("--spacing", metavar="SIZE", type=byte_size,
-        help="least distance of two points of entry in a compressed layer (128K)")  # fmt: skip
+        help="least distance of two access points in a compressed layer (128K)")  # fmt: skip
     add("--scan", action="store_true",
         help="read the layers even where their tables of contents would do")  # fmt: skip
+    add("--layers", action="store_true",
+        help="attach the tree of each layer too, for `lamina serve content-cache`")  # fmt: skip
     add("--jobs", metavar="N", type=int, help="processes to use (one a processor)")
     add_attaching_registry_options(parser)
     add_output_options(parser)
@@ -85,14 +92,20 @@ def run(args: Namespace) -> int:
     """Index the image, and tell what became of it."""
     from lamina.build.index import index_image
     from lamina.build.index_build import IndexOptions
-    from lamina.registry.reference import parse_reference
+    from lamina.oci.reference import parse_reference
 
     given = {"chunk_size": args.chunk_size, "spacing_bytes": args.spacing, "jobs": args.jobs}
     known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     known["by_table"] = not (args.scan or args.chunk_size or args.spacing)
+    keep_freed_memory()
     with open_meter() as meter:
+        total: list[int] = []
         options = IndexOptions(
-            platforms=tuple(args.platform), progress=_late(lambda: meter.add("read")), **known
+            platforms=tuple(args.platform),
+            layer_trees=args.layers,
+            progress=_late(lambda: meter.add("read", sum(total))),
+            sized=total.append,
+            **known,
         )
         reports = index_image(
             parse_reference(args.image), options, client=client_options(args), tag=args.tag
@@ -118,7 +131,7 @@ def _late(start: Callable[[], Callable[[int], None]]) -> Callable[[int], None]:
 
 
 def report_object(report: IndexReport) -> dict[str, Any]:
-    """The report as JSON; keys as documented."""
+    """Return the report as JSON; keys as documented."""
     from dataclasses import asdict
 
     return {**asdict(report), "index_bytes": report.index_bytes}

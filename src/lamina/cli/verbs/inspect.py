@@ -6,6 +6,7 @@ from argparse import Namespace
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.image_facts import (
     FACT_KEYS,
     config_facts,
@@ -18,17 +19,15 @@ from lamina.cli.options import (
     STORE_ENVIRONMENT,
     add_output_options,
     add_registry_options,
-    client_options,
 )
 from lamina.cli.output import human_size, print_bytes, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from lamina.image.access import Access
-    from lamina.registry.reference import Reference
+    from lamina.opening.open_image import Opening
+    from lamina.opening.version import Version
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Tells what an image is made of: kind, digest, platform, configuration and layers, and of a
     native image, or of one that has an index, its metadata and data blobs and how much of them is
@@ -58,15 +57,13 @@ def add_arguments(parser: Parser) -> None:
     add_output_options(parser)
 
 
-def _opened_facts(
-    args: Namespace, where: Reference, access: Access | None, kind: str
-) -> dict[str, Any]:
-    """What the metadata says of a native image, or of the index of an ordinary one."""
-    from lamina.cli.opening import open_native, tell_unusable
+def _opened_facts(opening: Opening, version: Version, kind: str) -> dict[str, Any]:
+    """Return what the metadata says of a native image, or of the index of an ordinary one."""
+    from lamina.cli.opening import tell_unusable
     from lamina.image.errors import NoIndexError, NoKeyError
 
     try:
-        with closing(open_native(args, where, access)) as image:
+        with closing(opening.open(version)) as image:
             assert image.origin is not None
             assert image.origin.reference is not None
             found = native_facts(image)
@@ -84,18 +81,19 @@ def _opened_facts(
 
 def run(args: Namespace) -> int:
     """Print the facts."""
-    from lamina.cli.opening import proven
-    from lamina.registry.repository import open_repository
+    from lamina.cli.opening import begin_opening, open_request
+    from lamina.oci.manifest import Descriptor, detect_media_type
 
-    where, access = proven(args, args.image, refresh=True)
-    with open_repository(where, options=client_options(args)) as repository:
+    with begin_opening(open_request(args, args.image, refresh=True)) as opening:
+        version = opening.version()
+        digest, data = opening.place.named(version.reference)
         if args.raw:
-            print_bytes(repository.manifest(None)[1])
+            print_bytes(data)
             return 0
-        facts = {"reference": args.image, **manifest_facts(repository, args.platform)}
-    # The tag may move, and of a resident image it means something else.
-    where = where.with_version(tag=where.tag, digest=facts.get("index_digest", facts["digest"]))
-    facts |= _opened_facts(args, where, access, facts["kind"])
+        media_type = detect_media_type(data, f"manifest of {args.image}")
+        top = Descriptor(media_type=media_type, digest=digest, size=len(data)), data
+        facts = {"reference": args.image, **manifest_facts(opening.place, top, args.platform)}
+        facts |= _opened_facts(opening, version, facts["kind"])
     if args.json:
         print_json(facts)
     else:

@@ -7,26 +7,26 @@ import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
 
-from lamina.cli import story
+from lamina.cli import console
 from lamina.cli.broker_options import (
     STORE_PASSWORD_ENVIRONMENT,
     add_broker_options,
     broker_provider,
     store_passphrase,
 )
+from lamina.cli.help_text import HelpPage
 from lamina.cli.key_options import protect_process, write_new
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_bytes, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from lamina.trust.kbs.key_store import Entry, KeyStore
-    from lamina.trust.kbs.rules import Rule
-    from lamina.trust.kbs_packet import ResourcePath
+    from lamina.kbs.key_store import Entry, KeyStore
+    from lamina.kbs.rules import Rule
+    from lamina.trust.broker.kbs_packet import ResourcePath
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     A small key broker for development and tests, which speaks the KBS protocol of trustee: guests
     attest themselves and then get keys, each by a rule of its own.
@@ -158,8 +158,8 @@ def run(args: Namespace) -> int:
         from lamina.cli.broker_serving import serve
 
         return serve(args)
-    from lamina.trust.kbs.key_store import KeyStore
-    from lamina.trust.kbs_packet import parse_resource
+    from lamina.kbs.key_store import KeyStore
+    from lamina.trust.broker.kbs_packet import parse_resource
 
     if args.action != "list" and not args.resource:
         raise UsageError(f"{args.action} needs a RESOURCE", hint="REPOSITORY/TYPE/TAG")
@@ -183,7 +183,7 @@ def _show(args: Namespace, resource: ResourcePath, rule: Rule | None) -> None:
 
 
 def _put(args: Namespace, store: KeyStore, resource: ResourcePath) -> None:
-    from lamina.trust.kbs.key_store import Entry
+    from lamina.kbs.key_store import Entry
 
     value, rule = _value(args), _rule(args)
 
@@ -226,9 +226,9 @@ def _absent(resource: ResourcePath) -> NotFoundError:
 
 
 def _value(args: Namespace) -> Any:
-    from lamina.trust.kbs.protocol import MAX_RESOURCE_BYTES
-    from lamina.trust.keys import read_key_file
-    from lamina.trust.secret import Secret
+    from lamina.trust.broker.protocol import MAX_RESOURCE_BYTES
+    from lamina.trust.crypto.keys import read_key_file
+    from lamina.trust.crypto.secret import Secret
 
     if args.random:
         return Secret(os.urandom(32))
@@ -238,9 +238,9 @@ def _value(args: Namespace) -> Any:
 
 
 def _rule(args: Namespace) -> Rule | None:
-    """The rule that the options make, None if there are none of them."""
-    from lamina.registry.reference import is_digest
-    from lamina.trust.kbs.rules import Rule
+    """Return the rule that the options make, None if there are none of them."""
+    from lamina.kbs.rules import Rule
+    from lamina.oci.reference import is_digest
 
     lists = (args.tee, args.measurement, args.image_digest)
     demands = any(lists) or args.min_release
@@ -257,8 +257,8 @@ def _rule(args: Namespace) -> Rule | None:
 
 def _init(args: Namespace) -> int:
     from lamina.cli.broker_serving import listen_address
-    from lamina.trust.kbs.certificate import make_certificates
-    from lamina.trust.kbs.key_store import KeyStore
+    from lamina.kbs.certificate import make_certificates
+    from lamina.kbs.key_store import KeyStore
 
     host, _ = listen_address(args.listen)
     names = {"ca": "ca.crt", "certificate": "tls.crt", "key": "tls.key"}
@@ -273,12 +273,12 @@ def _init(args: Namespace) -> int:
     if args.json:
         print_json({**paths, "store": store.path})
     else:
-        story.tell(f"made {store.path}; guests need {paths['ca']}")
+        console.info(f"made {store.path}; guests need {paths['ca']}")
     return 0
 
 
 def _answer_key_provider(args: Namespace) -> int:
-    from lamina.trust.kbs.provider import MAX_REQUEST_BYTES, answer_request
+    from lamina.trust.broker.provider import MAX_REQUEST_BYTES, answer_request
 
     provider = broker_provider(args)
     if provider is None:

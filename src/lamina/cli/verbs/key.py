@@ -6,7 +6,8 @@ import os
 from argparse import Namespace
 from typing import Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.key_options import (
     PASSWORD_ENVIRONMENT,
     key_passphrase,
@@ -16,11 +17,10 @@ from lamina.cli.key_options import (
 )
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import UsageError
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     With generate, makes a key pair for signing (ECDSA on P-256): PREFIX.key, encrypted with a
     passphrase in cosign's form and readable by its owner only, and PREFIX.pub. cosign, skopeo and
@@ -60,7 +60,7 @@ def run(args: Namespace) -> int:
         else:
             print_line(pem.rstrip("\n"))
         return 0
-    from lamina.trust.cosign_key import generate, write_key
+    from lamina.trust.crypto.cosign_key import generate, write_key
 
     private, public = f"{args.name}.key", f"{args.name}.pub"
     for path in (private, public):
@@ -74,5 +74,5 @@ def run(args: Namespace) -> int:
     if args.json:
         print_json({"private_key": private, "public_key": public, "pem": pem})
     else:
-        story.tell(f"wrote {private} and {public}")
+        console.info(f"wrote {private} and {public}")
     return 0

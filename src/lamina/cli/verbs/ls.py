@@ -8,7 +8,8 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli.entries import ENTRY_KEYS, entry_object, long_row
+from lamina.cli.file_listing import ENTRY_KEYS, entry_object, long_row
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -16,7 +17,6 @@ from lamina.cli.options import (
     add_registry_options,
 )
 from lamina.cli.output import print_json, print_line, print_table, shown_name
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ROWS_ALIGNED: Final = 1000
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Lists a directory of an image (or of a folder of this machine) without mounting it. Only
     metadata is fetched. Names are in byte order; unprintable bytes are shown as \\xNN. A symlink

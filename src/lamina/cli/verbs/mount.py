@@ -6,28 +6,26 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
-from lamina.cli.broker_options import broker_arguments
-from lamina.cli.key_options import forget_passphrases, key_texts_for_later
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
+from lamina.cli.key_options import forget_passphrases
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
     add_device_option,
     add_output_options,
     add_registry_options,
-    ask_credentials,
-    client_options,
 )
 from lamina.cli.output import print_json
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
-from lamina.cli.planning import add_complete_options, check_complete_options
+from lamina.cli.start_options import add_profile_option, start_rule
+from lamina.cli.start_plan_options import add_complete_options, check_complete_options
 
 if TYPE_CHECKING:
+    from lamina.serve.mount_records import MountRecord
     from lamina.serve.service.spec import MountSpec
-    from lamina.serve.state import MountRecord
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Mounts an image read-only on a folder and returns as soon as its tree can be read. A
     service stays behind, one for all mounts of the user, which fetches and verifies what is read;
@@ -72,6 +70,7 @@ def add_arguments(parser: Parser) -> None:
         "suid and dev, set-uid programs and device nodes of the image do not work; the mount is "
         "read-only in any case; may be repeated",
     )
+    add_profile_option(parser)
     add_complete_options(parser)
     parser.add_argument(
         "--foreground", action="store_true", help="serve in this process until it is stopped"
@@ -87,85 +86,43 @@ def run(args: Namespace) -> int:
         if args.json:
             print_json(record_object(record))
         else:
-            story.tell(f"{record.image} is mounted on {record.mountpoint} ({record.device})")
+            console.info(f"{record.image} is mounted on {record.mountpoint} ({record.device})")
+
+    from lamina.cli.opening import index_and_tell
 
     spec = mount_spec(args)
     if args.foreground:
-        from lamina.serve.daemon import MountRequest, serve_foreground
-        from lamina.serve.service.spec import open_spec
+        from lamina.serve.foreground import serve_foreground
 
-        request = MountRequest(
-            open_image=lambda: open_spec(spec),
-            reference=spec.reference,
-            mountpoint=spec.mountpoint,
-            store=spec.store,
-            device=spec.device,
-            options=spec.options,
-        )
-        serve_foreground(request, tell)
+        serve_foreground(spec, tell, index_and_tell)
     else:
         from lamina.serve.service.mounting import mount_by_service
 
-        tell(mount_by_service(spec))
+        tell(mount_by_service(spec, index_and_tell))
     return 0
 
 
 def mount_spec(args: Namespace) -> MountSpec:
-    """What the arguments ask for, with nothing left to be asked or looked up."""
-    from dataclasses import asdict
-
+    """Return what the arguments ask for, with nothing left to be asked or looked up."""
+    from lamina.cli.opening import open_request
+    from lamina.opening.request import for_another_process
     from lamina.serve.service.spec import MountSpec
-    from lamina.store.node import default_root
-    from lamina.store.space import BUDGET_VARIABLE
 
     check_complete_options(args)
-    ask_credentials(args)
-    make_absolute(args)
+    image = for_another_process(open_request(args, args.image, start=start_rule(args)))
+    forget_passphrases()
     return MountSpec(
-        reference=args.image,
-        mountpoint=args.folder,
-        store=args.store or str(default_root()),
-        store_budget=args.store_budget or os.environ.get(BUDGET_VARIABLE) or None,
+        image=image,
+        mountpoint=os.path.abspath(args.folder),
         device=args.device,
         options=tuple(args.options),
-        platform=args.platform,
-        index=args.index,
-        decryption_keys=tuple(args.decryption_key),
-        key_providers=absolute_from_environment("OCICRYPT_KEYPROVIDER_CONFIG"),
-        key_broker=broker_arguments(args),
-        policy=args.policy,
-        allow_older=args.allow_older,
-        client=asdict(client_options(args)),
         complete=args.complete,
         limit_rate=args.limit_rate,
     )
 
 
-def absolute_from_environment(name: str) -> str | None:
-    """A path from the environment, for a process in another folder."""
-    value = os.environ.get(name)
-    return os.path.abspath(value) if value else None
-
-
-def make_absolute(args: Namespace) -> None:
-    """Free the arguments from this process's working folder, which the server leaves."""
-    from dataclasses import replace
-
-    from lamina.registry.reference import parse_reference
-
-    reference = parse_reference(args.image)
-    if not reference.is_remote:
-        args.image = str(replace(reference, path=os.path.abspath(reference.path)))
-    args.decryption_key = key_texts_for_later(args.decryption_key)
-    forget_passphrases()
-    for name in ("folder", "store", "authfile", "ca_file", "policy", "kbs_ca", "kbs_init_data"):
-        value = getattr(args, name)
-        if value is not None:
-            setattr(args, name, os.path.abspath(value))
-
-
 def record_object(record: MountRecord) -> dict[str, object]:
-    """A mount as JSON."""
+    """Return a mount as JSON."""
     return {
         "image": record.image,
         "digest": record.digest,

@@ -6,15 +6,15 @@ import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_bytes, print_json, print_table, share, shown_text
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 if TYPE_CHECKING:
     from lamina.serve.mounts import MountStatus
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Lists the images that this user mounted with `lamina mount`, and who serves each. A mount is
     `served`; `resident` if all of it is here and no process is needed; `broken` if all who served
@@ -74,7 +74,7 @@ def run(args: Namespace) -> int:
             )
     elif mounts:
         head = ("MOUNTPOINT", "IMAGE", "DEVICE", "STATE", "PID", "HERE")
-        print_table([head, *map(_row, mounts)])
+        print_table([head, *map(_row, mounts)], frozenset(), 1, 0)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any, Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     add_output_options,
@@ -12,10 +13,9 @@ from lamina.cli.options import (
     client_options,
 )
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     With check, reads a policy.json of the containers tools with all keys that it names, strictly:
     an unknown field or a key that is none makes it invalid. With IMAGE, tells which scope decides
@@ -48,9 +48,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Check the file, and the image if there is one."""
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
-    from lamina.trust.policy import load_policy
+    from lamina.oci.reference import parse_reference
+    from lamina.registry.open_repository import open_repository
+    from lamina.trust.signatures.policy import load_policy
 
     policy = load_policy(args.policy)
     scopes = sum(len(found) for found in policy.transports.values())

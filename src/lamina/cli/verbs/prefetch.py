@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -14,15 +15,14 @@ from lamina.cli.options import (
     byte_size,
 )
 from lamina.cli.output import human_size, print_json
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
+    from lamina.content.statistics import Statistics
     from lamina.image.base import Stat
-    from lamina.image.statistics import Statistics
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Fetches files of a native image into the node store before they are read: those that PATH names,
     or that are below the folders it names; without PATH those that the image itself wants to be
@@ -68,14 +68,8 @@ def run(args: Namespace) -> int:
 
     from lamina.cli.opening import open_native
     from lamina.cli.progress import open_meter
-    from lamina.fetch.traffic import TokenBucket
-    from lamina.image.residency import (
-        extents_of,
-        fetch,
-        fetch_gently,
-        files_below,
-        prefetch_list,
-    )
+    from lamina.content.residency import extents_of, fetch, fetch_gently, files_below, prefetch_list
+    from lamina.source.reader_priority import TokenBucket
 
     with open_native(args, args.image) as image:
         stats = list(files_below(image, args.paths)) if args.paths else prefetch_list(image)
@@ -111,4 +105,4 @@ def _tell(args: Namespace, stats: list[Stat], cost: Statistics) -> None:
         )
         return
     fetched = f"{human_size(cost.fetched_bytes)} in {cost.requests} requests"
-    story.tell(f"{len(stats)} files, {human_size(size)}; fetched {fetched}")
+    console.info(f"{len(stats)} files, {human_size(size)}; fetched {fetched}")

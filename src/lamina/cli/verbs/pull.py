@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -13,13 +14,12 @@ from lamina.cli.options import (
     add_registry_options,
 )
 from lamina.cli.output import human_size, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 if TYPE_CHECKING:
-    from lamina.image.native import NativeImage
+    from lamina.content.lazy_image import LazyImage
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Fetches all of a native or indexed image into the node store, so that starting it reads no
     network. What is there already, also as a part of other images, is not fetched again. It ends
@@ -52,32 +52,32 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--resident", action="store_true", help="keep it, and do not ask what its tag points to"
     )
-    add_registry_options(parser)
+    add_registry_options(parser, always_pulls=True)
     add_output_options(parser)
 
 
 def run(args: Namespace) -> int:
     """Fetch the image."""
     from lamina.cli.opening import node_store, open_native
-    from lamina.image.residency import make_resident, pull
-    from lamina.registry.reference import parse_reference
+    from lamina.content.residency import make_resident, pull
+    from lamina.oci.reference import parse_reference
 
-    reference = parse_reference(args.image)
-    with open_native(args, reference, refresh=True) as image:
+    with open_native(args, args.image) as image:
         from lamina.cli.progress import open_meter
 
         total = sum(blob.size_bytes for blob in image.blobs)
         with open_meter() as meter:
             advance = meter.add("pull", total)
             if args.resident:
-                make_resident(image, node_store(args), str(reference), advance)
+                name = str(parse_reference(args.image))
+                make_resident(image, node_store(args), name, advance)
             else:
                 pull(image, advance)
         _tell(args, image)
     return 0
 
 
-def _tell(args: Namespace, image: NativeImage) -> None:
+def _tell(args: Namespace, image: LazyImage) -> None:
     assert image.origin is not None
     assert image.origin.reference is not None
     reference, cost = image.origin.reference, image.statistics
@@ -95,4 +95,4 @@ def _tell(args: Namespace, image: NativeImage) -> None:
         return
     print_line(str(reference.digest))
     copied = f", {human_size(cost.copied_bytes)} were here" if cost.copied_bytes else ""
-    story.tell(f"{human_size(cost.fetched_bytes)} in {cost.requests} requests{copied}")
+    console.info(f"{human_size(cost.fetched_bytes)} in {cost.requests} requests{copied}")

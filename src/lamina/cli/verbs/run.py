@@ -3,37 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import os
 from argparse import Namespace
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
-from lamina.cli.container_options import add_container_options, container_options
-from lamina.cli.key_options import forget_passphrases, key_texts_for_later
+from lamina.cli import console
+from lamina.cli.container_names import written_id
+from lamina.cli.container_options import (
+    add_container_options,
+    add_run_options,
+    container_options,
+)
+from lamina.cli.help_text import HelpPage
+from lamina.cli.key_options import forget_passphrases
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
-    add_device_option,
     add_output_options,
     add_registry_options,
-    ask_credentials,
 )
-from lamina.cli.page import Page
+from lamina.cli.output import print_line
 from lamina.cli.parser import Parser
-from lamina.cli.planning import (
-    PlannedMount,
+from lamina.cli.start_options import add_profile_option, start_rule
+from lamina.cli.start_plan_options import (
     add_complete_options,
     add_plan_option,
     check_complete_options,
-    complete_in_background,
     follow_plan,
 )
+from lamina.errors import Error, UsageError
 
 if TYPE_CHECKING:
-    from lamina.image.native import NativeImage
-    from lamina.serve.run import RunRequest, Unmountable
+    from lamina.serve.run import RunRequest
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Starts a container of a native or indexed image at once: it is mounted, not pulled, and its
     files arrive when they are read. The command is that of the image unless one is given; all
@@ -51,6 +55,11 @@ PAGE: Final = Page(
     image's size, its prefetch list, and what is known of the link to the registry.
 
     When lamina is killed, the container is killed and everything is unmounted.
+
+    With -d the container goes on without lamina: its name is printed, two small processes look
+    after it, and `lamina ps`, `exec`, `logs`, `stop`, `wait` and `rm` are about it. It is kept when
+    it has ended, with its log and exit code, unless --rm is given. The runtime knows it too:
+    `runc --root /run/lamina/runtime list`.
     """,
     examples=(
         (
@@ -80,7 +89,7 @@ PAGE: Final = Page(
         ("127", "the image has no such command"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
-    see_also=("mount", "inspect"),
+    see_also=("ps", "exec", "logs", "stop", "mount", "profile"),
     failure_code=125,
 )
 
@@ -95,59 +104,68 @@ def add_arguments(parser: Parser) -> None:
         help="what to run instead of the image's command, with its arguments",
     )
     add_container_options(parser)
-    add_device_option(parser)
+    add_run_options(parser)
+    add_profile_option(parser)
     add_plan_option(parser)
     add_complete_options(parser)
     add_registry_options(parser)
     # Standard output is the container's, so there is no --json; -v is docker's.
-    add_output_options(parser, short_verbose=False, json=False)
+    add_output_options(parser, short_verbose=False, short_help=False, json=False)
 
 
 def run(args: Namespace) -> int:
     """Run the container and return its exit code."""
-    from lamina.serve.run import run_container
+    from lamina.cli.opening import index_and_tell
+    from lamina.containers.foreground import run_container
 
-    result = run_container(run_request(args))
+    planner = partial(follow_plan, args.plan) if args.plan else None
+    request = run_request(args)
+    if args.detach:
+        return _run_detached(args, request)
+    with written_id(args.cidfile, request.name) as name:
+        request = replace(request, name=name)
+        result = run_container(request, indexer=index_and_tell, planner=planner)
     if result.changes is not None:
-        story.tell(f"what the container wrote is kept in {result.changes}", changes=result.changes)
+        console.info(
+            f"what the container wrote is kept in {result.changes}", changes=result.changes
+        )
     return result.exit_code
 
 
+def _run_detached(args: Namespace, request: RunRequest) -> int:
+    """Start it, print its name, and leave it."""
+    from lamina.cli.opening import index_and_tell
+    from lamina.containers.detached import run_detached
+
+    if args.plan:
+        raise UsageError("--plan tells what came after the end, and goes without -d")
+    with written_id(args.cidfile, request.name) as name:
+        named, outcome = run_detached(replace(request, name=name), indexer=index_and_tell)
+    if outcome.failure:
+        console.report_error(Error(outcome.failure))
+        return outcome.exit_code
+    print_line(named)
+    return 0
+
+
 def run_request(args: Namespace) -> RunRequest:
-    """The request that the arguments make."""
+    """Return the request that the arguments make, with nothing left to be asked: the serving
+    process has no terminal.
+    """
+    from lamina.cli.opening import open_request
+    from lamina.opening.request import for_another_process
     from lamina.serve.run import RunRequest
-    from lamina.store.node import default_root
 
     check_complete_options(args)
-    # Asked now, because the serving process has no terminal.
-    ask_credentials(args)
-    args.decryption_key = key_texts_for_later(args.decryption_key)
+    start = start_rule(args, args.command)
+    image = for_another_process(open_request(args, args.image, start=start))
     forget_passphrases()
-    for name in ("kbs_ca", "kbs_init_data"):
-        path = getattr(args, name)
-        setattr(args, name, path and os.path.abspath(path))
-
-    def open_image() -> NativeImage:
-        from lamina.cli.opening import open_native
-
-        return open_native(args, args.image)
-
-    def mount(image: NativeImage, mountpoint: str) -> Unmountable:
-        from lamina.serve.mount import mount_image
-
-        plan = follow_plan(args.plan, image) if args.plan else None
-        # Only the container sees this mount, and it is the container's root.
-        mounted = mount_image(
-            image, mountpoint, device=args.device, options=("suid", "dev"), as_lower=True
-        )
-        complete_in_background(args, image)
-        return mounted if plan is None else PlannedMount(image, plan, mounted)
-
     return RunRequest(
-        open_image=open_image,
-        mount=mount,
+        image=image,
         options=container_options(args),
-        store_root=os.path.abspath(args.store) if args.store else str(default_root()),
+        device=args.device,
+        complete=args.complete,
+        limit_rate=args.limit_rate,
         name=args.name,
         runtime=args.runtime,
         keep_changes=not args.rm,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_json, print_line, print_table
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Checks that this installation computes what it must: digests, checksums and codecs against
     known answers, and a small image that is made, converted, opened and read back; a damaged one
@@ -38,10 +38,10 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Ask, report, and return 1 if an answer was wrong."""
-    from lamina.cli.known_answers import ask_all
     from lamina.cli.machine_report import features
+    from lamina.cli.self_tests import run_self_tests
 
-    answers = list(ask_all())
+    answers = list(run_self_tests())
     ok = all(answer.ok for answer in answers)
     machine = list(features())
     if args.json:
@@ -57,6 +57,9 @@ def run(args: Namespace) -> int:
         print_line(f"{'ok   ' if answer.ok else 'WRONG'} {answer.name} {answer.detail}".rstrip())
     print_line("")
     print_table(
-        (feature.name, "yes" if feature.available else "no", feature.detail) for feature in machine
+        [(each.name, "yes" if each.available else "no", each.detail) for each in machine],
+        frozenset(),
+        2,
+        0,
     )
     return 0 if ok else 1

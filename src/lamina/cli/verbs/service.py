@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
-from lamina.cli.output import print_json
-from lamina.cli.page import Page
+from lamina.cli.output import print_json, print_text
 from lamina.cli.parser import Parser
 from lamina.errors import NotFoundError
 
-PAGE: Final = Page(
+if TYPE_CHECKING:
+    from lamina.serve.service.control import ServiceFacts
+
+HELP: Final = HelpPage(
     """
     `lamina mount` starts the service of the mounts when it needs it, and the last `lamina umount`
     ends it. `service run` is that service in the foreground, without end, for a unit of a service
@@ -21,17 +24,36 @@ PAGE: Final = Page(
     service manager keeps the mounts.
 
     `service upgrade` starts a service of the program as it is now, which takes over all mounts
-    while they are read, as SIGHUP to the supervisor does.
+    while they are read, as SIGHUP to the supervisor does. `service reload` is the same under the
+    name that service managers have for it.
+
+    `service status` tells who serves. `service stop` unmounts everything, also what is in use, of
+    which readers get errors from then on, and waits until the service has ended; one that a
+    service manager keeps is stopped there.
     """,
-    examples=(("lamina service upgrade", "After a new version was installed."),),
-    json_keys=(("upgraded", "true"),),
-    see_also=("mount", "mounts"),
+    examples=(
+        ("lamina service status", "Who serves, how many mounts, and where the log is."),
+        ("lamina service upgrade", "After a new version was installed."),
+    ),
+    json_keys=(
+        ("pids", "status: by role, holder, supervisor and worker"),
+        ("mounts", "status, stop: how many mounts are served, or were"),
+        ("socket, log", "status: paths; log is null if it is no file, as below systemd"),
+        ("managed", "status: true if a service manager keeps the service"),
+        ("upgraded, reloaded, stopped", "true, of the action of that name"),
+    ),
+    exit_codes=(
+        ("7", "No mount service runs."),
+        ("8", "It runs, and does not answer, does not end, or cannot be replaced."),
+    ),
+    see_also=("mount", "mounts", "umount"),
 )
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
-    parser.add_argument("action", choices=("run", "upgrade"), help="what to do")
+    actions = ("run", "status", "stop", "reload", "upgrade")
+    parser.add_argument("action", choices=actions, help="what to do")
     add_output_options(parser)
 
 
@@ -41,13 +63,62 @@ def run(args: Namespace) -> int:
         from lamina.serve.service.start import main
 
         main(())
-        return 0
+    elif args.action == "status":
+        _show_status(as_json=args.json)
+    elif args.action == "stop":
+        _stop(as_json=args.json)
+    else:
+        _replace(args.action, as_json=args.json)
+    return 0
+
+
+def _show_status(*, as_json: bool) -> None:
+    from lamina.serve.service.control import service_facts
+
+    facts = service_facts()
+    if facts is None:
+        raise _none_runs()
+    if as_json:
+        print_json(facts._asdict())
+    else:
+        print_text(_text(facts))
+
+
+def _text(facts: ServiceFacts) -> str:
+    pids = ", ".join(f"{role} {pid}" for role, pid in sorted(facts.pids.items()))
+    keeper = "a service manager" if facts.managed else "its mounts, and ends with the last"
+    rows = (
+        ("processes", pids),
+        ("mounts", str(facts.mounts)),
+        ("kept by", keeper),
+        ("socket", facts.socket),
+        ("log", facts.log or "standard error"),
+    )
+    return "".join(f"{name + ':':<11}{value}\n" for name, value in rows)
+
+
+def _stop(*, as_json: bool) -> None:
+    from lamina.serve.service.control import stop_service
+
+    mounts = stop_service()
+    if mounts is None:
+        raise _none_runs()
+    if as_json:
+        print_json({"stopped": True, "mounts": mounts})
+    else:
+        console.info(f"the mount service has ended, and {mounts} mounts with it")
+
+
+def _replace(action: str, *, as_json: bool) -> None:
     from lamina.serve.service.client import upgrade_service
 
     if not upgrade_service():
-        raise NotFoundError("no mount service runs", hint="lamina mount starts one")
-    if args.json:
-        print_json({"upgraded": True})
+        raise _none_runs()
+    if as_json:
+        print_json({"reloaded" if action == "reload" else "upgraded": True})
     else:
-        story.tell("the mount service is replaced")
-    return 0
+        console.info("the mount service is replaced")
+
+
+def _none_runs() -> NotFoundError:
+    return NotFoundError("no mount service runs", hint="lamina mount starts one")

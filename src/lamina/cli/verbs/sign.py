@@ -6,7 +6,8 @@ import argparse
 from argparse import Namespace
 from typing import Any, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.key_options import PASSWORD_ENVIRONMENT, load_signing_key, protect_process
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
@@ -15,10 +16,10 @@ from lamina.cli.options import (
     client_options,
 )
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
+from lamina.errors import UsageError
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Signs an image with a private key and puts the signature beside it in two forms: under the tag
     sha256-HEX.sig, where cosign 2, skopeo and podman look for it, and as a Sigstore bundle that
@@ -32,6 +33,10 @@ PAGE: Final = Page(
         (
             "lamina sign --key team.key --release 7 localhost:5000/app:1",
             "State a release number, of which a verifier can demand a minimum.",
+        ),
+        (
+            "lamina sign --key team.key --root-hash 5f0c... localhost:5000/app:1",
+            "State the root hash of the image as a disk.",
         ),
         (
             "lamina sign --key team.key --identity registry.example/app:1 oci:app:1",
@@ -69,6 +74,11 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--release", metavar="N", type=int, help="release number to state in the signature"
     )
+    parser.add_argument(
+        "--root-hash",
+        metavar="HEX",
+        help="root hash of the image as a disk, of `lamina export --verity`, to state",
+    )
     parser.add_argument("--suite", metavar="TEXT", help="suite to state in the signature")
     parser.add_argument(
         "-a",
@@ -93,21 +103,26 @@ def annotation(text: str) -> tuple[str, str]:
 
 def run(args: Namespace) -> int:
     """Sign, and tell the digest."""
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
-    from lamina.trust.image_signature import FORMS, SUITE, sign_image
-    from lamina.trust.simple_signing import RELEASE
+    from lamina.oci.reference import parse_reference
+    from lamina.oci.verity_manifest import ROOT_HASH, VERITY_ROOT
+    from lamina.registry.open_repository import open_for_attaching
+    from lamina.trust.signatures.image_signature import FORMS, SUITE, sign_image
+    from lamina.trust.signatures.simple_signing import RELEASE
 
     protect_process()
     key = load_signing_key(args.key)
     optional: dict[str, Any] = dict(args.annotation)
     if args.release is not None:
         optional[RELEASE] = args.release
+    if args.root_hash is not None:
+        if not ROOT_HASH.fullmatch(args.root_hash):
+            raise UsageError("--root-hash is the 64 or 128 digits that `lamina export` printed")
+        optional[VERITY_ROOT] = args.root_hash
     if args.suite is not None:
         optional[SUITE] = args.suite
     forms = FORMS if args.form == "both" else (args.form,)
     reference = parse_reference(args.image)
-    with open_repository(reference, write=True, options=client_options(args)) as repository:
+    with open_for_attaching(reference, options=client_options(args)) as repository:
         descriptor, payload = sign_image(
             repository, key, identity=args.identity, optional=optional, forms=forms
         )
@@ -121,5 +136,5 @@ def run(args: Namespace) -> int:
         )
         return 0
     print_line(descriptor.digest)
-    story.tell(f"signed as {payload.reference}")
+    console.info(f"signed as {payload.reference}")
     return 0

@@ -8,7 +8,8 @@ from argparse import Namespace
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
-from lamina.cli.entries import ENTRY_KEYS, entry_object, utc_time
+from lamina.cli.file_listing import ENTRY_KEYS, entry_object, utc_time
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -16,13 +17,12 @@ from lamina.cli.options import (
     add_registry_options,
 )
 from lamina.cli.output import human_size, print_json, print_line, shown_name
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 
 if TYPE_CHECKING:
     from lamina.image.base import Image, Stat
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Shows what an image (or a folder of this machine) knows of a path: kind, mode, owner, times,
     links, extended attributes. A symlink at the end of PATH is shown itself unless -L is given.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_json
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import UsageError
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Unmounts images that `lamina mount` mounted, and ends their servers. What was fetched stays in
     the node store. While a program uses the mount it is busy; with --lazy it leaves the tree of
@@ -41,17 +41,14 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Unmount one after the other; the first that cannot be ends it."""
-    from lamina.serve.mounts import list_mounts, unmount
+    from lamina.serve.mounts import unmount, unmount_all
 
     if args.all == bool(args.folders):
         raise UsageError("umount wants folders, or --all", hint="`lamina mounts` lists them")
-    folders = args.folders
-    if args.all:
-        folders = [status.record.mountpoint for status in list_mounts()]
-    for folder in folders:
-        record = unmount(folder, lazy=args.lazy)
+    one_by_one = (unmount(folder, lazy=args.lazy) for folder in args.folders)
+    for record in unmount_all(lazy=args.lazy) if args.all else one_by_one:
         if args.json:
             print_json({"image": record.image, "mountpoint": record.mountpoint})
         else:
-            story.tell(f"unmounted {record.mountpoint}")
+            console.info(f"unmounted {record.mountpoint}")
     return 0

@@ -6,7 +6,8 @@ from argparse import Namespace
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     STORE_ENVIRONMENT,
@@ -15,15 +16,14 @@ from lamina.cli.options import (
     client_options,
 )
 from lamina.cli.output import human_size, print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     from lamina.build.layer_tar import UnpackReport
-    from lamina.registry.reference import Reference
+    from lamina.oci.reference import Reference
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Turns a native image back into what other tools read: a folder with its tree, or an OCI image
     of one layer. Owners, modes, times, links, devices and extended attributes are kept, as far as
@@ -79,10 +79,10 @@ def run(args: Namespace) -> int:
 
 
 def _image_destination(text: str) -> Reference:
-    """Where an OCI image goes.  UsageError for what more likely is a folder: a name of Docker Hub
-    must be written as one.
+    """Return where an OCI image goes.  UsageError for what more likely is a folder: a name of
+    Docker Hub must be written as one.
     """
-    from lamina.registry.reference import DEFAULT_REGISTRY, parse_reference
+    from lamina.oci.reference import DEFAULT_REGISTRY, parse_reference
 
     reference = parse_reference(text)
     explicit = text.startswith(("docker://", DEFAULT_REGISTRY))
@@ -96,7 +96,7 @@ def _image_destination(text: str) -> Reference:
 
 def _tell(args: Namespace, report: UnpackReport, digest: str | None) -> None:
     for note in report.notes:
-        story.warn(note)
+        console.warning(note)
     if args.json:
         result = {
             "destination": args.destination,
@@ -108,4 +108,4 @@ def _tell(args: Namespace, report: UnpackReport, digest: str | None) -> None:
         return
     if digest is not None:
         print_line(digest)
-    story.tell(f"{report.entries} entries, {human_size(report.content_bytes)} of content")
+    console.info(f"{report.entries} entries, {human_size(report.content_bytes)} of content")

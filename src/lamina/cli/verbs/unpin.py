@@ -5,13 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import STORE_ENVIRONMENT, add_output_options, add_store_option
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.errors import NotFoundError
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Lets go of images that `lamina pull --resident` keeps: they may be evicted and collected again,
     and their tags mean what the registry says. Nothing is removed at once. Without IMAGE it lists
@@ -41,20 +41,20 @@ def add_arguments(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     """List the resident images, or let go of some."""
     from lamina.cli.opening import node_store
-    from lamina.registry.reference import parse_reference
+    from lamina.oci.reference import parse_reference
 
     store = node_store(args)
     names = [str(parse_reference(text)) for text in args.images]
     for name in names:
-        if store.resident(name) is None:
+        if store.records.resident(name) is None:
             raise NotFoundError(f"{name} is not resident", hint="lamina unpin lists what is")
-    for record in store.residents():
-        if names and record["name"] not in names:
+    for record in store.records.residents():
+        if names and record.name not in names:
             continue
         if args.json:
-            print_json({"reference": record["name"], "digest": record.get("digest")})
+            print_json({"reference": record.name, "digest": record.digest})
         elif not names:
-            print_line(f"{record['name']} {record.get('digest')}")
+            print_line(f"{record.name} {record.digest}")
     for name in names:
-        store.release_resident(name)
+        store.records.release_resident(name)
     return 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Final
 
-from lamina.cli import story
+from lamina.cli import console
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import (
     REGISTRY_ENVIRONMENT,
     add_output_options,
@@ -13,16 +14,15 @@ from lamina.cli.options import (
     client_options,
 )
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.cli.verbs.sign import annotation
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
-    from lamina.trust.image_signature import Demand
-    from lamina.trust.keyless import KeylessSigner
+    from lamina.trust.signatures.image_signature import Demand
+    from lamina.trust.signatures.keyless import KeylessSigner
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     """
     Proves that an image is signed as it must be: with --key by one of some public keys and for
     exactly the name that was asked for, with --policy as a policy.json of the containers tools
@@ -113,13 +113,13 @@ def _signer(args: Namespace) -> KeylessSigner | None:
             "a keyless signature needs --certificate-identity, --certificate-oidc-issuer and "
             "--trusted-root"
         )
-    from lamina.trust.keyless import KeylessSigner
+    from lamina.trust.signatures.keyless import KeylessSigner
 
     return KeylessSigner(*fields)
 
 
 def _add_demands(parser: Parser) -> None:
-    """What a signature must state beside the name."""
+    """Add the options for what a signature must state beside the name."""
     parser.add_argument(
         "--min-release",
         metavar="N",
@@ -140,10 +140,10 @@ def _add_demands(parser: Parser) -> None:
 
 
 def _demand(args: Namespace, signer: KeylessSigner | None) -> Demand:
-    """What one signature must fulfil, without a policy file."""
-    from lamina.trust.identity import ANY_NAME, IdentityRule
-    from lamina.trust.image_signature import Demand
-    from lamina.trust.keys import load_public_key, read_key_file
+    """Return what one signature must fulfil, without a policy file."""
+    from lamina.trust.crypto.keys import load_public_key, read_key_file
+    from lamina.trust.signatures.identity import ANY_NAME, IdentityRule
+    from lamina.trust.signatures.image_signature import Demand
 
     keys = tuple(load_public_key(read_key_file(path, private=False), path) for path in args.key)
     kind = ANY_NAME if args.any_name else "matchRepository"
@@ -153,10 +153,10 @@ def _demand(args: Namespace, signer: KeylessSigner | None) -> Demand:
 
 def run(args: Namespace) -> int:
     """Verify, and tell the digest that was proven."""
-    from lamina.registry.reference import parse_reference
-    from lamina.registry.repository import open_repository
-    from lamina.trust.image_signature import verify_image
-    from lamina.trust.policy import load_policy
+    from lamina.oci.reference import parse_reference
+    from lamina.registry.open_repository import open_repository
+    from lamina.trust.signatures.image_signature import verify_image
+    from lamina.trust.signatures.policy import load_policy
 
     signer = _signer(args)
     if bool(args.key) + bool(args.policy) + bool(signer) != 1:
@@ -180,7 +180,7 @@ def run(args: Namespace) -> int:
         return 0
     print_line(verified.descriptor.digest)
     if verified.payloads:
-        story.tell(f"signed as {verified.payloads[0].reference}")
+        console.info(f"signed as {verified.payloads[0].reference}")
     else:
-        story.warn("the policy accepts this image without a signature")
+        console.warning("the policy accepts this image without a signature")
     return 0

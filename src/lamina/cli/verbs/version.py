@@ -5,13 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Final
 
+from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
 from lamina.cli.output import print_json, print_line
-from lamina.cli.page import Page
 from lamina.cli.parser import Parser
 from lamina.version import VERSION
 
-PAGE: Final = Page(
+HELP: Final = HelpPage(
     "Prints the version of Lamina and of the Python that runs it.",
     examples=(("lamina version", "One line for a bug report."),),
     json_keys=(

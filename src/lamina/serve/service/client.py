@@ -6,30 +6,59 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final, NamedTuple, TypeVar
 
 from lamina.errors import KernelError
-from lamina.serve.reported_error import decode_error
-from lamina.serve.service.channel import Channel
+from lamina.serve.runtime_folder import state_directory
+from lamina.serve.service import old_wire
+from lamina.serve.service.channel import Channel, OldWireError, close_all
+from lamina.serve.service.messages import (
+    PROTOCOL,
+    Coverage,
+    Failed,
+    Hello,
+    Message,
+    Status,
+    StatusPage,
+    Upgrade,
+)
+from lamina.serve.service.program import service_command
 from lamina.serve.service.start import open_log
 from lamina.serve.service.state import LOG_NAME, SOCKET_NAME
-from lamina.serve.state import state_directory
 
 START_DEADLINE_S: Final = 20.0
 STATUS_S: Final = 10.0
 _RETRY_S: Final = 0.01
 _MOST_STARTS: Final = 3
 
+Answer = TypeVar("Answer", bound=Message)
+
+
+class OtherVersionError(KernelError):
+    """The service that runs is older or newer than this code."""
+
+    @classmethod
+    def of(cls, hello: Hello) -> OtherVersionError:
+        """Return it for a service that has said this hello."""
+        if hello.protocol < PROTOCOL:
+            return cls(
+                f"the mount service that runs is of an older lamina ({hello.version})",
+                hint="`lamina service upgrade` replaces it, and its mounts go on",
+            )
+        return cls(
+            f"the mount service that runs is of a newer lamina ({hello.version})",
+            hint="use that one, or end the service with its `lamina umount --all`",
+        )
+
 
 class ServiceGoneError(KernelError):
     """The supervisor ended in the middle of a request: ask the next one."""
 
 
-def connect() -> Channel | None:
-    """Return a connection to the service, None if there is none."""
+def open_connection() -> Channel | None:
+    """Return a connection to the service on which nothing was said, None if there is none."""
     end = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     folder = os.open(state_directory(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -40,6 +69,58 @@ def connect() -> Channel | None:
     finally:
         os.close(folder)
     return Channel(end)
+
+
+def connect(timeout_s: float = START_DEADLINE_S) -> Channel | None:
+    """Return a connection to the service, None if there is none.
+
+    Raises OtherVersionError, and KernelError if it does not answer in time.
+    """
+    found = _meet(timeout_s)
+    if found is None:
+        return None
+    channel, hello = found
+    if hello.protocol != PROTOCOL:
+        channel.close()
+        raise OtherVersionError.of(hello)
+    return channel
+
+
+def _meet(timeout_s: float) -> tuple[Channel, Hello] | None:
+    """Return a connection on which both ends have said hello; of an old service, protocol 1."""
+    deadline = time.monotonic() + timeout_s
+    while (channel := open_connection()) is not None:
+        try:
+            channel.settimeout(max(0.01, deadline - time.monotonic()))
+            hello = _greet(channel)
+            channel.settimeout(None)
+        except TimeoutError as error:
+            channel.close()
+            raise KernelError("the mount service does not answer") from error
+        except BaseException:
+            channel.close()
+            raise
+        if hello is not None:
+            return channel, hello
+        # The supervisor has ended; the next one is on its way.
+        channel.close()
+        time.sleep(_RETRY_S)
+    return None
+
+
+def _greet(channel: Channel) -> Hello | None:
+    """Say hello; None if the other end is gone."""
+    try:
+        received = channel.ask(Hello())
+    except OldWireError as error:
+        close_all(error.fds)
+        return Hello(protocol=1, version="0.1")
+    if received is None:
+        return None
+    close_all(received.fds)
+    if not isinstance(received.message, Hello):
+        raise KernelError("what listens in the runtime folder is no mount service")
+    return received.message
 
 
 def connect_or_start() -> Channel:
@@ -62,10 +143,13 @@ def _start() -> bool:
     """Start a service; False if it ends at once, as it does beside another one."""
     read_end, write_end = os.pipe()
     log = open_log()
-    command = [sys.executable, "-m", "lamina.serve.service", "--background", str(write_end)]
+    command = service_command("--background", write_end)
+    # The service manager of who starts it is not its own: it keeps nothing of it.
+    environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
     try:
         subprocess.run(
             command,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -80,58 +164,97 @@ def _start() -> bool:
         return pipe.read() == b"ready"
 
 
-def expect(channel: Channel, op: str) -> dict[str, Any]:
-    """Wait for ``op`` and return it.  Raises what the service reports, or ServiceGoneError."""
-    message = channel.receive()
-    if message is None:
+def expect(channel: Channel, kind: type[Answer]) -> Answer:
+    """Wait for a message and return it.  Raises what the service reports, or ServiceGoneError."""
+    received = channel.receive()
+    if received is None:
         raise ServiceGoneError("the mount service ended before it answered")
-    if message.body["op"] == "failed":
-        raise decode_error(message.body["error"].encode())
-    if message.body["op"] != op:
-        raise KernelError(f"the mount service answered {message.body['op']!r} instead of {op!r}")
-    return message.body
+    message = received.message
+    close_all(received.fds)
+    if isinstance(message, Failed):
+        raise message.error.to_error()
+    if not isinstance(message, kind):
+        tag = message.__struct_config__.tag
+        raise KernelError(f"the mount service answered {tag!r} out of turn")
+    return message
 
 
-def ask(op: str, answer: str, **fields: Any) -> dict[str, Any] | None:
-    """Return the answer of the service to a request, None if there is no service."""
+def request(channel: Channel, message: Message, fds: Sequence[int] = ()) -> None:
+    """Say what is to be answered.  Raises ServiceGoneError."""
+    if not channel.tell(message, fds):
+        raise ServiceGoneError("the mount service ended before it took a request")
+
+
+class ServiceStatus(NamedTuple):
+    """``pids`` by role, and what is known of ``mounts`` by folder."""
+
+    pids: dict[str, int]
+    mounts: dict[str, Coverage]
+
+
+def service_status(mountpoints: Sequence[str] | None = None) -> ServiceStatus | None:
+    """Return what the service tells of all mounts, or of those on some folders; None if no service
+    runs.  Raises KernelError if it does not answer.
+    """
     deadline = time.monotonic() + STATUS_S
-    while (channel := connect()) is not None:
-        with contextlib.closing(channel):
-            channel.settimeout(STATUS_S)
-            with contextlib.suppress(ServiceGoneError):
-                if channel.say(op, **fields):
-                    return expect(channel, answer)
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_RETRY_S)
+    try:
+        while (channel := connect(STATUS_S)) is not None:
+            with contextlib.closing(channel), contextlib.suppress(ServiceGoneError):
+                channel.settimeout(STATUS_S)
+                return _all_pages(channel, mountpoints)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_RETRY_S)
+    except TimeoutError as error:
+        raise KernelError("the mount service does not answer") from error
     return None
 
 
-def service_status(mountpoints: Sequence[str] | None = None) -> dict[str, Any] | None:
-    """Return ``pids`` by role, and ``mounts`` by folder, all or those named; None if no service
-    runs.
-    """
-    try:
-        return ask("status", "status", mountpoints=mountpoints)
-    except TimeoutError as error:
-        raise KernelError("the mount service does not answer") from error
+def _all_pages(channel: Channel, mountpoints: Sequence[str] | None) -> ServiceStatus:
+    wanted = None if mountpoints is None else tuple(mountpoints)
+    found: dict[str, Coverage] = {}
+    after = ""
+    while True:
+        request(channel, Status(mountpoints=wanted, after=after))
+        page = expect(channel, StatusPage)
+        found |= page.mounts
+        if not page.more:
+            return ServiceStatus(page.pids, found)
+        after = max(page.mounts)
 
 
 def upgrade_service() -> bool:
-    """Replace the service by one of the code as it is now; False if there is none.
+    """Replace the service by one of the code as it is now, which answers then; False if there is
+    none.
 
     Raises KernelError if the new one does not start; then the old one goes on.
     """
-    channel = connect()
-    if channel is None:
+    found = _meet(START_DEADLINE_S)
+    if found is None:
         return False
+    channel, hello = found
     with contextlib.closing(channel):
-        channel.say("upgrade")
-        message = channel.receive()
+        if hello.protocol > PROTOCOL:
+            raise OtherVersionError.of(hello)
+        upgraded = _ask_old_service() if hello.protocol == 1 else channel.ask(Upgrade()) is None
     # The old supervisor ends without an answer, which is the answer.
-    if message is not None:
+    if not upgraded:
         raise KernelError(
             "the new mount service does not start, so the old one goes on",
             hint=f"see {state_directory() / LOG_NAME}",
         )
+    # Before that the successor has told a service manager who it is, which else takes the end of
+    # the old one, once what reloads it has ended too, for the end of all.
+    found = _meet(START_DEADLINE_S)
+    if found is not None:
+        found[0].close()
     return True
+
+
+def _ask_old_service() -> bool:
+    # It has closed the connection that began with a hello.
+    channel = open_connection()
+    if channel is None:
+        return True
+    with contextlib.closing(channel):
+        return old_wire.ask_for_upgrade(channel)

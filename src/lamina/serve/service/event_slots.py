@@ -90,3 +90,11 @@ class EventSlots:
         # The traceback of an error may still have a view: the memory goes with that.
         with suppress(BufferError):
             self._map.close()
+
+
+def noted_numbers(fd: int) -> set[int]:
+    """Return the numbers of the events in the slots behind a descriptor, which wait for answers."""
+    slots = EventSlots(fd)
+    numbers = {noted.event.fd for noted in slots.noted()}
+    slots.close()
+    return numbers

@@ -9,35 +9,40 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lamina.errors import Error, UnsupportedError, UsageError
-from lamina.linux import fuse_device, mount
+from lamina.errors import Error, KernelError
 from lamina.linux.process import raise_file_limit, require_address_space
 from lamina.linux.syscalls import SyscallError
-from lamina.serve.detach import detach
-from lamina.serve.device import fd_path
-from lamina.serve.erofs_mount import create_erofs
-from lamina.serve.fuse_tree import unprivileged_options
-from lamina.serve.mount import DEVICES, mount_target
+from lamina.serve.device import Device
+from lamina.serve.devices import eligible_devices
+from lamina.serve.mount import mount_target
+from lamina.serve.mount_job import MountJob, Placed
 from lamina.serve.mount_options import mount_attributes
+from lamina.serve.mount_records import MountRecord, MountRecords
+from lamina.serve.mounting_lock import claimed
 from lamina.serve.mounts import clear_mountpoint
-from lamina.serve.readahead import shorten_readahead
 from lamina.serve.service.channel import Channel
-from lamina.serve.service.client import ServiceGoneError, connect_or_start, expect
-from lamina.serve.service.fanotify_setup import set_up_group
-from lamina.serve.service.spec import MountSpec
-from lamina.serve.state import (
-    MountRecord,
-    MountRecords,
-    claimed_mountpoint,
-    mounting_lock,
+from lamina.serve.service.client import ServiceGoneError, connect_or_start, expect, request
+from lamina.serve.service.messages import (
+    Held,
+    Hold,
+    Mounted,
+    Open,
+    Opened,
+    Recorded,
+    ServeMount,
+    Serving,
 )
-from lamina.serve.whole_reads import NoKernelMountError, require_whole_reads
+from lamina.serve.service.spec import MountSpec
+from lamina.serve.sharing import note_sharable, place_beside, sharing_key
+from lamina.serve.short_read_probe import NoKernelMountError
+
+if TYPE_CHECKING:
+    from lamina.opening.open_image import Indexer
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -45,213 +50,162 @@ RETRY_DEADLINE_S: Final = 60.0
 """How long supervisors may die of a mount, or beside it, before it is given up."""
 
 
-@dataclass(slots=True)
-class _Job:
-    """One attempt to mount; ``device_number`` is that of the mount once it has a place."""
-
-    spec: MountSpec
-    channel: Channel
-    opened: dict[str, Any]
-    attributes: int
-    watch: tuple[str, ...] = ()
-    device_number: str = ""
-
-    def attach(self, mount_fd: int) -> None:
-        """Give the mount its place."""
-        number = mount.device_number(mount_fd)
-        self.device_number = f"{os.major(number)}:{os.minor(number)}"
-        mount.attach_mount(mount_fd, self.spec.mountpoint)
-
-    def hand_over(self, device: str, fds: dict[str, int], connection: int = 0) -> None:
-        """Let the service answer from now on; the descriptors stay the caller's."""
-        said = self.channel.say(
-            "serve", list(fds.values()), device=device, names=list(fds), connection=connection
-        )
-        if not said:
-            raise ServiceGoneError("the mount service ended before it took a mount")
-        expect(self.channel, "serving")
+class _NotSharedError(KernelError):
+    """The service does not take a mount that shares a superblock: make another one."""
 
 
-def mount_by_service(spec: MountSpec) -> MountRecord:
+class _Service:
+    """The mount service, as who answers for a mount."""
+
+    def __init__(self, channel: Channel, device: str) -> None:
+        self._channel = channel
+        self._device = device
+
+    def hand_over(self, fds: dict[str, int], connection: int) -> None:
+        """Let the service answer from now on."""
+        message = ServeMount(device=self._device, names=tuple(fds), connection=connection)
+        request(self._channel, message, list(fds.values()))
+        expect(self._channel, Serving)
+
+    def place(self, make: Callable[[], Placed]) -> Placed:
+        """Mount here: the service answers."""
+        return make()
+
+
+def mount_by_service(spec: MountSpec, indexer: Indexer | None = None) -> MountRecord:
     """Mount an image that the service answers for, and return the record when it can be read.
 
-    Needs one thread.  Raises UsageError, NotFoundError, KernelError, UnsupportedError, and what
-    opening the image raises.
+    An image that is to be indexed is indexed here, because the service does not.  Needs one thread.
+    Raises UsageError, NotFoundError, KernelError, UnsupportedError, and what opening the image
+    raises.
     """
+    return _mount_by_service(spec, indexer, ())[0]
+
+
+def mount_for_container(spec: MountSpec, start_pipe: int, indexer: Indexer | None = None) -> Opened:
+    """Mount an image as :func:`mount_by_service` does, and return what is known of it.
+
+    What of the start arrives is told to *start_pipe*, unless that is below 0
+    (:func:`lamina.serve.toucher.follow_start`); it stays the caller's.
+    """
+    return _mount_by_service(spec, indexer, () if start_pipe < 0 else (start_pipe,))[1]
+
+
+def _mount_by_service(
+    spec: MountSpec, indexer: Indexer | None, start_pipe: Sequence[int]
+) -> tuple[MountRecord, Opened]:
     # The service has the limits of who starts it.
     raise_file_limit()
     require_address_space()
     mountpoint = os.path.realpath(spec.mountpoint)
-    with claimed_mountpoint(mountpoint):
+    devices = eligible_devices(spec.device)
+    if len(devices) == 1:
+        # Before anything is opened, fetched or mounted in vain.
+        devices[0].require()
+    with claimed(mountpoint):
         # First, because a broken mount is no folder.
         clear_mountpoint(mountpoint)
-        return _mount_on_cleared(spec)
+        spec = msgspec.structs.replace(spec, mountpoint=mount_target(spec.mountpoint))
+        attributes = mount_attributes(spec.options)
+        return _mount_on_cleared(spec.indexed_by(indexer), attributes, devices, start_pipe)
 
 
-def _mount_on_cleared(spec: MountSpec) -> MountRecord:
-    spec = msgspec.structs.replace(spec, mountpoint=mount_target(spec.mountpoint))
-    attributes = mount_attributes(spec.options)
-    if spec.device not in DEVICES:
-        raise UsageError(
-            f"there is no device {spec.device!r}", hint=f"choose of {', '.join(DEVICES)}"
-        )
-    if os.geteuid() != 0 and spec.device not in ("auto", "fuse"):
-        raise UnsupportedError(
-            f"device {spec.device} needs root",
-            hint="without root, --device fuse mounts the whole tree",
-        )
-    if spec.device != "auto":
-        return _mount(spec, attributes)
-    if os.geteuid() == 0:
-        return _mount_best(spec, attributes)
-    return _mount(msgspec.structs.replace(spec, device="fuse"), attributes)
+def _mount_on_cleared(
+    spec: MountSpec, attributes: int, devices: list[Device], start_pipe: Sequence[int]
+) -> tuple[MountRecord, Opened]:
+    *better, last = devices
+    with contextlib.ExitStack() as stack:
+        if better:
+            # A service that nobody is connected to ends, and the second attempt would wait for
+            # another.
+            stack.enter_context(contextlib.closing(connect_or_start()))
+        for device in better:
+            try:
+                return _mount(spec, attributes, device, start_pipe)
+            except (SyscallError, NoKernelMountError) as error:
+                # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
+                LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
+        return _mount(spec, attributes, last, start_pipe)
 
 
-def _mount_best(spec: MountSpec, attributes: int) -> MountRecord:
-    # A service that nobody is connected to ends, and the second attempt would wait for another.
-    with contextlib.closing(connect_or_start()):
-        try:
-            return _mount(msgspec.structs.replace(spec, device="fuse-blob"), attributes)
-        except (SyscallError, NoKernelMountError) as error:
-            # Only trying tells: file-backed mounts are a build option from Linux 6.12 on.
-            LOG.info("no kernel mount (%s), so the whole tree is served by FUSE", error)
-        return _mount(msgspec.structs.replace(spec, device="fuse"), attributes)
-
-
-def _mount(spec: MountSpec, attributes: int) -> MountRecord:
+def _mount(
+    spec: MountSpec, attributes: int, device: Device, start_pipe: Sequence[int]
+) -> tuple[MountRecord, Opened]:
+    spec = msgspec.structs.replace(spec, device=device.name)
     deadline = time.monotonic() + RETRY_DEADLINE_S
+    share = True
     while True:
         with contextlib.closing(connect_or_start()) as channel:
             try:
-                return _attempt(spec, attributes, channel)
+                request(channel, Open(spec=spec), start_pipe)
+                opened = expect(channel, Opened)
+                job = MountJob(spec, opened, attributes, _Service(channel, device.name))
+                return _attempt(job, device, channel, share=share), opened
+            except _NotSharedError:
+                share = False
             except ServiceGoneError:
                 if time.monotonic() > deadline:
                     raise
 
 
-def _attempt(spec: MountSpec, attributes: int, channel: Channel) -> MountRecord:
-    if not channel.say("open", spec=spec.to_json()):
-        raise ServiceGoneError("the mount service ended before it took a request")
-    job = _Job(spec, channel, expect(channel, "opened"), attributes)
+def _attempt(job: MountJob, device: Device, channel: Channel, *, share: bool) -> MountRecord:
+    if job.opened.note is not None:
+        LOG.warning("%s", job.opened.note)
     try:
-        _make(job)
-        return _commit(job)
+        # Who comes at the same time waits, and shares what this one makes.
+        with claimed(sharing_key(job)) if share else contextlib.nullcontext():
+            for first in place_beside(job) if share else ():
+                return _commit_further(job, channel, first)
+            _make(job, device, channel)
+            return _commit(job, channel)
     except BaseException:
-        if job.device_number:
-            with contextlib.suppress(Error):
-                detach(spec.mountpoint, job.device_number, lazy=True)
+        with contextlib.suppress(Error):
+            job.undo()
         raise
 
 
-def _make(job: _Job) -> None:
-    makers = {"fuse": _mount_tree, "fuse-blob": _mount_fuse_blobs, "fanotify": _mount_watched}
+def _commit_further(job: MountJob, channel: Channel, first: MountRecord) -> MountRecord:
+    """Have a mount recorded that shares the superblock of the first."""
+    if first.resident:
+        return _commit(job, channel)
+    assert job.placed is not None
+    request(channel, Mounted(record=_record(job), watch=job.placed.watch, shares=True))
     try:
-        makers[job.spec.device](job)
+        record = expect(channel, Recorded).record
+    except ServiceGoneError:
+        raise
+    except KernelError as error:
+        raise _NotSharedError(str(error)) from error
+    note_sharable(record)
+    return record
+
+
+def _record(job: MountJob) -> MountRecord:
+    return msgspec.structs.replace(job.record(), sharing=sharing_key(job))
+
+
+def _make(job: MountJob, device: Device, channel: Channel) -> None:
+    try:
+        device.mount(job)
     except SyscallError as error:
-        if job.channel.gone:
+        if channel.gone:
             # The next supervisor has let go of a mount that was half made.
             raise ServiceGoneError("the mount service ended while an image was mounted") from error
         raise
 
 
-def _commit(job: _Job) -> MountRecord:
+def _commit(job: MountJob, channel: Channel) -> MountRecord:
     """Have the mount recorded, by the service if it has to serve it."""
-    record = MountRecord(
-        image=job.opened["image"],
-        digest=job.opened["digest"],
-        mountpoint=job.spec.mountpoint,
-        device=job.spec.device,
-        device_number=job.device_number,
-        pid=0,
-        start_ticks=0,
-        store=job.spec.store,
-        resident=job.spec.device != "fuse" and all(job.opened["complete"]),
-    )
-    fields = msgspec.structs.asdict(record)
-    if record.resident:
-        job.channel.say("held", watch=job.watch)
-        expect(job.channel, "held")
-        MountRecords().write(record)
+    placed = job.placed
+    assert placed is not None
+    if job.handed_over:
+        request(channel, Mounted(record=_record(job), watch=placed.watch))
+        record = expect(channel, Recorded).record
+        note_sharable(record)
         return record
-    if not job.channel.say("mounted", record=fields, watch=job.watch):
-        raise ServiceGoneError("the mount service ended before it knew of a mount")
-    return MountRecord(**expect(job.channel, "record")["record"])
-
-
-def _mount_tree(job: _Job) -> None:
-    if os.geteuid() != 0:
-        words = unprivileged_options(job.attributes)
-        device = fuse_device.mount_unprivileged(job.spec.mountpoint, words)
-        with _closing(device):
-            entry = mount.topmost_mount(job.spec.mountpoint)
-            job.device_number = entry.device if entry is not None else ""
-            job.hand_over("fuse", {"device": device})
-        return
-    everyone: list[tuple[str, str | None]] = [("allow_other", None), ("default_permissions", None)]
-    with _fuse_mount(job, everyone) as mount_fd:
-        job.attach(mount_fd)
-
-
-@contextlib.contextmanager
-def _fuse_mount(job: _Job, options: list[tuple[str, str | None]]) -> Iterator[int]:
-    """Yield a FUSE mount without a place that the service answers, and only the service."""
-    device = fuse_device.open_device()
-    with _closing(device):
-        attributes = job.attributes if job.spec.device == "fuse" else mount.MOUNT_ATTR_RDONLY
-        mount_fd = fuse_device.create_fuse_mount(device, options, attributes)
-        try:
-            number = mount.device_number(mount_fd)
-            job.hand_over(job.spec.device, {"device": device}, number)
-        except BaseException:
-            os.close(mount_fd)
-            raise
-    with _closing(mount_fd):
-        yield mount_fd
-
-
-def _mount_fuse_blobs(job: _Job) -> None:
-    blobs = zip(job.opened["blobs"], job.opened["complete"], strict=True)
-    if all(job.opened["complete"]):
-        _mount_erofs(job, job.opened["blobs"])
-        return
-    require_whole_reads(os.path.dirname(job.opened["blobs"][0]))
-    with _fuse_mount(job, []) as mount_fd:
-        paths = [
-            path if complete else f"{fd_path(mount_fd)}/{index}"
-            for index, (path, complete) in enumerate(blobs)
-        ]
-        _mount_erofs(job, paths, mount.device_number(mount_fd))
-
-
-def _mount_watched(job: _Job) -> None:
-    paths = job.opened["blobs"]
-    lazy = [index for index, done in enumerate(job.opened["complete"]) if not done]
-    if not lazy:
-        _mount_erofs(job, paths)
-        return
-    with contextlib.ExitStack() as stack:
-        fds = set_up_group({index: paths[index] for index in lazy}, stack)
-        job.hand_over("fanotify", fds)
-    _mount_erofs(job, paths)
-
-
-def _mount_erofs(job: _Job, paths: list[str], connection: int = 0) -> None:
-    with mounting_lock() as lock:
-        if connection:
-            lock.note_connection(connection)
-        watch = mount.SuperblockWatch("erofs")
-        mount_fd = create_erofs(job.opened["bootstrap"], paths, job.attributes)
-        with _closing(mount_fd):
-            job.attach(mount_fd)
-        watch.mounted()
-    job.watch = watch.paths
-    if not all(job.opened["complete"]):
-        shorten_readahead(watch.paths)
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.close(fd)
+    request(channel, Hold(watch=placed.watch))
+    expect(channel, Held)
+    record = msgspec.structs.replace(_record(job), resident=True)
+    MountRecords().write(record)
+    note_sharable(record)
+    return record

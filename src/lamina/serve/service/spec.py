@@ -2,132 +2,113 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+import json
+import os
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from lamina.errors import UsageError
 from lamina.linux.memory import forbid_core_dumps
+from lamina.linux.process import start_time_ticks
+from lamina.opening.request import OpenRequest
+from lamina.serve.readahead import LAZY_KIB
 
 if TYPE_CHECKING:
-    from lamina.image.native import NativeImage
-    from lamina.trust.key_provider import KeyProvider
+    from lamina.content.lazy_image import LazyImage
+    from lamina.opening.open_image import Indexer
 
-DEFAULT_OPENER: Final = "lamina.serve.service.spec:open_reference"
+OF_THE_MOUNT: Final = ("mountpoint", "device", "options", "as_lower", "readahead_kib", "lease")
+"""What is said of where and how to mount; all else is about which image, and how to open it."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A process that a mount is for: when it has ended, the mount is taken away.
+
+    ``start_ticks`` are those of :func:`lamina.linux.process.start_time_ticks`.
+    """
+
+    pid: int
+    start_ticks: int
+
+    @classmethod
+    def of_this_process(cls) -> Lease:
+        """Return that of the process that calls."""
+        return cls(os.getpid(), start_time_ticks(os.getpid()) or 0)
+
+    def open(self) -> int | None:
+        """Return a pidfd of the process; None if it has ended."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except OSError:
+            return None
+        if start_time_ticks(self.pid) == self.start_ticks:
+            return fd
+        os.close(fd)
+        return None
 
 
 class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One mount: all that a serving process needs, as JSON.
 
-    ``client`` are fields of :class:`lamina.registry.repository.ClientOptions`, credentials
-    included, so a spec is kept in memory only. ``key_providers`` is the configuration file of
-    ocicrypt's key providers, ``key_broker`` are arguments of
-    :func:`lamina.trust.kbs.provider.make_provider`. ``pinned`` is the reference with the digest
-    that was opened first, or that the policy accepted then. ``opener`` names the function, as
-    ``module:function``, that makes an image of a spec; ``extra`` is what it alone understands.
+    ``image`` may have secrets, so a spec is kept in memory only; it is what
+    :func:`lamina.opening.request.for_another_process` makes.  With ``as_lower`` the mount is fit to
+    be the lower folder of an overlay (:mod:`lamina.serve.lower_metadata`).  ``readahead_kib``
+    bounds what the kernel reads ahead of incomplete blobs, where it mounts them itself.  While the
+    mount needs a service, that unmounts it, lazily, at the end of its ``lease``.
     """
 
-    reference: str
+    image: OpenRequest
     mountpoint: str
-    store: str
-    store_budget: str | None = None
     device: str = "auto"
     options: tuple[str, ...] = ()
-    platform: str | None = None
-    index: str = "auto"
-    decryption_keys: tuple[str, ...] = ()
-    key_providers: str | None = None
-    key_broker: dict[str, str | None] | None = None
-    policy: str | None = None
-    allow_older: bool = False
-    client: dict[str, Any] = {}
     complete: bool = False
     limit_rate: float | None = None
-    pinned: str | None = None
-    opener: str = DEFAULT_OPENER
-    extra: dict[str, Any] = {}
+    as_lower: bool = False
+    readahead_kib: int = LAZY_KIB
+    lease: Lease | None = None
 
-    @property
-    def has_secrets(self) -> bool:
-        """Whether a process that knows it must not be looked into."""
-        keys = self.decryption_keys or self.key_providers or self.key_broker
-        return bool(keys) or self.client.get("password") is not None
+    def pinned_to(self, version: str | None) -> MountSpec:
+        """Return the same mount of the version that was opened."""
+        image = msgspec.structs.replace(self.image, pinned=version)
+        return msgspec.structs.replace(self, image=image)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as an object of JSON."""
-        return msgspec.structs.asdict(self)
+    def indexed_by(self, indexer: Indexer | None) -> MountSpec:
+        """Return the same mount for a process that cannot index: if the image has to be indexed,
+        that is done here.  Raises what opening and indexing raise.
+        """
+        if indexer is None or self.image.index != "always":
+            return self
+        from lamina.opening.open_image import index_first
 
-    @classmethod
-    def from_json(cls, fields: object) -> MountSpec:
-        """Return what :meth:`to_json` made.  Raises UsageError."""
-        try:
-            return msgspec.convert(fields, cls)
-        except msgspec.ValidationError as error:
-            raise UsageError(f"this is no request to mount: {error}") from error
+        return msgspec.structs.replace(self, image=index_first(self.image, indexer))
+
+    def opening_key(self) -> bytes:
+        """Return the same bytes for mounts that one opened image can serve."""
+        fields = msgspec.to_builtins(self)
+        for name in OF_THE_MOUNT:
+            del fields[name]
+        return json.dumps(fields, sort_keys=True).encode()
 
 
-def open_spec(spec: MountSpec) -> NativeImage:
-    """Open the image.  Raises UsageError for an opener that does not exist, and what that does."""
-    module, _, function = spec.opener.partition(":")
-    try:
-        opener = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"there is no way {spec.opener!r} to open an image: {error}") from error
-    if spec.has_secrets:
+def open_spec(spec: MountSpec) -> LazyImage:
+    """Open the image, and fetch all of it if that is asked for.  Raises what opening raises."""
+    if spec.image.has_secrets:
         forbid_core_dumps()
-    image: NativeImage = opener(spec)
+    image = open_reference(spec)
     if spec.complete:
-        from lamina.image.residency import BackgroundFill
+        from lamina.content.residency import BackgroundFill
 
         image.close_with(BackgroundFill(image, bytes_per_s=spec.limit_rate))
     return image
 
 
-def _key_sources(spec: MountSpec) -> dict[str, KeyProvider]:
-    """The key providers and the broker of a spec; the environment is that of another process."""
-    found: dict[str, KeyProvider] = {}
-    if spec.key_providers is not None:
-        from lamina.trust.key_provider import load_providers
-
-        found |= load_providers(spec.key_providers)
-    if spec.key_broker is not None:
-        from lamina.trust.kbs.provider import PROVIDER_NAME, make_provider
-
-        found[PROVIDER_NAME] = make_provider(**spec.key_broker)  # type: ignore[arg-type]
-    return found
-
-
-def open_reference(spec: MountSpec) -> NativeImage:
+def open_reference(spec: MountSpec) -> LazyImage:
     """Open by reference; once it is pinned by its digest, no registry is asked for what is in the
-    store, and the signatures that are kept there are what the policy is asked about.
+    store, and the signatures that are kept there are what the policy is asked about.  A container's
+    may be used before its metadata layer has come.
     """
-    from lamina.image.access import read_access
-    from lamina.image.open import open_image
-    from lamina.registry.repository import ClientOptions
-    from lamina.store.node import NodeStore
+    from lamina.opening.open_image import open_image
+    from lamina.serve.devices import needs_metadata_file
 
-    store = NodeStore(Path(spec.store), budget=spec.store_budget)
-    options = ClientOptions(**spec.client)
-    access = read_access(
-        spec.decryption_keys,
-        spec.policy,
-        _key_sources(spec),
-        allow_older=spec.allow_older,
-        reopens=spec.pinned is not None,
-    )
-    if spec.index == "always" and spec.pinned is None:
-        from lamina.build.node_index import open_always
-
-        return open_always(
-            spec.reference, store=store, options=options, platform=spec.platform, access=access
-        )
-    return open_image(
-        spec.pinned or spec.reference,
-        store=store,
-        options=options,
-        platform=spec.platform,
-        index="never" if spec.index == "never" else "auto",
-        access=access,
-    )
+    early = spec.lease is not None and not spec.complete
+    return open_image(spec.image, early=early and not needs_metadata_file(spec.device))

@@ -3,43 +3,57 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import gc
 import importlib
 import logging
 import os
+import signal
 import socket
 import sys
-import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from lamina.errors import UsageError
+from lamina.errors import Error, FormatError, UnsupportedError, UsageError
 from lamina.linux.process import raise_file_limit
-from lamina.serve.service.channel import Channel, ChannelError
-from lamina.serve.service.manager import stored_mounts
+from lamina.serve.error_wire import ReportedError
+from lamina.serve.mounting_lock import try_lock
+from lamina.serve.runtime_folder import state_directory
+from lamina.serve.service import old_wire
+from lamina.serve.service.channel import Channel, ChannelError, OldWireError
+from lamina.serve.service.handover import MountDescription
+from lamina.serve.service.messages import (
+    PROTOCOL,
+    Failed,
+    Hello,
+    Keep,
+    Message,
+    Noted,
+    Ready,
+    Succeed,
+    UnknownMessageError,
+)
 from lamina.serve.service.state import LOCK_NAME, LOG_NAME, SOCKET_NAME, ServiceState
-from lamina.serve.state import state_directory
+from lamina.serve.service.systemd_fdstore import stored_mounts
 
 LOG: Final = logging.getLogger("lamina")
 SUCCESSION_S: Final = 1.0
 BACKLOG: Final = 128
 
 NEEDED_LATER: Final = (
-    "lamina.image.open",
-    "lamina.image.residency",
+    "lamina.opening.open_image",
+    "lamina.content.residency",
     "lamina.registry.client",
     "lamina.registry.layout",
-    "lamina.registry.tls",
+    "lamina.http.tls",
     "http.client",
     "email.utils",
     "concurrent.futures.thread",
-    "lamina.fetch.fetcher",
+    "lamina.source.fetcher",
     "lamina.store.node",
     "lamina.serve.fuse_tree",
-    "lamina.serve.service.holder",
+    "lamina.serve.service.standby",
     "lamina.serve.service.worker",
-    "lamina.serve.service.ending",
+    "lamina.serve.service.mount_watcher",
     "lamina.serve.service.upgrade",
     "zstandard",
     "blake3",
@@ -52,20 +66,6 @@ NEEDED_LATER: Final = (
 def open_lock() -> int:
     """Return the descriptor of the lock that holder and supervisor share while they live."""
     return os.open(state_directory() / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
-def try_lock(fd: int, deadline_s: float = 0.0) -> bool:
-    """Take the lock, or return False if another service has it all the while."""
-    deadline = time.monotonic() + deadline_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.005)
-        else:
-            return True
 
 
 def listen() -> socket.socket:
@@ -110,12 +110,16 @@ def begin(ready_fd: int | None, *, lingering: bool) -> ServiceState | None:
 def succeed(fd: int) -> ServiceState | None:
     """Take everything from the supervisor at the other end of ``fd`` and wait for its end."""
     channel = Channel(socket.socket(fileno=fd))
+    successor = _Successor()
     try:
-        state = _take_all(channel)
-    except ChannelError as error:
+        _take_all(channel, successor)
+    except Error as error:
         LOG.error("the successor ends: %s", error)  # noqa: TRY400 - one clear line
+        with contextlib.suppress(OSError, ChannelError):
+            channel.tell(Failed(error=ReportedError.of(error)))
         return None
     channel.close()
+    state = successor.state
     # Whoever has the lock is the service: the old holder, if the old supervisor was killed.
     if state is None or not try_lock(state.lock_fd, SUCCESSION_S):
         return None
@@ -123,20 +127,55 @@ def succeed(fd: int) -> ServiceState | None:
     return state
 
 
-def _take_all(channel: Channel) -> ServiceState | None:
+class _Successor:
+    """What a successor has been told so far."""
+
+    def __init__(self) -> None:
+        self.state: ServiceState | None = None
+
+    def begin(self, lingering: bool, fds: list[int]) -> None:
+        self.state = ServiceState(socket.socket(fileno=fds[0]), open_lock(), lingering)
+        self.state.note_worker(fds[1])
+
+    def keep(self, mount: MountDescription, fds: list[int]) -> None:
+        if self.state is None:
+            raise FormatError("a mount comes before the service that it is of")
+        self.state.keep(mount, fds)
+
+
+def _take_all(channel: Channel, successor: _Successor) -> None:
     """Note what the old supervisor says until it ends."""
-    state: ServiceState | None = None
-    while (message := channel.receive()) is not None:
-        if message.body["op"] == "state":
-            listener = socket.socket(fileno=message.fds[0])
-            state = ServiceState(listener, open_lock(), message.body["lingering"])
-            state.note_worker(message.fds[1])
-        elif message.body["op"] == "keep" and state is not None:
-            state.keep(message.body["mount"], message.fds)
-        elif message.body["op"] == "ready?":
+    try:
+        while (received := channel.receive()) is not None:
+            channel.tell(_answer(successor, *received))
+    except OldWireError as error:
+        steps: dict[str, Callable[[dict[str, Any], list[int]], None]] = {
+            "state": lambda fields, fds: successor.begin(fields["lingering"], fds),
+            "keep": lambda fields, fds: successor.keep(
+                old_wire.describe_mount(fields["mount"]), fds
+            ),
+            "ready?": lambda _fields, _fds: import_all(),
+        }
+        old_wire.take_over(channel, error.packet, error.fds, steps)
+
+
+def _answer(successor: _Successor, message: Message, fds: list[int]) -> Message:
+    match message:
+        case Hello(protocol=protocol, version=version):
+            if protocol > PROTOCOL:
+                raise UnsupportedError(f"the service that runs is of a newer lamina ({version})")
+            return Hello()
+        case Succeed(lingering=lingering):
+            successor.begin(lingering, fds)
+        case Keep(mount=mount):
+            successor.keep(mount, fds)
+        case Ready():
             import_all()
-        channel.say("noted")
-    return state
+        case _:
+            raise UnknownMessageError(
+                f"a successor does not know {message.__struct_config__.tag!r}"
+            )
+    return Noted()
 
 
 def prepare_process() -> None:
@@ -162,9 +201,11 @@ def main(arguments: Sequence[str]) -> None:
     ``--restored FD`` goes on with what a worker has left; without arguments it is a service in the
     foreground, which stays without mounts.
     """
-    from lamina.serve.service.holder import hold
-    from lamina.serve.service.state import live
+    from lamina.serve.service.standby import stand_by
+    from lamina.serve.service.state import run_roles
 
+    # Who starts it may hold signals back, and it is told to end by one.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     prepare_process()
     state: ServiceState | None
     if not arguments:
@@ -179,11 +220,11 @@ def main(arguments: Sequence[str]) -> None:
     elif arguments[0] == "--successor":
         state = succeed(int(arguments[1]))
     elif arguments[0] == "--restored":
-        from lamina.serve.service.last import read_state
+        from lamina.serve.service.orphan_recovery import read_state
 
         state = read_state(int(arguments[1]))
         import_all()
     else:
         raise UsageError(f"the mount service does not know {arguments[0]!r}")
     if state is not None:
-        live(lambda: hold(state))
+        run_roles(lambda: stand_by(state))

@@ -9,10 +9,10 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 from lamina.linux.memory import forbid_core_dumps
-from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.handover import MountDescription, MountHandover
 
 SOCKET_NAME: Final = "service.sock"
 LOCK_NAME: Final = "service.lock"
@@ -26,7 +26,7 @@ class ServiceState:
     listener: socket.socket
     lock_fd: int
     lingering: bool = False
-    mounts: dict[str, KeptMount] = field(default_factory=dict)
+    mounts: dict[str, MountHandover] = field(default_factory=dict)
     worker_pidfd: int = -1
     worker_pid: int = 0
     holder_pid: int = 0
@@ -48,13 +48,13 @@ class ServiceState:
             wait_for_end(self.worker_pidfd)
             self.note_worker(-1)
 
-    def keep(self, fields: dict[str, Any], fds: list[int]) -> None:
+    def keep(self, description: MountDescription, fds: list[int]) -> None:
         """Keep a mount, or what has changed of it if no descriptors come with it."""
-        known = self.mounts.get(fields["number"])
+        known = self.mounts.get(description.number)
         if known is not None and not fds:
             fds = list(known.fds.values())
-        mount = KeptMount.decode(fields, fds)
-        if mount.spec.has_secrets:
+        mount = MountHandover.of(description, fds)
+        if mount.spec.image.has_secrets:
             forbid_core_dumps()
         self.mounts[mount.number] = mount
 
@@ -65,7 +65,7 @@ class ServiceState:
             known.close()
 
 
-class Become(BaseException):
+class RoleChange(BaseException):
     """Raised in a new fork: leave everything on the stack and begin as another process."""
 
     def __init__(self, role: Callable[[], None]) -> None:
@@ -81,18 +81,18 @@ def wait_for_end(pidfd: int, timeout_s: float | None = None) -> bool:
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
 
 
-def fork_as(role: Callable[[], None]) -> int:
+def fork_role(role: Callable[[], None]) -> int:
     """Fork; the child leaves all frames, which close what they own, and begins with ``role``.
 
-    So no stack grows from generation to generation.  Needs :func:`live` at the bottom.
+    So no stack grows from generation to generation.  Needs :func:`run_roles` at the bottom.
     """
     pid = os.fork()
     if pid == 0:
-        raise Become(role)
+        raise RoleChange(role)
     return pid
 
 
-def live(role: Callable[[], None]) -> NoReturn:
+def run_roles(role: Callable[[], None]) -> NoReturn:
     """Run ``role``, and in forks what they are to become; never returns."""
     import logging
 
@@ -103,7 +103,7 @@ def live(role: Callable[[], None]) -> NoReturn:
         role, current = current, None
         try:
             role()
-        except Become as change:
+        except RoleChange as change:
             current = change.role
         except BaseException:
             log.exception("a process of the mount service ended because of a defect")

@@ -16,17 +16,35 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any, Final, Self
+from typing import Final, Self
+
+import msgspec
 
 from lamina.linux.process import set_name, set_oom_score
+from lamina.serve.detach import find_attached
+from lamina.serve.mount_records import MountRecord, MountRecords
 from lamina.serve.service.channel import Channel, ChannelError
 from lamina.serve.service.clients import Client, abandon
-from lamina.serve.service.ending import MountEnds
-from lamina.serve.service.kept import KeptMount
+from lamina.serve.service.handover import MountHandover
+from lamina.serve.service.messages import (
+    Begin,
+    Bye,
+    Drain,
+    Drop,
+    Failed,
+    Keep,
+    Lost,
+    Message,
+    NoteSupervisor,
+    NoteWorker,
+    Opened,
+    Resident,
+    UnknownMessageError,
+)
+from lamina.serve.service.mount_watcher import MountWatcher
 from lamina.serve.service.respawn import PAUSE_S, Respawn, reap
-from lamina.serve.service.state import ServiceState, fork_as
+from lamina.serve.service.state import ServiceState, fork_role
 from lamina.serve.service.worker import work
-from lamina.serve.state import MountRecord, MountRecords
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -61,7 +79,7 @@ class Supervisor:
         self._stop = False
         self._upgrade = False
         self._signals, self._wakeup = socket.socketpair()
-        self._ends = MountEnds(self)
+        self._ends = MountWatcher(self)
 
     def __enter__(self) -> Self:
         self._signals.setblocking(False)
@@ -95,7 +113,7 @@ class Supervisor:
     def run(self) -> None:
         """Serve clients until the last mount has gone."""
         self.state.supervisor_pid = os.getpid()
-        self._tell_holder("supervisor", pid=os.getpid())
+        self._tell_holder(NoteSupervisor(pid=os.getpid()))
         self._watch(self._holder.fileno(), self._replace_holder)
         self._watch(self.state.listener.fileno(), self._accept)
         self._watch(self._signals.fileno(), self._drain_signals)
@@ -137,7 +155,7 @@ class Supervisor:
 
     def _end(self) -> None:
         """End all of the service: nothing is served any more."""
-        self._holder.say("bye")
+        self._holder.tell(Bye())
         self.state.end_worker()
 
     def _watch(self, fd: int, callback: Callable[[], None], events: int = select.EPOLLIN) -> None:
@@ -155,20 +173,23 @@ class Supervisor:
 
     # The holder.
 
-    def _tell_holder(self, op: str, fds: list[int] | None = None, **fields: object) -> None:
-        if self._holder.ask(op, fds or (), **fields) is None:
+    def _tell_holder(self, message: Message, fds: list[int] | None = None) -> None:
+        received = self._holder.ask(message, fds or ())
+        if received is None:
             self._replace_holder()
+        elif isinstance(received.message, Failed):
+            LOG.error("the holder does not understand: %s", received.message.error.message)
 
     def _replace_holder(self) -> None:
         """Fork another one, which has all that this process has."""
-        from lamina.serve.service.holder import hold
+        from lamina.serve.service.standby import stand_by
 
         LOG.warning("the holder is gone, another one takes its place")
         self.forget(self._holder.fileno())
         self._holder.close()
         ours, theirs = Channel.pair()
         try:
-            self.state.holder_pid = fork_as(partial(hold, self.state, theirs))
+            self.state.holder_pid = fork_role(partial(stand_by, self.state, theirs))
         except BaseException:
             ours.close()
             raise
@@ -182,7 +203,7 @@ class Supervisor:
         self._respawn.begin()
         ours, theirs = Channel.pair()
         try:
-            pid = fork_as(partial(work, self.state, theirs))
+            pid = fork_role(partial(work, self.state, theirs))
         except BaseException:
             ours.close()
             raise
@@ -192,10 +213,10 @@ class Supervisor:
         self.state.note_worker(pidfd)
         self.state.worker_pid = pid
         # Nobody reads a device before the holder knows whom to kill.
-        self._tell_holder("worker", [pidfd])
+        self._tell_holder(NoteWorker(), [pidfd])
         self._watch(pidfd, self._replace_worker)
         self._watch(ours.fileno(), self._hear_worker)
-        ours.say("begin")
+        ours.tell(Begin())
         for client in list(self._clients.values()):
             client.begin_again()
 
@@ -216,37 +237,41 @@ class Supervisor:
 
     def _hear_worker(self) -> None:
         assert self._worker is not None
-        message = None
+        received = None
         try:
-            message = self._worker.receive_some()
+            received = self._worker.receive_some()
         except BlockingIOError:
+            return
+        except UnknownMessageError as error:
+            LOG.error("the worker says something odd: %s", error)  # noqa: TRY400 - one clear line
             return
         except ChannelError as error:
             LOG.error("the worker is replaced: %s", error)  # noqa: TRY400 - one clear line
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.state.worker_pidfd, signal.SIGKILL)
-        if message is None:
+        if received is None:
             # Its end is told by another descriptor.
             self.forget(self._worker.fileno())
             return
-        body = message.body
-        mount = self.state.mounts.get(body.get("number", ""))
-        if body["op"] == "resident" and mount is not None:
+        message = received.message
+        number: str = getattr(message, "number", "")
+        mount = self.state.mounts.get(number)
+        if isinstance(message, Resident) and mount is not None:
             self._ends.resident(mount)
-        elif body["op"] == "lost" and mount is not None:
+        elif isinstance(message, Lost) and mount is not None:
             LOG.error("%s is broken: the kernel has forgotten its reads", mount.spec.mountpoint)
             self.drop(mount)
-        asking = [each for each in self._clients.values() if each.number == body.get("number")]
+        asking = [each for each in self._clients.values() if each.number == number]
         for client in asking:
             client.hear(message)
-        if body["op"] == "opened" and not asking:
+        if isinstance(message, Opened) and not asking:
             # Who wanted the image has left meanwhile.
-            self.tell_worker("drop", number=body["number"])
+            self.tell_worker(Drop(number=number))
 
-    def tell_worker(self, op: str, fds: list[int] | None = None, **fields: object) -> None:
+    def tell_worker(self, message: Message, fds: list[int] | None = None) -> None:
         """Say something to the worker; one that is gone is told by its successor's fork."""
         assert self._worker is not None
-        self._worker.say(op, fds or (), **fields)
+        self._worker.tell(message, fds or ())
 
     # Clients and mounts.
 
@@ -273,17 +298,34 @@ class Supervisor:
             client.channel.close()
         self._idle_until = min(self._idle_until, time.monotonic())
 
-    def keep(self, mount: KeptMount) -> None:
+    def keep(self, mount: MountHandover) -> None:
+        """Keep a mount, and its record once it has one.  Raises StoreError."""
+        self.note(mount)
+        if mount.record is not None:
+            # First: one whose record has no room is let go of when its client undoes it.
+            self._ends.add(mount)
+            MountRecords().write(mount.record)
+
+    def note(self, mount: MountHandover) -> None:
         """Keep a mount, or what has changed of it, here and in the holder."""
         known = self.state.mounts.get(mount.number)
         self.state.mounts[mount.number] = mount
         fds = [] if known is not None else list(mount.fds.values())
-        self._tell_holder("keep", fds, mount=mount.encode())
-        if mount.record is not None:
-            MountRecords().write(MountRecord(**mount.record))
-            self._ends.add(mount)
+        self._tell_holder(Keep(mount=mount.describe()), fds)
 
-    def part_with_half_made(self, mount: KeptMount) -> None:
+    def first_of(self, record: MountRecord) -> MountHandover | None:
+        """Return the mount whose superblock a further mount shares; None if there is none, or that
+        one is in another mount namespace, so that nobody here would see its end.
+        """
+        if not any(find_attached([record])):
+            return None
+        for mount in reversed(self.state.mounts.values()):
+            known = mount.record
+            if known is not None and known.device_number == record.device_number:
+                return self.state.mounts.get(mount.shares) if mount.shares else mount
+        return None
+
+    def part_with_half_made(self, mount: MountHandover) -> None:
         """Let go of a mount whose client is gone before it told that it was made.
 
         It may have been made nonetheless.  FUSE then gives errors; readers of a fanotify mount are
@@ -295,15 +337,15 @@ class Supervisor:
             abandon(mount)
             self.drop(mount)
 
-    def drop(self, mount: KeptMount, *, forget_record: bool = True) -> None:
+    def drop(self, mount: MountHandover, *, forget_record: bool = True) -> None:
         """Let go of a mount everywhere."""
         self._ends.discard(mount)
         self.state.drop(mount.number)
-        self._tell_holder("drop", number=mount.number)
+        self._tell_holder(Drop(number=mount.number))
         if self._worker is not None:
-            self.tell_worker("drop", number=mount.number)
+            self.tell_worker(Drop(number=mount.number))
         if mount.record is not None and forget_record:
-            MountRecords().remove(MountRecord(**mount.record))
+            MountRecords().remove(mount.record)
         self._idle_until = min(self._idle_until, time.monotonic())
 
     def pids(self) -> dict[str, int]:
@@ -323,19 +365,19 @@ class Supervisor:
 
         if not hand_over(self.state):
             return False
-        self.tell_worker("drain")
+        self.tell_worker(Drain())
         from lamina.serve.service.state import wait_for_end
 
         wait_for_end(self.state.worker_pidfd, DRAIN_S)
         self.state.end_worker()
-        self._holder.say("bye")
+        self._holder.tell(Bye())
         # No goodbye to the successor, which waits for the end of this process.
         logging.shutdown()
         os._exit(0)
 
-    def describe(self, record: dict[str, Any]) -> dict[str, Any]:
+    def describe(self, record: MountRecord) -> MountRecord:
         """Return the record of a new mount with this process in it."""
         from lamina.linux.process import start_time_ticks
 
         ticks = start_time_ticks(os.getpid()) or 0
-        return {**record, "pid": os.getpid(), "start_ticks": ticks, "service": True}
+        return msgspec.structs.replace(record, pid=os.getpid(), start_ticks=ticks, service=True)

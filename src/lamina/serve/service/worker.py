@@ -7,66 +7,60 @@ memory that all workers share.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
+
+import msgspec
 
 from lamina.errors import Error, KernelError
-from lamina.image.native import NativeImage
-from lamina.image.residency import blob_coverage
-from lamina.linux.mount import SuperblockWatch
 from lamina.linux.process import (
     set_name,
     set_oom_score,
 )
-from lamina.serve.reported_error import encode_error
-from lamina.serve.service.channel import Channel, ChannelError, Message
-from lamina.serve.service.fanotify_mount import FanotifyMount, hold_all, inherited_numbers
-from lamina.serve.service.fuse_mount import FuseMount, hold_complete
-from lamina.serve.service.kept import KeptMount
-from lamina.serve.service.last import outlive
-from lamina.serve.service.late_image import LateImage
+from lamina.linux.superblock import SuperblockWatch
+from lamina.posix.threads import start_thread
+from lamina.serve.device import Answering, ServedMount
+from lamina.serve.devices import find_device
+from lamina.serve.error_wire import ReportedError
+from lamina.serve.fuse_threads import FuseThreads
+from lamina.serve.service.channel import Channel, ChannelError, close_all
+from lamina.serve.service.describe import describe_image
+from lamina.serve.service.event_slots import noted_numbers
+from lamina.serve.service.handover import MountHandover
+from lamina.serve.service.lazy_open import LazilyOpenedImage
+from lamina.serve.service.messages import (
+    PAGE_MOUNTS,
+    Coverage,
+    Drain,
+    Drop,
+    Failed,
+    Held,
+    Hold,
+    Lost,
+    Message,
+    Mounted,
+    Open,
+    Resident,
+    Serve,
+    Serving,
+    Status,
+    StatusPage,
+    UnknownMessageError,
+)
+from lamina.serve.service.orphan_recovery import recover_service
 from lamina.serve.service.reserved import ReservedNumbers
-from lamina.serve.service.spec import MountSpec, open_spec
+from lamina.serve.service.shared_images import SharedImages
 from lamina.serve.service.state import ServiceState
+from lamina.serve.toucher import follow_start
 
 LOG: Final = logging.getLogger("lamina")
 DRAIN_POLL_S: Final = 0.002
-
-
-class ServedMount(Protocol):
-    """What a worker does for a mount."""
-
-    image: LateImage
-
-    def start(self, *, inherited: bool) -> bool:
-        """Begin; ``inherited`` if another worker has served it before."""
-
-    def mounted(self, watch: SuperblockWatch) -> None:
-        """The superblock is there."""
-
-    def drain(self) -> None:
-        """Begin nothing new."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether something is being answered."""
-
-    @property
-    def resident(self) -> bool:
-        """Whether no server is needed any more."""
-
-    def leave_if_complete(self) -> None:
-        """Find out whether that is so."""
-
-    def close(self) -> None:
-        """Stop; the mount is gone."""
 
 
 def work(state: ServiceState, channel: Channel) -> None:
@@ -75,21 +69,22 @@ def work(state: ServiceState, channel: Channel) -> None:
     set_oom_score(0)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    reserved = ReservedNumbers(inherited_numbers(state.mounts.values()))
+    inherited = [mount.fds["slots"] for mount in state.mounts.values() if "slots" in mount.fds]
+    reserved = ReservedNumbers(set().union(*map(noted_numbers, inherited)))
     # It would keep the service alive.  The socket stays: the last of all needs it.
     reserved.close(state.lock_fd)
     worker = Worker(channel, reserved)
     try:
         began = worker.run(list(state.mounts.values()))
-    except ChannelError as error:
+    except KernelError as error:
         # The supervisor forks another one, which has all that this one would have been sent.
         LOG.error("the worker ends, to be replaced: %s", error)  # noqa: TRY400 - one clear line
         return
     if began:
-        outlive(state, worker.kept, known=True)
+        recover_service(state, worker.kept, known=True)
     else:
         # The one before is dead already, so this may be the last that has the descriptors.
-        outlive(state, dict(state.mounts), known=False)
+        recover_service(state, dict(state.mounts), known=False)
 
 
 class Worker:
@@ -98,29 +93,31 @@ class Worker:
     def __init__(self, channel: Channel, reserved: ReservedNumbers) -> None:
         self._channel = channel
         self._reserved = reserved
-        self.kept: dict[str, KeptMount] = {}
+        self.kept: dict[str, MountHandover] = {}
         """What it serves."""
         self._served: dict[str, ServedMount] = {}
-        self._opened: dict[str, NativeImage] = {}
+        self._images = SharedImages()
+        self._answering = Answering(FuseThreads(), self._resident, is_apart=True)
+        self._opened: dict[str, LazilyOpenedImage] = {}
         self._lock = threading.Lock()
-        self._outgoing = queue.SimpleQueue[tuple[str, dict[str, Any]]]()
-        threading.Thread(target=self._tell, name="lamina-tell", daemon=True).start()
+        self._outgoing = queue.SimpleQueue[Message]()
+        start_thread(self._tell, "lamina-tell")
 
-    def _say(self, op: str, **fields: object) -> None:
+    def _say(self, message: Message) -> None:
         """Tell the supervisor something, without waiting for it: it may be waiting for this one to
         receive.
         """
-        self._outgoing.put((op, fields))
+        self._outgoing.put(message)
 
     def _tell(self) -> None:
         while True:
-            op, fields = self._outgoing.get()
+            message = self._outgoing.get()
             try:
-                self._channel.say(op, **fields)
+                self._channel.tell(message)
             except ChannelError:
-                LOG.exception("the supervisor cannot be told of %s", op)
+                LOG.exception("the supervisor cannot be told of %s", message.__struct_config__.tag)
 
-    def run(self, mounts: list[KeptMount]) -> bool:
+    def run(self, mounts: list[MountHandover]) -> bool:
         """Serve what others have served, and do what the supervisor says, until it is gone.
 
         Return False if it has gone before anything began.
@@ -129,145 +126,182 @@ class Worker:
         if begin is None:
             return False
         for mount in mounts:
-            self._serve(mount, inherited=True)
-        at_once: dict[str, Callable[[Message], None]] = {
-            "serve": self._serve_new,
-            "mounted": self._mounted,
-            "drain": self._drain,
-        }
-        aside: dict[str, Callable[[dict[str, Any]], None]] = {
-            "open": self._open,
-            "held": self._hold,
-            "drop": self._drop,
-            "status": self._status,
-        }
-        while (message := self._channel.receive()) is not None:
-            op = message.body["op"]
-            if op in aside:
-                self._in_thread(aside[op], message.body)
-            elif op in at_once:
-                at_once[op](message)
-        return True
-
-    def _in_thread(self, work: Any, body: dict[str, Any]) -> None:
-        def run() -> None:
+            if mount.shares:
+                self._note_further(mount)
+            else:
+                self._serve(mount, inherited=True)
+        while True:
             try:
-                work(body)
-            except Exception:
-                LOG.exception("the worker of the mount service failed to %s", body["op"])
-                if "number" in body:
-                    # Without an answer who asked would wait for ever.
-                    self._fail(body, KernelError(f"the mount service failed to {body['op']}"))
+                received = self._channel.receive()
+            except UnknownMessageError as error:
+                LOG.error("the worker is told something odd: %s", error)  # noqa: TRY400 - clear
+                continue
+            if received is None:
+                return True
+            self._do(*received)
 
-        threading.Thread(target=run, name=f"lamina-{body['op']}", daemon=True).start()
+    def _do(self, message: Message, fds: list[int]) -> None:
+        match message:
+            case Serve(mount=described):
+                self._serve_new(MountHandover.of(described, fds))
+            case Mounted():
+                self._mounted(message)
+            case Drain():
+                self._drain()
+            case Open() | Hold() | Drop() | Status():
+                self._in_thread(message, fds)
+            case _:
+                LOG.error("the worker is not to be told %r", message.__struct_config__.tag)
 
-    def _fail(self, body: dict[str, Any], error: Error) -> None:
-        failure = encode_error(error).decode()
-        self._say("failed", number=body["number"], error=failure)
-
-    def _open(self, body: dict[str, Any]) -> None:
-        number = body["number"]
+    def _serve_new(self, mount: MountHandover) -> None:
+        if mount.shares:
+            self._note_further(mount)
+            return
         try:
-            spec = MountSpec.from_json(body["spec"])
-            image = open_spec(spec)
-            try:
-                answer = _describe(image, spec)
-            except BaseException:
-                image.close()
-                raise
-        except Error as error:
-            self._fail(body, error)
-            return
-        except Exception as error:
-            LOG.exception("opening an image failed because of a defect")
-            self._fail(body, Error(f"opening the image failed because of a defect: {error!r}"))
-            return
-        with self._lock:
-            self._opened[number] = image
-        self._say("opened", number=number, **answer)
-
-    def _serve_new(self, message: Message) -> None:
-        mount = KeptMount.decode(message.body["mount"], message.fds)
-        self._serve(mount, inherited=False)
-        self._say("serving", number=mount.number)
-
-    def _serve(self, mount: KeptMount, *, inherited: bool) -> None:
-        with self._lock:
-            image = LateImage(mount.spec, self._opened.pop(mount.number, None))
-        served: ServedMount
-        if mount.device == "fanotify":
-            served = FanotifyMount(mount, image, self._resident)
+            self._serve(mount, inherited=False)
+        except KernelError as error:
+            self._fail(mount.number, error)
         else:
-            served = FuseMount(mount, image)
+            self._say(Serving(number=mount.number))
+
+    def _note_further(self, mount: MountHandover) -> None:
+        """Know a mount that shares the superblock, and what is served of it, with another one.
+
+        The image stays open as it was opened for it: the start of another program may be arriving.
+        """
+        with self._lock:
+            late = self._opened.get(mount.number)
+            self.kept[mount.number] = mount
+        if late is not None:
+            _settle_holds(late, mount.number)
+
+    def _in_thread(self, message: Open | Hold | Drop | Status, fds: list[int]) -> None:
+        """Do what may wait for a registry or a disk."""
+        tag = message.__struct_config__.tag
+        try:
+            start_thread(lambda: self._do_aside(message, fds), f"lamina-{tag}")
+        except KernelError as error:
+            LOG.error("the worker cannot %s: %s", tag, error)  # noqa: TRY400 - one clear line
+            close_all(fds)
+            self._fail(message.number, error)
+
+    def _do_aside(self, message: Open | Hold | Drop | Status, fds: list[int]) -> None:
+        try:
+            match message:
+                case Open():
+                    self._open(message, fds)
+                case Hold():
+                    self._hold(message)
+                case Drop():
+                    self._drop(message.number)
+                case Status():
+                    self._status(message)
+        except Error as error:
+            self._fail(message.number, error)
+        except Exception as error:
+            # Without an answer who asked would wait for ever.
+            tag = message.__struct_config__.tag
+            LOG.exception("the worker of the mount service failed to %s", tag)
+            what = f"the mount service failed to {tag} because of a defect: {error!r}"
+            self._fail(message.number, KernelError(what))
+        finally:
+            close_all(fds)
+
+    def _fail(self, number: str, error: Error) -> None:
+        self._say(Failed(number=number, error=ReportedError.of(error)))
+
+    def _open(self, message: Open, start_pipe: list[int]) -> None:
+        late = self._images.open(message.spec)
+        try:
+            answer = describe_image(late.get(), message.spec, message.number)[0]
+        except BaseException:
+            self._images.give_back(late)
+            raise
+        with self._lock:
+            self._opened[message.number] = late
+        if start_pipe:
+            follow_start(late.get(), start_pipe.pop())
+        self._say(answer)
+
+    def _serve(self, mount: MountHandover, *, inherited: bool) -> None:
+        with self._lock:
+            late = self._opened.pop(mount.number, None)
+        if late is None:
+            # The device is what was chosen, where the client let that be done for it.
+            late = self._images.get(msgspec.structs.replace(mount.spec, device=mount.device))
+        served = find_device(mount.device).serve(mount, late, self._answering)
         with self._lock:
             self.kept[mount.number] = mount
             self._served[mount.number] = served
         if not served.start(inherited=inherited):
-            self._say("lost", number=mount.number)
+            self._say(Lost(number=mount.number))
         elif inherited and mount.spec.complete:
-            self._in_thread(lambda _: image.get(), {"op": "complete"})
+            with contextlib.suppress(KernelError):
+                start_thread(lambda: _open_quietly(late), "lamina-complete")
 
     def _resident(self, number: str) -> None:
-        self._say("resident", number=number)
+        self._say(Resident(number=number))
 
-    def _mounted(self, message: Message) -> None:
-        body = message.body
-        served = self._served.get(body["number"])
+    def _mounted(self, message: Mounted) -> None:
+        served = self._served.get(message.number)
         if served is not None:
-            mount = self.kept[body["number"]]
-            mount.record, mount.watch, mount.before = body["record"], body["watch"], []
-            served.mounted(_known_superblock(body["watch"]))
+            mount = self.kept[message.number]
+            known = mount.record is not None
+            mount.record, mount.watch, mount.before = message.record, message.watch, ()
+            if not known:
+                served.mounted(SuperblockWatch.of(message.watch))
 
-    def _hold(self, body: dict[str, Any]) -> None:
+    def _hold(self, message: Hold) -> None:
         """Keep an image that is complete, and needs nobody, until its superblock is gone."""
-        image = self._opened.get(body["number"])
-        if image is None:
+        late = self._opened.get(message.number)
+        if late is None:
             # Opened by a worker that is gone, with all that it held.
-            self._fail(body, KernelError("the mount service changed while the image was mounted"))
-            return
-        try:
-            for blob in image.blobs:
-                blob.hold_through(_known_superblock(body["watch"]))
-        except Error as error:
-            self._fail(body, error)
-            return
-        self._say("held", number=body["number"])
+            raise KernelError("the mount service changed while the image was mounted")
+        for blob in late.get().blobs:
+            blob.hold_through(SuperblockWatch.of(message.watch), message.number)
+        self._say(Held(number=message.number))
 
-    def _drop(self, body: dict[str, Any]) -> None:
+    def _drop(self, number: str) -> None:
         with self._lock:
-            image = self._opened.pop(body["number"], None)
-            served = self._served.pop(body["number"], None)
-            mount = self.kept.pop(body["number"], None)
-        if image is not None:
-            image.close()
+            late = self._opened.pop(number, None)
+            served = self._served.pop(number, None)
+            mount = self.kept.pop(number, None)
         if served is not None:
+            late = served.image
             served.close()
+        if late is not None:
+            _settle_holds(late, number)
+            self._images.give_back(late)
         if mount is not None:
             for fd in mount.fds.values():
                 self._reserved.close(fd)
 
-    def _status(self, body: dict[str, Any]) -> None:
-        """Tell of the mounts that are asked for, or of all."""
-        wanted = body.get("mountpoints")
-        mounts: dict[str, dict[str, Any]] = {}
+    def _status(self, message: Status) -> None:
+        """Tell a page of the mounts that are asked for."""
+        wanted = message.mountpoints
+        with self._lock:
+            found = sorted(
+                (mount.mountpoint, mount.shares or number)
+                for number, mount in self.kept.items()
+                if mount.mountpoint > message.after
+                and (wanted is None or mount.mountpoint in wanted)
+            )
         # Mounts of one image share what is here of it.
-        sizes: dict[tuple[Path, ...], tuple[int, int]] = {}
-        for number, served in list(self._served.items()):
-            mount = self.kept.get(number)
-            # None: dropped meanwhile.
-            if mount is None or (wanted is not None and mount.spec.mountpoint not in wanted):
+        known: dict[LazilyOpenedImage, Coverage] = {}
+        mounts = {}
+        for mountpoint, number in found[:PAGE_MOUNTS]:
+            served = self._served.get(number)
+            if served is None:
+                # Dropped meanwhile.
                 continue
-            try:
-                mounts[mount.spec.mountpoint] = _status_of(served, sizes)
-            except Error as error:
-                mounts[mount.spec.mountpoint] = {"error": str(error)}
-            except Exception:
-                if number in self.kept:
-                    raise
-                # Closed while it was looked at.
-        self._say("status", number=body["number"], mounts=mounts)
+            if served.image not in known:
+                known[served.image] = _coverage(served.image)
+            mounts[mountpoint] = known[served.image]
+            served.leave_if_complete()
+        more = len(found) > PAGE_MOUNTS and bool(mounts)
+        self._say(StatusPage(number=message.number, mounts=mounts, more=more))
 
-    def _drain(self, _message: Message) -> None:
+    def _drain(self) -> None:
         for served in self._served.values():
             served.drain()
         while any(served.busy for served in self._served.values()):
@@ -276,44 +310,31 @@ class Worker:
         os._exit(0)
 
 
-def _status_of(
-    served: ServedMount, sizes: dict[tuple[Path, ...], tuple[int, int]]
-) -> dict[str, Any]:
-    image = served.image.get()
-    blobs = tuple(blob.path for blob in image.blobs)
-    if blobs not in sizes:
-        coverage = blob_coverage(image)
-        ready_bytes = sum(blob.ready_bytes for blob in coverage)
-        sizes[blobs] = ready_bytes, sum(blob.size_bytes for blob in coverage)
-    served.leave_if_complete()
-    ready_bytes, total_bytes = sizes[blobs]
-    return {"ready_bytes": ready_bytes, "total_bytes": total_bytes, "resident": served.resident}
+def _settle_holds(late: LazilyOpenedImage, number: str) -> None:
+    """Tidy up what was held for a mount that has ended, or needs nothing of its own."""
+    for blob in late.opened.opened_blobs if late.opened is not None else ():
+        blob.settle_hold(number)
 
 
-def _known_superblock(paths: list[str]) -> SuperblockWatch:
-    watch = SuperblockWatch("erofs")
-    watch.paths = tuple(paths)
-    return watch
+def _open_quietly(late: LazilyOpenedImage) -> None:
+    try:
+        late.get()
+    except Error as error:
+        LOG.warning("an image cannot be completed: %s", error)
 
 
-def _describe(image: NativeImage, spec: MountSpec) -> dict[str, Any]:
-    """Hold what the kernel is to read by itself, and tell the client what it has to mount."""
-    origin = image.origin
-    reference = origin.reference if origin is not None else None
-    named = str(reference) if reference is not None else spec.reference
-    answer: dict[str, Any] = {
-        "image": named,
-        "digest": (reference.digest or "") if reference is not None else "",
-        "pinned": str(origin.accepted or reference) if origin is not None and reference else None,
-        "bootstrap": os.fspath(image.bootstrap_path),
-        "blobs": [],
-        "complete": [],
-    }
-    if spec.device != "fuse":
-        watch = SuperblockWatch("erofs")
-        if spec.device == "fanotify":
-            answer["complete"] = hold_all(image, watch)
-        else:
-            answer["complete"] = hold_complete(image, watch)
-        answer["blobs"] = [os.fspath(blob.path) for blob in image.blobs]
-    return answer
+def _coverage(late: LazilyOpenedImage) -> Coverage:
+    """Tell what is here of an image that is open; another one is not opened for that."""
+    image = late.opened
+    if image is None:
+        return Coverage()
+    try:
+        blobs = list(image.blobs)
+        return Coverage(
+            ready_bytes=sum(blob.ready_bytes for blob in blobs),
+            total_bytes=sum(blob.chunk_bytes for blob in blobs),
+        )
+    except (Error, ValueError) as error:
+        # ValueError: closed while it was looked at.
+        LOG.info("nobody can tell what is here of %s: %s", late.spec.image.reference, error)
+        return Coverage()

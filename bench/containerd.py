@@ -1,0 +1,161 @@
+"""Containers of containerd 2 whose image is in a registry behind a slow link, by snapshotters.
+
+*cold*: from the request to pull until the first byte that the command prints, with nothing on the
+node; the cases take turns in each round, the page cache is dropped before each start.  *warm*: the
+same container again, of the image that was pulled, with the page cache as it is.  *Prepare +
+Mounts*: what a container asks of Lamina's snapshotter when the metadata is on the node.  eStargz is
+as stargz's own library makes it, without a recorded start.  A case whose programs are missing is
+named and left out.  Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from support.network import Link
+from support.processes import drop_caches
+from support.registry import Registry
+from support.snapshotters import Lamina, Snapshotter, Stargz
+
+from support import images, report
+
+WARM_STARTS = 5
+PREPARES = 50
+
+
+class Sample(NamedTuple):
+    """One cold start, and the warm ones after it, in seconds; ``prepare_ms`` of Lamina alone."""
+
+    cold_s: float
+    received_bytes: int
+    warm_s: list[float]
+    prepare_ms: list[float]
+
+
+def main() -> int:
+    """Measure, print the tables, write JSON."""
+    options = _parse()
+    if os.geteuid() != 0:
+        print("containerd: needs root for network namespaces", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    layout = images.image_layout(options.image)
+    print(report.describe_machine())
+    print(f"image {options.image}, `{options.command}`, {options.rate}, {options.rounds} rounds")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lb-", dir="/tmp")))
+        link = stack.enter_context(Link(options.rate))
+        registry = stack.enter_context(Registry(link, folder))
+        cases = _cases(options, link, folder)
+        for case in cases:
+            case.prepare(registry, layout)
+        samples: dict[str, list[Sample]] = {case.name: [] for case in cases}
+        for number in range(options.rounds):
+            for case in cases if number % 2 == 0 else reversed(cases):
+                samples[case.name].append(_measure(case, registry, link, options.command))
+    _print(samples)
+    if options.json:
+        settings = {key: value for key, value in vars(options).items() if key != "json"}
+        results = {name: [each._asdict() for each in rows] for name, rows in samples.items()}
+        report.write_json(options.json, "containerd", settings, results)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = images.parser(__doc__, 3, "cold starts of each case")
+    parser.add_argument("--command", default="node -v", help="what to run (node -v)")
+    parser.add_argument("--rate", default="24mbit", help="rate of the link (24mbit)")
+    parser.add_argument(
+        "--cases",
+        default="overlayfs,stargz,lamina,lamina+start",
+        help="what to measure (overlayfs,stargz,lamina,lamina+start)",
+    )
+    return parser.parse_args()
+
+
+def _cases(options: argparse.Namespace, link: Link, folder: Path) -> list[Snapshotter]:
+    command = tuple(options.command.split())
+    known: dict[str, Callable[[], Snapshotter]] = {
+        "overlayfs": lambda: Snapshotter("overlayfs", link, folder / "o", "ordinary"),
+        "stargz": lambda: Stargz("stargz", link, folder / "e", "estargz"),
+        "lamina": lambda: Lamina(link, folder / "l", "native"),
+        "lamina+start": lambda: Lamina(link, folder / "p", "profiled", profiled=command),
+    }
+    made: list[Snapshotter] = []
+    for name in options.cases.split(","):
+        case = known[name]()
+        missing = case.missing()
+        if missing:
+            print(f"left out: {name}: missing {missing}")
+        else:
+            made.append(case)
+    return made
+
+
+def _measure(case: Snapshotter, registry: Registry, link: Link, command: str) -> Sample:
+    with case.running(registry.address):
+        drop_caches()
+        before = link.traffic().received_bytes
+        cold = case.pull_and_run(registry.address, command)
+        received = link.traffic().received_bytes - before
+        warm = [case.run(registry.address, command) for _ in range(WARM_STARTS)]
+        if {each.output for each in warm} != {cold.output}:
+            raise RuntimeError(f"{case.name} prints different things: {cold.output!r}")
+        prepared = _prepares_ms(case) if isinstance(case, Lamina) else []
+    print(f"  {case.name}: {cold.first_byte_s:.2f} s, {received / 1e6:.1f} MB", file=sys.stderr)
+    return Sample(cold.first_byte_s, received, [each.first_byte_s for each in warm], prepared)
+
+
+def _prepares_ms(case: Snapshotter) -> list[float]:
+    """Return how long Prepare and Mounts of a container take together."""
+    from support.snapshot_calls import SnapshotCalls
+
+    with SnapshotCalls(f"{case.folder}/s.sock") as calls:
+        top = calls.top()
+        found = []
+        for number in range(PREPARES):
+            begin_s = time.perf_counter()
+            calls.prepare(f"bench/1/{number}", top)
+            calls.mounts(f"bench/1/{number}")
+            found.append((time.perf_counter() - begin_s) * 1000)
+            calls.remove(f"bench/1/{number}")
+        return found
+
+
+def _print(samples: dict[str, list[Sample]]) -> None:
+    cold = {name: report.median([each.cold_s for each in rows]) for name, rows in samples.items()}
+    warm = {
+        name: report.median([s for each in rows for s in each.warm_s])
+        for name, rows in samples.items()
+    }
+    peers = [name for name in ("overlayfs", "stargz") if name in samples]
+    table = []
+    for name, rows in samples.items():
+        prepared = [ms for each in rows for ms in each.prepare_ms]
+        table.append(
+            [
+                name,
+                report.spread([each.cold_s for each in rows]),
+                f"{report.median([each.received_bytes / 1e6 for each in rows]):.1f}",
+                *(f"{cold[name] / cold[peer]:.3f}" for peer in peers),
+                report.spread([s for each in rows for s in each.warm_s]),
+                f"{warm[name] / warm['overlayfs']:.2f}" if "overlayfs" in warm else "",
+                f"{report.median(prepared):.1f}" if prepared else "",
+            ]
+        )
+    headings = ["case", "cold, s", "received, MB", *(f"over {peer}" for peer in peers)]
+    warm_heading = "over overlayfs, warm"
+    report.print_table([*headings, "warm, s", warm_heading, "Prepare + Mounts, ms"], table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

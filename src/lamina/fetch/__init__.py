@@ -1,1 +1,0 @@
-"""Where blobs come from: sources, retry, one fetch for many readers, spans."""

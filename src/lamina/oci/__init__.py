@@ -1,0 +1,1 @@
+"""Documents of images as values: references, manifests, platforms. No I/O."""

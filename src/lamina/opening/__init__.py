@@ -1,0 +1,1 @@
+"""From an OpenRequest to an opened image, in four steps."""

@@ -1,0 +1,1 @@
+"""Layers as files that a stock containerd mounts instead of pulling: its layer content cache."""

@@ -1,0 +1,1 @@
+"""Where stored bytes come from: sources, retries, single flight, the sizes of requests."""

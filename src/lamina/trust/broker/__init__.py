@@ -1,0 +1,1 @@
+"""The client of a key broker (KBS protocol)."""

@@ -1,0 +1,1 @@
+"""Keys, and the envelopes that are made with them."""

@@ -1,0 +1,1 @@
+"""Encrypted layers (ocicrypt): who can read them, and with which keys."""

@@ -1,0 +1,1 @@
+"""Signatures of images, and the policy that asks for them."""
