@@ -2,10 +2,10 @@
 [PROGRAM]``.
 
 FOLDER becomes as ``/usr`` or a virtual environment is: manual pages, completion of bash, zsh and
-fish, the unit of systemd, and snippets for tmpfiles.d and logrotate.  They are made from the
+fish, the units of systemd, and snippets for tmpfiles.d and logrotate.  They are made from the
 program in ``src`` and are not kept in the repository.  Needs the standard library only.
 
-PROGRAM is the absolute path that the unit starts; without it systemd looks for ``lamina`` itself.
+PROGRAM is the absolute path that the units start; without it systemd looks for ``lamina`` itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Final
 HERE: Final = Path(__file__).resolve().parent
 COPIED: Final = {
     "lamina.service": "lib/systemd/system/lamina.service",
+    "lamina-snapshotter.service": "lib/systemd/system/lamina-snapshotter.service",
     "lamina.tmpfiles": "lib/tmpfiles.d/lamina.conf",
     "lamina.logrotate": "etc/logrotate.d/lamina",
 }
@@ -40,8 +41,10 @@ def write_shared_files(folder: Path, program: str = "lamina") -> None:
     finally:
         del sys.path[0]
     texts = {path: (HERE / name).read_text(encoding="utf-8") for name, path in COPIED.items()}
-    unit = COPIED["lamina.service"]
-    texts[unit] = re.sub(r"\blamina (?=service |umount )", f"{program} ", texts[unit])
+    for unit in (path for path in texts if path.endswith(".service")):
+        texts[unit] = re.sub(
+            r"\blamina (?=service |umount |snapshotter )", f"{program} ", texts[unit]
+        )
     texts |= {COMPLETIONS[shell]: text for shell, text in scripts().items()}
     texts |= {f"{MANUAL}/{name}": text for name, text in man_pages().items()}
     for name, text in texts.items():

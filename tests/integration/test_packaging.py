@@ -71,7 +71,8 @@ def test_the_manual_completion_and_units_come_along(installed_lamina: Path) -> N
     assert manual == {"lamina.1", *(f"lamina-{verb.name}.1" for verb in VERBS)}
     for shell, path in COMPLETIONS.items():
         assert (prefix / path).read_text() == run(installed_lamina / "lamina", "completion", shell)
-    for path in ("lib/systemd/system/lamina.service", "lib/tmpfiles.d/lamina.conf"):
+    units = ("lamina.service", "lamina-snapshotter.service")
+    for path in (*(f"lib/systemd/system/{unit}" for unit in units), "lib/tmpfiles.d/lamina.conf"):
         assert "lamina" in (prefix / path).read_text()
 
 

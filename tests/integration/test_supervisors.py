@@ -82,9 +82,10 @@ def test_systemd_and_logrotate_understand_their_files(tmp_path: Path) -> None:
     program = shutil.which("true")
     script = ROOT / "distribution" / "shared_files.py"
     subprocess.run([sys.executable, script, tmp_path, program], check=True)
-    unit = tmp_path / "lib/systemd/system/lamina.service"
+    units = sorted((tmp_path / "lib/systemd/system").iterdir())
+    assert [unit.name for unit in units] == ["lamina-snapshotter.service", "lamina.service"]
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True
+        ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     snippet = tmp_path / "etc/logrotate.d/lamina"

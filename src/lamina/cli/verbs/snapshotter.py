@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lamina.containerd.server import Place
 
 ROOT: Final = "/var/lib/lamina-snapshotter"
+CONFIG: Final = "/etc/containerd/config.toml"
 SOCKET: Final = "/run/lamina-snapshotter/snapshotter.sock"
 
 HELP: Final = HelpPage(
@@ -33,9 +34,12 @@ HELP: Final = HelpPage(
     of ordinary ones that have an index, start while their image is still in the registry. Other
     images are unpacked as containerd's own overlayfs unpacks them.
 
-    containerd must be told of it, and that it passes on which image a layer is of; the how-to
-    "Use containerd" has the files for 1.6 and 2. Start it before containerd. The mounts belong to
-    the mount service: running containers read on while this process is stopped or replaced.
+    containerd must be told of it, and that it passes on which image a layer is of, which
+    `snapshotter install` does: it writes the settings into containerd's file, version 2 or 3, and
+    keeps what was there; with --undo the file is as it was. containerd itself is asked what it
+    makes of the file before it is put in place, and has to be restarted after that. Start the
+    snapshotter before containerd. The mounts belong to the mount service: running containers read
+    on while this process is stopped or replaced.
 
     What an image's labels say is not trusted. A policy is: with --policy images that it does not
     accept are refused, and so are layers of clients that do not say which image they are of.
@@ -43,7 +47,11 @@ HELP: Final = HelpPage(
     native and sealed images; of an index it is not, so those of --index-from alone are used.
     """,
     examples=(
-        ("lamina snapshotter", "With the paths that the how-to uses."),
+        ("lamina snapshotter", "Serve, with the paths that the how-to uses."),
+        (
+            "lamina snapshotter install && systemctl restart containerd",
+            "Have pods of this node start lazily.",
+        ),
         (
             "lamina snapshotter --namespace-policy k8s.io=/etc/lamina/policy.json",
             "Images of pods must be signed, those of other namespaces need not.",
@@ -56,14 +64,24 @@ HELP: Final = HelpPage(
     json_keys=(
         ("socket", "where it answers from now on"),
         ("root", "folder of the snapshots"),
+        ("config", "install: containerd's file"),
+        ("containerd", "install: its version; null with --undo"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
+    exit_codes=(("1", "install: containerd does not take the configuration"),),
     see_also=("ctr-pull", "service", "mounts"),
 )
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options."""
+    parser.add_argument(
+        "action",
+        choices=("serve", "install"),
+        nargs="?",
+        default="serve",
+        help="what to do (%(default)s)",
+    )
     parser.add_argument(
         "--root",
         metavar="DIR",
@@ -90,21 +108,68 @@ def add_arguments(parser: Parser) -> None:
         "(HOST, HOST/PATH, *.HOST, or * for all): who can push there decides which files layers "
         "have on this node; others are unpacked. May be repeated",
     )
+    _add_install_options(parser)
     add_profile_option(parser)
     add_device_option(parser)
     add_registry_options(parser)
     add_output_options(parser)
 
 
+def _add_install_options(parser: Parser) -> None:
+    group = parser.add_argument_group("Options of install")
+    group.add_argument(
+        "--containerd",
+        metavar="FILE",
+        nargs="?",
+        const=CONFIG,
+        default=CONFIG,
+        help=f"containerd's configuration ({CONFIG})",
+    )
+    group.add_argument(
+        "--containerd-program",
+        metavar="PATH",
+        default="containerd",
+        help="the program whose configuration it is (%(default)s)",
+    )
+    group.add_argument(
+        "--undo", action="store_true", help="take the settings out again, to the last byte"
+    )
+
+
 def run(args: Namespace) -> int:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT, or install."""
     from pathlib import Path
+
+    if args.action == "install":
+        return _install(args)
+    if args.undo:
+        raise UsageError("--undo is of `lamina snapshotter install`")
 
     from lamina.containerd.server import Place, serve
 
     trust = _trust(args)
     place = Place(Path(os.path.abspath(args.root)), os.path.abspath(args.socket), args.device)
     serve(place, trust, lambda: _tell(args, place))
+    return 0
+
+
+def _install(args: Namespace) -> int:
+    from pathlib import Path
+
+    from lamina.containerd import node_config
+
+    config, socket = Path(os.path.abspath(args.containerd)), os.path.abspath(args.socket)
+    node = node_config.Node(config, args.containerd_program, socket)
+    version = None
+    if not args.undo:
+        version = node_config.install(node)
+        console.info(f"{config} has lamina, as containerd {version} understands it: restart it")
+    elif node_config.undo(node):
+        console.info(f"{config} is as it was: restart containerd")
+    else:
+        console.info(f"{config} has nothing that was installed")
+    if args.json:
+        print_json({"config": str(config), "containerd": version})
     return 0
 
 
