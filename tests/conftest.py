@@ -97,11 +97,19 @@ def _own_signals() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_mounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A mount service of its own for each test, which ends with its last mount."""
-    with tempfile.TemporaryDirectory(prefix="lamina-test-") as folder:
-        monkeypatch.setenv("LAMINA_RUNTIME", folder)
-        yield
+def _own_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A mount service of its own for each test, which ends with its last mount; its folder, and
+    that of the test, go when every process that the test has started is gone.
+    """
+    del tmp_path
+    folder = tempfile.mkdtemp(prefix="lamina-test-")
+    monkeypatch.setenv("LAMINA_RUNTIME", folder)
+    monkeypatch.setenv(leaks.TEST_VARIABLE, folder)
+    try:
+        with leaks.ended_processes(folder):
+            yield
+    finally:
+        leaks.remove_folder(Path(folder))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -110,6 +118,6 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     yield
     left = [f"mount {point}" for point in leaks.mounts_below(tmp_path_factory.getbasetemp())]
     left += [
-        f"process {pid}: {command[:200]}" for pid, command in leaks.end_processes(RUN, grace_s=5)
+        f"process {pid}: {command[:200]}" for pid, command in leaks.end_processes(RUN, grace_s=60)
     ]
     assert not left, "tests left behind:\n" + "\n".join(left)

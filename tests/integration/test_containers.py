@@ -11,8 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -21,6 +20,7 @@ import pytest
 
 from tests.support.containers import small_root
 from tests.support.tools import require_root, require_tool
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
@@ -85,7 +85,7 @@ class Node:
             entries = [line.split(" ", 3) for line in path.read_text().splitlines()]
             return tuple(entry[3] for entry in entries if entry[1] == "stdout") == lines
 
-        wait_for(is_there)
+        wait_until(is_there)
 
     def left(self) -> list[str]:
         """What there is of containers on this machine."""
@@ -112,13 +112,6 @@ class Node:
                         yield path
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require_root()
@@ -135,7 +128,7 @@ def node(root: Path, tmp_path: Path) -> Iterator[Node]:
         names = node.call("ps", "-aq").stdout.split()
         if names:
             node("rm", "-f", *names)
-        wait_for(lambda: not node.left(), 20)
+        wait_until(lambda: not node.left())
 
 
 def test_a_life(node: Node) -> None:
@@ -210,7 +203,7 @@ def test_entering(node: Node) -> None:
     assert node.call("exec", "-u", "app", "in", "true").returncode == 125
     assert node("exec", "-u", "1000", "in", "id", "-u") == "1000\n"
     node("exec", "-d", "in", "sh", "-c", "touch /left")
-    wait_for(lambda: node.call("exec", "in", "test", "-e", "/left").returncode == 0)
+    wait_until(lambda: node.call("exec", "in", "test", "-e", "/left").returncode == 0)
     # Nothing is opened that is no file, for a device may do something then.
     node("exec", "in", "sh", "-c", "rm /etc/passwd; mkdir /etc/passwd")
     assert "no user 'app'" in node.call("exec", "-u", "app", "in", "true").stderr
@@ -285,7 +278,7 @@ def test_what_cannot_start_leaves_nothing(node: Node) -> None:
         assert (done.returncode, done.stdout) == (code, "")
         assert words[0] in done.stderr
     assert node.call("run", "-d", "-u", "nobody", "image", "true").returncode == 125
-    wait_for(lambda: not node.left(), 20)
+    wait_until(lambda: not node.left())
 
 
 def test_removed_at_its_end(node: Node) -> None:
@@ -297,7 +290,7 @@ def test_removed_at_its_end(node: Node) -> None:
         node("stop", "brief")
         assert waiter.stdout is not None
         assert waiter.stdout.read() in (b"3\n", b"")
-    wait_for(lambda: not node.left())
+    wait_until(lambda: not node.left())
 
 
 def test_a_terminal(node: Node) -> None:
@@ -312,7 +305,7 @@ def test_rm_of_one_that_runs(node: Node) -> None:
     assert done.returncode != 0
     assert "hint: `lamina stop busy`" in done.stderr
     node("rm", "-f", "busy")
-    wait_for(lambda: not node.left(), 20)
+    wait_until(lambda: not node.left())
 
 
 def test_a_supervisor_that_is_told_to_end(node: Node) -> None:
@@ -351,7 +344,7 @@ def test_a_supervisor_that_is_killed_at_the_start(node: Node, tmp_path: Path, ve
         assert done.returncode == 137
         assert "before the command was started" in done.stderr
         # The runtime itself ends after that.
-        wait_for(lambda: not node.left())
+        wait_until(lambda: not node.left())
     else:
         assert (done.returncode, done.stdout) == (0, "early\n"), done.stderr
         node.logged("early", "begin")
@@ -369,9 +362,9 @@ def test_a_stop_of_one_that_is_being_made(node: Node, tmp_path: Path) -> None:
     with subprocess.Popen(
         node.words("run", "-d", *words, "sleep", "99"), env=node.environment
     ) as starter:
-        wait_for((node.store / "containers/hasty/container.json").exists)
+        wait_until((node.store / "containers/hasty/container.json").exists)
         with subprocess.Popen(node.words("stop", "hasty"), env=node.environment) as stopper:
-            wait_for(asked.exists)
+            wait_until(asked.exists)
             go.touch()
             assert stopper.wait(60) == 0
         starter.wait(60)
@@ -392,9 +385,9 @@ def test_nobody_waits_for_its_start(node: Node) -> None:
     words = node.words("run", "-d", "--rm", "--name", "unwanted", "image", "sleep", "99")
     process = subprocess.Popen(words, stdout=subprocess.PIPE, env=node.environment)
     with process:
-        wait_for((node.runtime / "containers/unwanted").exists)
+        wait_until((node.runtime / "containers/unwanted").exists)
         process.kill()
-    wait_for(lambda: not node.left())
+    wait_until(lambda: not node.left())
 
 
 def test_nobody_is_left(node: Node) -> None:
@@ -409,12 +402,12 @@ def test_nobody_is_left(node: Node) -> None:
             os.kill(pid, signal.SIGSTOP)
         for pid in (facts["server"][0], *facts["supervisors"]):
             os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: {each["status"] for each in node.all().values()} == {"lost"})
+    wait_until(lambda: {each["status"] for each in node.all().values()} == {"lost"})
     assert node("wait", "waited") == "137\n"
     assert node.all()["waited"]["exit_code"] == 137
     node("rm", "waited", "seen")
     assert node.call("stop", "brief").returncode == 0
-    wait_for(lambda: not node.left(), 20)
+    wait_until(lambda: not node.left())
 
 
 def start_all(node: Node) -> None:
@@ -449,9 +442,9 @@ def test_supervisors_are_killed(node: Node) -> None:
     node("kill", "-s", "USR1", *going)
     for name in going:
         node.logged(name, "begin", "still")
-    wait_for(lambda: set(node("ps", "-q").split()) == set(going))
+    wait_until(lambda: set(node("ps", "-q").split()) == set(going))
     node("stop", *going)
     codes = node("wait", *names).split()
     assert codes == ["137" if name in both else str(n) for n, name in enumerate(names)]
     node("rm", *names)
-    wait_for(lambda: not node.left(), 20)
+    wait_until(lambda: not node.left())

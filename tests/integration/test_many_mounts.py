@@ -19,10 +19,10 @@ from lamina.serve.service import mounting
 from lamina.serve.service.channel import Channel
 from lamina.serve.service.client import service_status
 from lamina.serve.service.messages import PAGE_MOUNTS
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.native_images import build_image, image_files, some_bytes
 from tests.support.serving import sample_spec
 from tests.support.tools import require_erofs, require_kernel, require_root
+from tests.support.waiting import wait_for_no_mounts
 
 pytestmark = pytest.mark.kernel
 

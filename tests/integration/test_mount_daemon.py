@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -40,6 +40,7 @@ from tests.support.serving import (
     write_sample,
 )
 from tests.support.tools import require_erofs, require_kernel, require_root, require_tool
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kernel
 
@@ -97,14 +98,6 @@ def served(tmp_path: Path) -> Iterator[Served]:
     yield served
     while is_mounted(served.mountpoint):
         subprocess.run(["umount", "-l", served.mountpoint], check=True)
-
-
-def wait_until(condition: Callable[[], bool], deadline_s: float = 60) -> None:
-    # Other tests make mount namespaces with copies of ours, and until those end, servers stay.
-    end = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def gone(pid: int) -> bool:

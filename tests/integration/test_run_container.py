@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from tests.support.containers import bundles, runtime_state, small_root
 from tests.support.tools import require_root, require_tool
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
@@ -231,13 +231,6 @@ def test_limits(run: Run) -> None:
     )
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 60) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_signals_are_passed_on(root: Path, store: Path, number: signal.Signals) -> None:
     text = (
@@ -276,9 +269,9 @@ def test_a_killed_run_leaves_nothing(root: Path, store: Path) -> None:
         )["pid"]
         process.kill()
         process.wait()
-    wait_for(lambda: not os.path.exists(f"/proc/{inside}"))
-    wait_for(lambda: not (bundles() / f"{PREFIX}victim").exists())
-    wait_for(lambda: not (store / "containers").exists())
+    wait_until(lambda: not os.path.exists(f"/proc/{inside}"))
+    wait_until(lambda: not (bundles() / f"{PREFIX}victim").exists())
+    wait_until(lambda: not (store / "containers").exists())
 
 
 def test_a_lost_server_ends_the_container(root: Path, store: Path) -> None:

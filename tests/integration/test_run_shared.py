@@ -25,9 +25,9 @@ from lamina.serve.runtime_folder import state_directory
 from lamina.serve.service.client import service_status
 from tests.integration.test_shared_pages import resident_pages, wait_until
 from tests.support.containers import small_root
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.serving import kill_together
 from tests.support.tools import require_kernel, require_root, require_tool
+from tests.support.waiting import wait_for_no_mounts
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 

@@ -18,9 +18,9 @@ from lamina.linux.process import start_time_ticks
 from lamina.serve.mounts import list_mounts
 from lamina.serve.runtime_folder import state_directory
 from lamina.serve.service.control import service_facts
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.serving import is_mounted, start, write_sample
 from tests.support.tools import require_root
+from tests.support.waiting import wait_for_no_mounts
 
 pytestmark = pytest.mark.kernel
 

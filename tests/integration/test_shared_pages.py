@@ -7,8 +7,7 @@ import mmap
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +19,10 @@ from lamina.serve.runtime_folder import state_directory
 from lamina.serve.service.client import service_status, upgrade_service
 from lamina.serve.service.mounting import mount_by_service
 from lamina.serve.service.spec import MountSpec
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.native_images import build_image, image_files, some_bytes
 from tests.support.serving import ROOT, is_mounted, kill_together, sample_spec
 from tests.support.tools import require_erofs, require_kernel, require_root
+from tests.support.waiting import wait_for_no_mounts, wait_until
 
 pytestmark = pytest.mark.kernel
 
@@ -286,12 +285,3 @@ def test_one_that_is_complete_shares_as_well(image: Image) -> None:
     unmount(first)
     assert (second / "file").read_bytes() == CONTENT
     assert is_mounted(second)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(int(WAIT_S / 0.01)):
-        if condition():
-            return
-        pause.wait(0.01)
-    pytest.fail("it does not come")

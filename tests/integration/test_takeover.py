@@ -18,10 +18,10 @@ import pytest
 from lamina.linux.process import start_time_ticks
 from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status, upgrade_service
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.native_images import build_image, image_files, some_bytes
 from tests.support.serving import ROOT, forget_pages, is_mounted, start
 from tests.support.tools import require_erofs, require_kernel, require_root
+from tests.support.waiting import wait_for_no_mounts
 
 pytestmark = pytest.mark.kernel
 

@@ -22,9 +22,9 @@ from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import OtherVersionError, service_status, upgrade_service
 from tests.integration.test_takeover import device
 from tests.support.fake_registry import FakeRegistry, fake_registry
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.native_images import build_image, push_image, some_bytes
 from tests.support.serving import ROOT, is_mounted
+from tests.support.waiting import wait_for_no_mounts
 
 pytestmark = pytest.mark.kernel
 __all__ = ["device"]
