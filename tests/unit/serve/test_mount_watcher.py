@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -102,3 +103,34 @@ def test_a_lease_ends_with_its_process(
         process.wait()
     watcher.add(mount)
     assert detached == ["/mnt", "/mnt"]
+
+
+def test_a_mount_that_comes_makes_nobody_look_at_all_others(
+    supervisor: Told, mount: MountHandover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there: set[int] = {1, 2, 3}
+    looks: list[int] = []
+
+    def attached(records: list[MountRecord]) -> list[MountRecord]:
+        looks.append(len(records))
+        return [each for each in records if each.mount_id in there]
+
+    monkeypatch.setattr(mount_watcher, "mounted_ids", lambda: frozenset(there))
+    monkeypatch.setattr(mount_watcher, "find_attached", attached)
+    with contextlib.closing(MountWatcher(cast("Any", supervisor))) as watcher:
+        for number in (1, 2, 3):
+            record = msgspec.structs.replace(RECORD, mountpoint=f"/mnt{number}", mount_id=number)
+            shares = "1-1" if number > 1 else ""
+            spec = msgspec.structs.replace(mount.spec, mountpoint=record.mountpoint)
+            fds = {} if shares else {"device": -1}
+            watcher.add(MountHandover(f"1-{number}", spec, "fuse", fds, record, shares=shares))
+        watcher.look()
+        assert looks == []
+        there.add(9)
+        watcher._table_changed()
+        watcher.look()
+        assert (looks, supervisor.dropped) == ([], [])
+        there.discard(2)
+        watcher._table_changed()
+        watcher.look()
+        assert (looks, supervisor.dropped) == ([3], ["1-2"])

@@ -7,13 +7,16 @@ import logging
 import os
 import select
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from lamina.errors import Error, StoreError
+from lamina.linux.mount_table import mounted_ids
 from lamina.linux.superblock import SuperblockWatch
+from lamina.linux.syscalls import SyscallError
 from lamina.serve.deny_guard import DenyGuard
 from lamina.serve.detach import detach, find_attached
 from lamina.serve.mount_records import MountRecords
@@ -48,6 +51,8 @@ class MountWatcher:
         self._half_made: dict[str, float] = {}
         self._further: dict[str, MountHandover] = {}
         """Mounts that share the superblock of another one."""
+        self._numbers: set[int] = set()
+        """Of these and of those that they share with, among mounts, as far as they were there."""
         self._leases: dict[str, int] = {}
         """The pidfds of the processes that mounts are for."""
         self._has_changed = True
@@ -71,6 +76,8 @@ class MountWatcher:
         self._hold_lease(mount)
         if mount.shares:
             self._further[mount.number] = mount
+            first = self._mounts.get(mount.shares)
+            self._numbers |= _mount_ids([mount] if first is None else [mount, first])
             return
         if "device" in mount.fds:
             # No events asked for: the end of the connection is an error, which is always told.
@@ -125,7 +132,7 @@ class MountWatcher:
 
     def look(self) -> None:
         """Find the mounts whose superblocks have gone, if it is time."""
-        if self._has_changed and self._further:
+        if self._has_changed and self._further and self._may_miss_some():
             self._look_at_further()
         self._has_changed = False
         now = time.monotonic()
@@ -148,6 +155,16 @@ class MountWatcher:
         self._supervisor.keep(mount)
         return True
 
+    def _may_miss_some(self) -> bool:
+        """Whether one of the mounts that share superblocks may have left the tree.
+
+        Most changes of the table are mounts that come, beside thousands of others.
+        """
+        try:
+            return not self._numbers <= mounted_ids()
+        except SyscallError:
+            return True
+
     def _look_at_further(self) -> None:
         """Let go of mounts that share a superblock and are not in the tree any more."""
         groups: dict[str, list[MountHandover]] = {}
@@ -164,6 +181,7 @@ class MountWatcher:
             if mount.mountpoint not in attached:
                 LOG.info("%s is unmounted", mount.mountpoint)
                 self._supervisor.drop(mount)
+        self._numbers = _mount_ids([*firsts, *self._further.values()])
 
     def _move(self, first: MountHandover, other: MountHandover) -> None:
         """Have the mount that a superblock was made for be where another one of it is."""
@@ -231,6 +249,10 @@ class MountWatcher:
             _deny_readers(mount)
             LOG.info("%s is unmounted, because the service ends", mount.mountpoint)
             self._supervisor.drop(mount)
+
+
+def _mount_ids(mounts: Iterable[MountHandover]) -> set[int]:
+    return {mount.record.mount_id for mount in mounts if mount.record is not None}
 
 
 def _deny_readers(mount: MountHandover) -> None:
