@@ -42,17 +42,20 @@ SECRET_NAME = "secret-plans.txt"
 NAME = "registry.test/team/app"
 
 
-def runnable_layer() -> bytes:
+def runnable_layer(secret: bytes = SECRET) -> bytes:
     """A tar of a static busybox and a secret; skips where there is none."""
     busybox = find_program("busybox")
     if busybox is None:
         missing("not installed: busybox (busybox-static on Debian)")
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
+        folder = tarfile.TarInfo("proc")
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        tar.addfile(folder)
         for name, data, mode in (
             ("bin/sh", Path(busybox).read_bytes(), 0o755),
             ("etc/passwd", b"root:x:0:0::/:/bin/sh\n", 0o644),
-            (f"vault/{SECRET_NAME}", SECRET * 50, 0o600),
+            (f"vault/{SECRET_NAME}", secret * 50, 0o600),
         ):
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), mode
@@ -60,10 +63,10 @@ def runnable_layer() -> bytes:
     return buffer.getvalue()
 
 
-def make_runnable(folder: Path, tag: str) -> str:
+def make_runnable(folder: Path, tag: str, *, secret: bytes = SECRET) -> str:
     """An ordinary image in a layout folder, that prints its secret's checksum and length."""
     reference = f"oci:{folder}:{tag}"
-    plain = runnable_layer()
+    plain = runnable_layer(secret)
     packed = gzip.compress(plain, 1, mtime=0)
     with LayoutRepository(parse_reference(reference), write=True) as repository:
         layer = m.describe(m.OCI_LAYER_GZIP, packed)

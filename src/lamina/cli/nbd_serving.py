@@ -67,6 +67,10 @@ def _check(args: Namespace) -> None:
         raise UsageError("--verity and --hash-file exclude each other")
     if (args.verity or args.hash_file is not None) and args.layout != "plain":
         raise UsageError("a hash tree is served with the plain layout only")
+    if args.file is not None and (
+        args.verity or args.hash_file is not None or args.layout != "plain"
+    ):
+        raise UsageError("a --file is served as it is, without a hash tree or a layout")
     if args.root_hash is not None and not args.verity and args.hash_file is None:
         raise UsageError("--root-hash goes with --verity or --hash-file")
     if args.tls_verify_peer and args.tls_certificates is None:
@@ -125,6 +129,12 @@ def _disk(
     from lamina.erofs.flatten import Layout
     from lamina.opening.hash_tree import find_hash_tree
 
+    if args.file is not None:
+        from lamina.block.file_view import FileView
+
+        file = FileView(image, args.file)
+        file.open_blobs()
+        return file, None
     view = DiskView(image, Layout(args.layout))
     view.open_blobs()
     if args.hash_file is not None:

@@ -244,7 +244,7 @@ class LazyImage(ImageBase):
             return b""
         buffer = bytearray(end - offset)
         view = memoryview(buffer)
-        runs = list(self._runs(stat, offset, end))
+        runs = list(self.file_runs(stat, offset, end))
         if len(runs) > 1 and (self.start_pages is None or self.start_pages.is_over):
             self.ensure((index, start, length) for _, length, index, start in runs)
         for start, length, blob_index, blob_offset in runs:
@@ -282,7 +282,7 @@ class LazyImage(ImageBase):
         """Call *work* for every item with the threads that fetch; raises what the first raises."""
         self.blobs.run_parallel(work, items)
 
-    def _runs(self, stat: Stat, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    def file_runs(self, stat: Stat, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """Yield (offset in file, size, blob, offset in blob); neighbours in a blob are joined."""
         chunk_size = self.bootstrap.chunk_size
         first = offset // chunk_size

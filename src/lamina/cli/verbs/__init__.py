@@ -70,6 +70,7 @@ VERBS: Final = tuple(
         ("kill", RUN, "send a signal to containers"),
         ("wait", RUN, "wait for the end of containers and print their exit codes"),
         ("guest", RUN, "run a command of an image inside of a confidential guest"),
+        ("guest-disk", RUN, "make, plan and open disks of ciphertext for confidential guests"),
         ("mount", RUN, "mount an image on a folder, reading its files on demand"),
         ("serve", RUN, "serve an image as a disk over NBD, layers as files, or a cache for guests"),
         ("umount", RUN, "unmount an image and end its server"),

@@ -7,11 +7,11 @@ import contextlib
 import os
 import threading
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lamina.cli import console
 from lamina.cli.container_options import add_container_options, container_options
+from lamina.cli.guest_options import add_guest_options, guest_settings
 from lamina.cli.help_text import HelpPage
 from lamina.cli.options import add_output_options
 from lamina.cli.parser import Parser
@@ -61,7 +61,6 @@ HELP: Final = HelpPage(
     see_also=("run", "serve", "kbs", "policy"),
     failure_code=125,
 )
-_DEFAULT_WORK: Final = "/run/lamina-guest"
 _DEFAULT_SOCKET: Final = "/run/confidential-containers/cdh.sock"
 
 
@@ -77,21 +76,7 @@ def add_arguments(parser: Parser) -> None:
         nargs=argparse.REMAINDER,
         help="what to run instead of the image's command, with its arguments",
     )
-    group = parser.add_argument_group("Guest options")
-    group.add_argument(
-        "--init-data", metavar="FILE", help="init-data that this machine was started with"
-    )
-    group.add_argument(
-        "--evidence",
-        choices=("tsm", "sample"),
-        default="tsm",
-        metavar="tsm|sample",
-        help="how the machine proves itself: by a report of TDX or SEV-SNP, or not at all "
-        "(%(default)s)",
-    )
-    group.add_argument(
-        "--work", metavar="DIR", default=_DEFAULT_WORK, help="work folder (%(default)s)"
-    )
+    group = add_guest_options(parser)
     group.add_argument(
         "--cache", metavar="URL", help="cache of the host, asked before the registry"
     )
@@ -110,23 +95,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     """Do the action."""
-    from lamina.cli.key_options import protect_process
-    from lamina.guest.agent import GuestSettings
-
-    if args.init_data is None:
-        raise UsageError("nothing says what this guest believes", hint="--init-data FILE")
     if args.cache_only and args.cache is None:
         raise UsageError("--cache-only goes with --cache")
-    protect_process()
-    if args.evidence == "sample":
-        console.warning("sample evidence proves nothing: for tests only")
-    settings = GuestSettings(
-        work=Path(args.work),
-        init_data=args.init_data,
-        evidence=args.evidence,
-        cache=args.cache,
-        cache_only=args.cache_only,
-    )
+    settings = guest_settings(args, cache=args.cache, cache_only=args.cache_only)
     if args.action == "serve":
         return _serve(args, settings)
     if args.image is None:

@@ -32,6 +32,9 @@ HELP: Final = HelpPage(
     somebody it trusts. If the image's verified signature states a root hash (`lamina sign
     --root-hash`), only that tree is served. All of the tree is here before the first client is.
 
+    With --file a file of the image is the disk, and not the image: the ciphertext that `lamina
+    guest-disk make` has pushed, for guests that do not trust this host.
+
     Without --socket and --listen it takes the socket that a socket unit of systemd, or a program
     that starts it for itself, hands over. Clients on other machines are served only if they prove
     by TLS who they are; files have the names that QEMU and nbdkit give them.
@@ -100,7 +103,7 @@ HELP: Final = HelpPage(
 _KINDS: Final = ("nbd", "content-cache", "cache", "virtiofs")
 _LISTENING: Final = ("socket", "listen")
 _OF_NBD: Final = (
-    *("hash_file", "root_hash", "tls_certificates"),
+    *("file", "hash_file", "root_hash", "tls_certificates"),
     *("tls_verify_peer", "tls_psk", "record", "name"),
 )
 """Options that mean nothing to others."""
@@ -144,6 +147,11 @@ def add_arguments(parser: Parser) -> None:
         default="plain",
         metavar="LAYOUT",
         help="plain or nydus, as of `lamina export` (%(default)s)",
+    )
+    parser.add_argument(
+        "--file",
+        metavar="PATH",
+        help="serve this file of the image as the disk, as `lamina guest-disk` makes them",
     )
     parser.add_argument(
         "--give-up-after",

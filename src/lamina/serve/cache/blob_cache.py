@@ -24,6 +24,7 @@ from lamina.oci.manifest import (
 )
 from lamina.opening.sealed import leaf_tables, public_blobs
 from lamina.registry.verify import check_bytes
+from lamina.serve.cache.allowance import Allowance
 from lamina.serve.cache.bounded import Bounded
 from lamina.serve.cache.cells import Cells, SealedPieces, cells_without_proof
 from lamina.serve.cache.pool import Pool
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("lamina")
 
 MAX_OPEN_BLOBS: Final = 256
+WAITING_BYTES: Final = 32 << 20
+LEAST_WAITING_BYTES: Final = 128 << 10
+"""What all, and each of many, readers have in memory that they have not taken yet."""
 MAX_TABLE_MEMORY_BYTES: Final = 256 << 20
 _TABLE_BYTES_PER_PIECE: Final = 128
 MAX_PIECES: Final = 1 << 20
@@ -54,6 +58,7 @@ class BlobCache:
         self._blobs: Pool[tuple[str, bytes], StoredBlob] = Pool(MAX_OPEN_BLOBS)
         self._sealed: Bounded[tuple[str, str], Cells] = Bounded(MAX_TABLE_MEMORY_BYTES)
         self._refused: Bounded[tuple[str, str], bool] = Bounded(_MAX_REFUSED)
+        self._waiting = Allowance(WAITING_BYTES, LEAST_WAITING_BYTES)
         self._decoding = threading.Lock()
 
     def manifest(self, asked: UpstreamRepository, version: str) -> Found:
@@ -80,7 +85,11 @@ class BlobCache:
             digest, self.upstream.size(asked, digest), asked.registry
         )
         key = digest, cells.identity
-        with self._blobs.using(key, lambda: StoredBlob(blob_id, cells, self._store)) as found:
+
+        def open_blob() -> StoredBlob:
+            return StoredBlob(blob_id, cells, self._store, self._waiting)
+
+        with self._blobs.using(key, open_blob) as found:
             yield found
 
     def _learn(self, asked: UpstreamRepository, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import BaseServer, ThreadingMixIn
 from typing import Any, Final
@@ -37,7 +37,7 @@ LOG: Final = logging.getLogger("lamina")
 
 MAX_CONNECTIONS: Final = 256
 _MAX_AT_WORK: Final = 32
-"""Answers that are made at once; each connection has one window of a blob in memory."""
+"""Answers that are made at once."""
 _IDLE_S: Final = 60.0
 _POLL_S: Final = 0.2
 _DIGEST_HEADER: Final = "Docker-Content-Digest"
@@ -104,13 +104,15 @@ class _Handler(BaseHTTPRequestHandler):
             start, stop = wanted or (0, size)
             if wanted:
                 headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-            windows = blob.read(start, stop, asked.source)
+            status, size = 206 if wanted else 200, stop - start
             if self.command == "HEAD":
-                windows = iter(())
-            # Before the head is sent, so that an error can still be told.
-            windows = self._begun(windows)
-            self._head(206 if wanted else 200, headers, stop - start)
-            self._body(windows)
+                self._head(status, headers, size)
+                return
+            with closing(blob.read(start, stop, asked.source)) as windows:
+                # Before the head is sent, so that an error can still be told.
+                begun = self._begun(windows)
+                self._head(status, headers, size)
+                self._body(begun)
 
     def _begun(self, windows: Iterator[memoryview]) -> Iterator[memoryview]:
         with self.server.at_work:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final, Self
 
 from lamina.errors import FetchError, IntegrityError, StoreError
@@ -13,21 +13,24 @@ from lamina.serve.cache.cells import Cells, Placing
 from lamina.source.single_flight import Flight, SingleFlight
 
 if TYPE_CHECKING:
+    from lamina.serve.cache.allowance import Allowance
     from lamina.source.fetcher import Fetcher
     from lamina.store.node import NodeStore
 
 LOG: Final = logging.getLogger("lamina")
 
 WINDOW_BYTES: Final = 4 << 20
-"""How much of a blob is in memory for one reader, and fetched by one request."""
+"""The most of a blob that is in memory for one reader, and fetched by one request."""
 
 
 class StoredBlob:
     """A blob by its hex digest, kept as it came.  Threads share it; the store is the caller's."""
 
-    def __init__(self, blob_id: str, cells: Cells, store: NodeStore) -> None:
+    def __init__(self, blob_id: str, cells: Cells, store: NodeStore, memory: Allowance) -> None:
+        """*memory* is for what readers have not taken yet, which may take them long."""
         placing = Placing(cells)
         self.size_bytes = cells.size_bytes
+        self._memory = memory
         self._blob_id = blob_id
         self._cells = cells
         self._place = placing.place
@@ -44,16 +47,16 @@ class StoredBlob:
         """Another one for each fetch, after which what is here is not proven any more."""
         self._proven = self._fetched if cells.is_proving else None
 
-    def read(self, start: int, stop: int, source: Fetcher) -> Iterator[memoryview]:
+    def read(self, start: int, stop: int, source: Fetcher) -> Generator[memoryview]:
         """Yield the bytes of a range, window by window; what is missing comes from *source*.
 
         Raises FetchError, NotFoundError; IntegrityError for bytes that are proven wrong, which are
         not kept.
         """
         while start < stop:
-            end = min(stop, start + WINDOW_BYTES)
-            yield self._window(start, end, source)
-            start = end
+            with self._memory.lent(min(stop - start, WINDOW_BYTES)) as size:
+                yield self._window(start, start + size, source)
+            start += size
 
     def _window(self, start: int, stop: int, source: Fetcher) -> memoryview:
         cells = range(self._cells.find(start), self._cells.find(stop - 1) + 1)
@@ -61,7 +64,9 @@ class StoredBlob:
         self._prove()
         begin = self._cells.extent(cells.start)[0]
         joined = b"".join([here[index] for index in cells])
-        return memoryview(joined)[start - begin : stop - begin]
+        window = memoryview(joined)[start - begin : stop - begin]
+        # A large cell is not held for a small part of it.
+        return window if 2 * len(window) >= len(joined) else memoryview(bytes(window))
 
     def _get(self, cells: range, source: Fetcher) -> dict[int, bytes]:
         here: dict[int, bytes] = {}

@@ -22,10 +22,11 @@ from lamina.blob.leaf_table import ENTRY
 from lamina.blob.seal import SUITE
 from lamina.http.client_options import ClientOptions
 from lamina.oci import manifest as m
-from lamina.serve.cache import stored_blob
+from lamina.serve.cache import blob_cache, stored_blob
 from lamina.serve.cache.blob_cache import MAX_PIECES
 from lamina.serve.cache.cells import BLOCK_BYTES, MOST_BYTES, Blocks, OneCell, Placing
 from lamina.serve.cache.protocol import RangeError, parse_range, parse_target
+from lamina.serve.cache.upstream import Upstream
 from lamina.store import node
 from lamina.store.cache_blob import CacheBlob
 
@@ -287,6 +288,32 @@ def test_a_budget_is_kept_and_the_bytes_are_right(registry: FakeRegistry, tmp_pa
     used = sum(path.stat().st_blocks * 512 for path in (store / "blobs").glob("*.data"))
     assert used <= 1 << 20
     assert sent_bytes(registry, digest) > len(BIG)
+
+
+def test_guests_that_do_not_take_what_they_asked_for_share_a_little_memory(
+    registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total, least = 1 << 20, 32 << 10
+    monkeypatch.setattr(blob_cache, "WAITING_BYTES", total)
+    monkeypatch.setattr(blob_cache, "LEAST_WAITING_BYTES", least)
+    digest = registry.add_blob(BIG)
+    with (
+        Upstream((registry.host,), ClientOptions()) as upstream,
+        blob_cache.BlobCache(upstream, node.NodeStore(tmp_path / "store")) as cache,
+        upstream.repository(registry.host, "team/app") as asked,
+        cache.blob(asked, digest) as blob,
+    ):
+        readers = [blob.read(0, len(BIG), asked.source) for _ in range(100)]
+        held = [next(reader) for reader in readers]
+        assert sum(map(len, held)) <= total + len(readers) * least
+        assert min(map(len, held)) == least
+        # Who reads at last gets everything, the first and the last who came.
+        for window, reader in (held[0], readers[0]), (held[-1], readers[-1]):
+            assert b"".join([window, *reader]) == BIG
+        for reader in readers:
+            reader.close()
+        with closing(blob.read(0, len(BIG), asked.source)) as again:
+            assert len(next(again)) == total
 
 
 def test_errors_of_the_registry_are_errors_and_not_kept(
