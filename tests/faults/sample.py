@@ -50,7 +50,7 @@ def make_samples(
         _make(
             registry,
             folder / f"v{n}",
-            _contents(seed, n, small_files, big_files),
+            contents_of(seed, n, small_files, big_files),
             is_forged=n == 2,
         )
         for n in (1, 2)
@@ -89,7 +89,7 @@ def _make(
     return Sample(tree, described.digest, start)
 
 
-def _contents(seed: int, version: int, small_files: int, big_files: int) -> dict[bytes, bytes]:
+def contents_of(seed: int, version: int, small_files: int, big_files: int) -> dict[bytes, bytes]:
     """Small files that are packed, ones of some chunks, and big ones; half of it compressible."""
     files: dict[bytes, bytes] = {}
     for number in range(small_files):

@@ -83,6 +83,7 @@ class Assembly:
                     options.max_layer_bytes,
                     job.threads,
                     self._count_read,
+                    options.work_dir,
                 ) as tars,
             ):
                 for number, tar in enumerate(tars):

@@ -8,13 +8,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from lamina.archive.access_points import AccessPoint, PointMap
+from lamina.archive.erofs_layer import ErofsTar, is_erofs_layer
 from lamina.archive.gzip_points import GzipPoints
-from lamina.archive.stream import GZIP_MAGIC, check_media_type
+from lamina.archive.stream import DEFAULT_MAX_BYTES, GZIP_MAGIC, check_media_type
 from lamina.archive.zstd_frames import MAGIC, is_skippable
 from lamina.archive.zstd_points import ZstdPoints
 from lamina.blob.split_table import pack_window
 from lamina.build.diff_ids import checked_tar
-from lamina.build.scan import LayerScan, scan_layer
+from lamina.build.options import work_folder
+from lamina.build.scan import LayerScan, TarStream, scan_layer
 from lamina.build.toc_annotations import rounds_times
 from lamina.codec.digest import Digester
 
@@ -78,7 +80,9 @@ def index_layer(
     Raises FormatError and UnsupportedError for a layer that cannot be read, and what reading it
     from the repository raises.
     """
-    check_media_type(descriptor.media_type)
+    is_erofs = is_erofs_layer(descriptor.media_type)
+    if not is_erofs:
+        check_media_type(descriptor.media_type)
     with repository.open_blob(descriptor) as raw:
         head = _read_head(raw)
         progress(len(head))
@@ -94,13 +98,28 @@ def index_layer(
 
         with closing(_points(head, read_input, spacing_bytes)) as stream:
             tar = checked_tar(stream, descriptor, diff_id)
-            scan = scan_layer(tar, None, chunk_size, digester, budget)
+            if is_erofs:
+                scan = _scan_erofs(tar, chunk_size, digester, budget)
+            else:
+                scan = scan_layer(tar, None, chunk_size, digester, budget)
             while read_input():
                 pass
             found = stream.map
     if rounds_times(descriptor):
         scan.round_times()
     return IndexedLayer(scan, found.ins, found.outs, found.points, descriptor.size)
+
+
+def _scan_erofs(
+    stored: TarStream, chunk_size: int, digester: Digester, budget: Share | None
+) -> LayerScan:
+    """Scan an EROFS file system; chunks have their places in it, not in an archive of it."""
+    with closing(ErofsTar(stored, work_folder(None), DEFAULT_MAX_BYTES)) as archive:
+        scan = scan_layer(archive, None, chunk_size, digester, budget)
+        chunks = zip(scan.chunk_offsets, scan.chunk_sizes, strict=True)
+        scan.chunk_offsets = array("Q", [archive.place_in_layer(*chunk) for chunk in chunks])
+        scan.tar_bytes = archive.size_bytes
+    return scan
 
 
 def _read_head(raw: BinaryIO) -> bytes:

@@ -12,9 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from lamina.archive.stream import open_layer
 from lamina.build.byte_queue import ByteQueue
-from lamina.build.diff_ids import checked_tar
+from lamina.build.layer_stream import layer_stream
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -51,10 +50,12 @@ def layer_tars(
     max_layer_bytes: int,
     at_once: int,
     progress: Callable[[int], None],
+    work_dir: str | None = None,
 ) -> Iterator[list[QueuedTar]]:
     """Read layers, ``at_once`` of them ahead; the streams are to be used in their order.
 
-    ``progress`` is told the compressed bytes of each read, by several threads.
+    ``progress`` is told the compressed bytes of each read, by several threads.  What has to be put
+    down on the way is put into *work_dir*.
     """
     queues = [ByteQueue(AHEAD_BYTES) for _ in layers]
 
@@ -62,7 +63,7 @@ def layer_tars(
         queue, layer = queues[number], layers[number]
         try:
             diff_id = diff_ids[number] if diff_ids else None
-            _read(source, layer, diff_id, max_layer_bytes, queue, progress)
+            _read((source, layer, diff_id), max_layer_bytes, queue, progress, work_dir)
         except BaseException as error:  # noqa: BLE001 - the reader of the queue gets it
             queue.end(error)
         else:
@@ -84,16 +85,20 @@ def layer_tars(
 
 
 def _read(
-    source: Repository,
-    layer: Descriptor,
-    diff_id: str | None,
+    named: tuple[Repository, Descriptor, str | None],
     max_layer_bytes: int,
     queue: ByteQueue,
     progress: Callable[[int], None],
+    work_dir: str | None,
 ) -> None:
-    with source.open_blob(layer) as raw, _Counted(raw, progress) as counted:
-        tar = open_layer(cast("BinaryIO", counted), layer.media_type, max_layer_bytes)
-        stream = checked_tar(tar, layer, diff_id)
+    source, layer, diff_id = named
+    with (
+        source.open_blob(layer) as raw,
+        _Counted(raw, progress) as counted,
+        layer_stream(
+            cast("BinaryIO", counted), layer, diff_id, max_layer_bytes, work_dir
+        ) as stream,
+    ):
         while block := stream.read(BLOCK_BYTES):
             queue.put(block)
         # The last read verifies the digest, and may lie behind the end of what is compressed.

@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import BinaryIO
 
-from lamina.archive.stream import open_layer
 from lamina.build.budget import Budget
-from lamina.build.diff_ids import checked_tar
+from lamina.build.layer_stream import layer_stream
 from lamina.build.layer_tree import apply_layer
 from lamina.build.merge import MergedTree
 from lamina.build.options import MAX_LAYER_BYTES, work_folder
@@ -73,7 +72,7 @@ def open_source_image(
                     tempfile.TemporaryFile(buffering=0, dir=work_folder(work_dir))
                 )
                 layer_tar = repository, layer, config.rootfs.diff_ids[number]
-                _apply(tree, number, layer_tar, spool, max_layer_bytes)
+                _apply(tree, number, layer_tar, spool, max_layer_bytes, work_dir)
                 spools.append(spool.fileno())
             return SourceImage(tree.root, spools, stack.pop_all())
 
@@ -84,10 +83,13 @@ def _apply(
     layer_tar: tuple[Repository, Descriptor, str],
     spool: BinaryIO,
     max_layer_bytes: int,
+    work_dir: str | None,
 ) -> None:
     repository, layer, diff_id = layer_tar
-    with repository.open_blob(layer) as raw:
-        stream = checked_tar(open_layer(raw, layer.media_type, max_layer_bytes), layer, diff_id)
+    with (
+        repository.open_blob(layer) as raw,
+        layer_stream(raw, layer, diff_id, max_layer_bytes, work_dir) as stream,
+    ):
         scan = scan_layer(stream, spool, CHUNK_SIZE, Digester.BLAKE3, tree.budget)
         while raw.read(1 << 20):
             pass

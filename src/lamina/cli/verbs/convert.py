@@ -65,6 +65,10 @@ HELP: Final = HelpPage(
             "For readers that know no packed chunks (Nydus before 2.3), fast to decompress.",
         ),
         (
+            "lamina convert --layers erofs app:1 localhost:5000/app:erofs",
+            "The same layers as EROFS file systems, for containerd.",
+        ),
+        (
             "lamina convert --seal --encryption-key jwe:team.pub app:1 localhost:5000/app:sealed",
             "A sealed image, for whoever has the private key.",
         ),
@@ -88,7 +92,9 @@ HELP: Final = HelpPage(
                 "list, one a platform: platform, source_digest, manifest_digest, image_bytes, "
                 "bootstrap_bytes, bootstrap_layer_bytes, start_bytes and layers: source_digest, "
                 "source_bytes, "
-                "blob_digest, blob_bytes, entries, plain_bytes, new_bytes, chunks, pieces"
+                "blob_digest, blob_bytes, entries, plain_bytes, new_bytes, chunks, pieces; with "
+                "--layers: platform, source_digest, manifest_digest and layers: source_digest, "
+                "blob_digest, blob_bytes, diff_id"
             ),
         ),
     ),
@@ -128,6 +134,9 @@ def add_arguments(parser: Parser) -> None:
         type=int,
         help="threads that compress, and layers read ahead (one a processor)",
     )
+    add("--layers", choices=("erofs", "erofs+zstd"), metavar="erofs|erofs+zstd",
+        help="make no native image: its layers become EROFS file systems, as containerd's EROFS "
+        "snapshotter mounts them; of these options only --work-dir is of such")  # fmt: skip
     add("--work-dir", metavar="DIR", help="where temporary files go")
     add("--replace", action="store_true", help="DST may be SRC, whose tag then means the new image")
     add_sealing_options(parser)
@@ -185,6 +194,11 @@ def run(args: Namespace) -> int:
             hint="choose another DST, or say that it may be: --replace",
         )
     source_client, destination_client = pair_options(args)
+    if args.layers is not None:
+        from lamina.cli.erofs_conversion import convert_to_erofs
+
+        convert_to_erofs(args, (source, source_client), (destination, destination_client))
+        return 0
     # One buffer after the other, and some that are as large as the image has files.
     keep_freed_memory()
     with open_meter() as meter:
