@@ -2,12 +2,16 @@
 
 Both serve the same bytes on a unix socket; one client of this program reads from them by turns.
 Prints MB/s and the ratio of the medians for sequential reads of 256 KiB, 1 and 16 in flight, and
-random ones of 4 KiB; and that of the fastest rounds, which a busy machine disturbs least.
+random ones of 4 KiB; and that of the fastest rounds, which a busy machine disturbs least.  Then how
+much longer the first read of a range that is not on the node takes than a request for it, of the
+same registry on this machine and by turns.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import http.client
 import random
 import socket
 import statistics
@@ -17,18 +21,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.support.native_images import MemorySource, build_image, open_bootstrap, push_image
+from tests.support.registry_server import start_registry
 
 from lamina.block.disk import DiskView
 from lamina.wire import nbd
 from lamina.wire.nbd_reply import CHUNK, CHUNK_DONE
 
 KIB = 1 << 10
+PIECE_BYTES = 128 * KIB
 SIZE_BYTES = 192 << 20
 CASES = {
     "256 KiB in order, 1 in flight": (256 * KIB, 1, False),
@@ -88,6 +94,41 @@ class Client:
         self.sock.sendall(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, 0, 1, offset, size_bytes))
 
 
+def first_reads(folder: Path, count: int) -> tuple[float, float]:
+    """Return the median seconds of reads of what is missing, and of requests for as much."""
+    content = random.Random(3).randbytes(1 << 20)
+    files = {b"%d" % n: content[n:] + content[:n] for n in range(count)}
+    built = build_image(files, chunk_size=PIECE_BYTES)
+    push_image(built, folder / "pieces")
+    with start_registry(folder / "registry") as registry, ExitStack() as stack:
+        reference = f"docker://{registry.host}/pieces:1"
+        lamina = [sys.executable, "-m", "lamina"]
+        copy = [*lamina, "copy", "-q", "--plain-http", f"oci:{folder}/pieces:latest", reference]
+        subprocess.run(copy, check=True)
+        store = ["--store", str(folder / "empty"), "--profile", "none", "--plain-http"]
+        path = folder / "missing"
+        serve = [*lamina, "serve", "nbd", "-q", *store, reference, "--socket", str(path)]
+        client = Client(stack.enter_context(server(path, *serve)))
+        stack.callback(client.sock.close)
+        blob = max(built.blobs, key=lambda each: len(each.data))
+        address = f"/v2/pieces/blobs/sha256:{hashlib.sha256(blob.data).hexdigest()}"
+        connection = stack.enter_context(closing(http.client.HTTPConnection(registry.host)))
+        # One place in each file, so that nothing is read ahead; the first are for what is opened.
+        places = random.Random(4).sample(range(2, count - 1), count - 4)
+        mine, theirs = [], []
+        for number in places:
+            begun = time.perf_counter()
+            client.read([number << 20], 4 * KIB, 1)
+            mine.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            first = number << 20
+            wanted = {"Range": f"bytes={first}-{first + PIECE_BYTES - 1}"}
+            connection.request("GET", address, headers=wanted)
+            assert len(connection.getresponse().read()) == PIECE_BYTES
+            theirs.append(time.perf_counter() - begun)
+    return statistics.median(mine[10:]), statistics.median(theirs[10:])
+
+
 @contextmanager
 def server(path: Path, *command: str | Path) -> Iterator[Path]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -104,7 +145,9 @@ def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--missing", type=int, default=110, help="reads of what is missing")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     with tempfile.TemporaryDirectory(prefix="lamina-nbd-") as name:
         folder = Path(name)
         content = random.Random(1).randbytes(1 << 20)
@@ -150,6 +193,11 @@ def main() -> None:
             # nbdkit does not end before its clients have.
             for client in clients.values():
                 client.sock.close()
+        mine_s, theirs_s = first_reads(folder, arguments.missing)
+        print(
+            f"first read of 4 KiB: {mine_s * 1e3:.2f} ms, a request for its {PIECE_BYTES // KIB} "
+            f"KiB: {theirs_s * 1e3:.2f} ms, more by {(mine_s - theirs_s) * 1e3:.2f} ms"
+        )
 
 
 if __name__ == "__main__":

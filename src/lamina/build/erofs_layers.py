@@ -43,6 +43,7 @@ from lamina.oci.manifest import (
     parse_document,
 )
 from lamina.oci.platform import parse_platform
+from lamina.posix.write import write_all
 from lamina.registry.resolve import check_layers, read_config, read_ordinary
 
 if TYPE_CHECKING:
@@ -229,13 +230,13 @@ class _LayerWriter:
         """Write a file system; return its digest."""
         fd = file.fileno()
         os.truncate(fd, layout.size_bytes)
-        _write_all(fd, layout.metadata, 0)
+        write_all(fd, layout.metadata, 0)
         for place, size, offset in layout.extents:
             spool = self._spools[place >> _LAYER_SHIFT]
             start = place & _OFFSET_MASK
             for done in range(0, size, _COPY_BYTES):
                 data = os.pread(spool, min(_COPY_BYTES, size - done), start + done)
-                _write_all(fd, data, offset + done)
+                write_all(fd, data, offset + done)
         return f"sha256:{hashlib.file_digest(_begin(file), 'sha256').hexdigest()}"
 
     def _pushed(self, layer: Descriptor, digest: str, size: int, file: io.FileIO) -> ErofsLayer:
@@ -264,10 +265,3 @@ class _LayerWriter:
 def _begin(file: io.FileIO) -> io.FileIO:
     file.seek(0)
     return file
-
-
-def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count

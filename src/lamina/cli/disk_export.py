@@ -34,6 +34,7 @@ class PlannedDisk(NamedTuple):
 def check_options(args: Namespace) -> None:
     """Refuse options that mean nothing together.  Raises UsageError."""
     _check_layer(args)
+    _check_tarfs(args)
     if args.verity is None and (args.hash_file is not None or args.salt):
         raise UsageError("--hash-file and --salt are of the hash tree that --verity makes")
     if args.compress is not None and args.layout != "plain":
@@ -61,6 +62,18 @@ def check_options(args: Namespace) -> None:
 def _check_layer(args: Namespace) -> None:
     if args.layer is not None and (args.attach or args.compress is not None):
         raise UsageError("--attach and --compress are for the disk of the whole image")
+
+
+def _check_tarfs(args: Namespace) -> None:
+    if args.layout != "tarfs":
+        if args.tar_file is not None:
+            raise UsageError("--tar-file is of --layout tarfs")
+        return
+    if args.layer is None:
+        raise UsageError("--layout tarfs is of a single layer", hint="say which: --layer N")
+    others = (args.verity, args.compress, args.encrypt, args.hash_file, args.attach, args.gpt)
+    if any(others) or args.format != "raw":
+        raise UsageError("--layout tarfs goes with --layer and --tar-file alone")
 
 
 @contextmanager

@@ -144,20 +144,22 @@ def sorted_names(names: Iterable[bytes]) -> list[bytes]:
     return ordered
 
 
-def directory_blocks(names: list[bytes]) -> tuple[list[list[bytes]], int]:
+def directory_blocks(
+    names: list[bytes], block_size: int = BLOCK_SIZE
+) -> tuple[list[list[bytes]], int]:
     """Distribute sorted names over blocks; return them and the size of the directory in bytes."""
     total = _ENTRY_SIZE * len(names) + sum(map(len, names))
-    if total <= BLOCK_SIZE:
+    if total <= block_size:
         return [names], total
     blocks: list[list[bytes]] = []
-    used = BLOCK_SIZE
+    used = block_size
     for name in names:
         used += _ENTRY_SIZE + len(name)
-        if used > BLOCK_SIZE:
+        if used > block_size:
             blocks.append([])
             used = _ENTRY_SIZE + len(name)
         blocks[-1].append(name)
-    return blocks, (len(blocks) - 1) * BLOCK_SIZE + used
+    return blocks, (len(blocks) - 1) * block_size + used
 
 
 def encode_block(names: Sequence[bytes], nids: Sequence[int], types: Sequence[int]) -> bytes:

@@ -63,17 +63,19 @@ class _Deferred(NamedTuple):
 
 
 class Placement:
-    """The inodes of the tree under ``root``, whose files are cut at ``chunk_size`` bytes.
+    """The inodes of the tree under ``root``, whose files are cut at ``chunk_size`` bytes, in blocks
+    of ``block_size``.
 
     Raises:
         FormatError: names the node that cannot be represented.
     """
 
-    def __init__(self, root: Node, chunk_size: int) -> None:
+    def __init__(self, root: Node, chunk_size: int, block_size: int = BLOCK_SIZE) -> None:
         self.has_xattrs = False
         self.name_count = 1
         self._chunk_size = chunk_size
-        self._chunk_format = _chunk_format(chunk_size)
+        self._block_size = block_size
+        self._chunk_format = self._format_of(chunk_size)
         self._layout = next(_layouts) << _NID_BITS
         self._ino = 0
         self._area = bytearray()
@@ -96,12 +98,12 @@ class Placement:
         ``root_block``.
         """
         area, self._area = self._area, bytearray()
-        area += bytes(-len(area) % BLOCK_SIZE)
+        area += bytes(-len(area) % self._block_size)
         for item in self._deferred:
             node, start = item.node, item.in_blocks
             data = node.target if node.children is None else self._directory_data(item)
             kind = _FORMAT_INLINE if start < item.size else _FORMAT_PLAIN
-            raw = root_block + len(area) // BLOCK_SIZE if start else 0
+            raw = root_block + len(area) // self._block_size if start else 0
             tail = item.xattrs + data[start:]
             pack = self._packer(len(tail))
             # fmt: off
@@ -111,7 +113,7 @@ class Placement:
             # fmt: on
             area[item.position : item.position + len(inode)] = inode
             area += data[:start]
-            area += bytes(-start % BLOCK_SIZE)
+            area += bytes(-start % self._block_size)
         for nid, extra in self._extra_links.items():
             field = (nid - ROOT_NID << NID_SHIFT) + _NLINK_OFFSET
             area[field : field + 4] = (1 + extra).to_bytes(4, "little")
@@ -122,7 +124,7 @@ class Placement:
         children, rows = node.entries, node.rows or _NO_ROWS
         if node.children is None or node.mode & _FORMAT_MASK != _DIRECTORY:
             raise FormatError(f"a node of mode {node.mode:#o} stands where a directory must")
-        blocks, size = directory_blocks(sorted_names(children))
+        blocks, size = directory_blocks(sorted_names(children), self._block_size)
         position, xattrs, in_blocks = self._reserve(node.xattrs, size)
         ino, layout = self._ino, self._layout
         node.place = layout + ROOT_NID + (position >> NID_SHIFT)
@@ -222,7 +224,7 @@ class Placement:
         if not 0 < size <= MAX_SYMLINK_SIZE or b"\0" in target:
             raise FormatError(f"a link target of {size} bytes, or with a zero byte")
         head = _INODE_SIZE + len(xattrs)
-        if head + size <= BLOCK_SIZE and size < BLOCK_SIZE:
+        if head + size <= self._block_size and size < self._block_size:
             self._skip_for_inline(head, size)
             return self._append(inode, _FORMAT_INLINE, (size, 0), xattrs, xattrs + target)
         position, xattrs, _ = self._reserve(inode.xattrs, size)
@@ -234,8 +236,8 @@ class Placement:
         """Make room for an inode with unknown data; return (position, xattrs, bytes in blocks)."""
         xattrs = self._xattrs(attributes) if attributes else b""
         head = _INODE_SIZE + len(xattrs)
-        tail = size % BLOCK_SIZE
-        if tail == 0 or head + tail > BLOCK_SIZE:
+        tail = size % self._block_size
+        if tail == 0 or head + tail > self._block_size:
             tail = 0
         else:
             self._skip_for_inline(head, tail)
@@ -248,11 +250,11 @@ class Placement:
         """Advance until ``tail`` bytes after a header of ``head`` bytes do not cross a block."""
         position = len(self._area)
         start = position + head
-        if start % BLOCK_SIZE + tail <= BLOCK_SIZE:
+        if start % self._block_size + tail <= self._block_size:
             return
-        moved = round_up(round_up(start, BLOCK_SIZE) - head, NID_SIZE)
-        if (moved + head) % BLOCK_SIZE + tail > BLOCK_SIZE:
-            moved = round_up(position, BLOCK_SIZE)
+        moved = round_up(round_up(start, self._block_size) - head, NID_SIZE)
+        if (moved + head) % self._block_size + tail > self._block_size:
+            moved = round_up(position, self._block_size)
         self._area += bytes(moved - position)
 
     def _append(
@@ -291,13 +293,13 @@ class Placement:
         everything: dict[bytes, Child] = {**children, b".": item.node, b"..": item.parent}
         layout, places, modes = self._layout, rows.places, rows.modes
         encoded = []
-        for names in item.blocks or directory_blocks(sorted_names(children))[0]:
+        for names in item.blocks or directory_blocks(sorted_names(children), self._block_size)[0]:
             found = [everything[name] for name in names]
             nids = [(places[c] if isinstance(c, int) else c.place) - layout for c in found]
             types = [_TYPES[(modes[c] if isinstance(c, int) else c.mode) >> 12] for c in found]
             encoded.append(encode_block(names, nids, types))
         last = encoded.pop()
-        return b"".join([block.ljust(BLOCK_SIZE, b"\0") for block in encoded]) + last
+        return b"".join([block.ljust(self._block_size, b"\0") for block in encoded]) + last
 
     def _widest_chunk_format(self, chunks: bytes | bytearray, size: int) -> int:
         """Return the chunk format of a file of several chunks.
@@ -306,18 +308,17 @@ class Placement:
         so that the kernel can read across them; readers that look at every index find the same
         addresses.
         """
-        step = self._chunk_size // BLOCK_SIZE
+        step = self._chunk_size // self._block_size
         words = struct.unpack(f"<{len(chunks) // 4}I", chunks)
         first = words[1]
         consecutive = range(first, first + len(words) // 2 * step, step)
         if words[1::2] != tuple(consecutive) or len(set(chunks[2::8])) != 1:
             return self._chunk_format
-        return _chunk_format(1 << (size - 1).bit_length())
+        return self._format_of(1 << (size - 1).bit_length())
+
+    def _format_of(self, chunk_size: int) -> int:
+        return CHUNK_FORMAT_INDEXES | (chunk_size // self._block_size).bit_length() - 1
 
 
 def _icount(xattrs: bytes) -> int:
     return (len(xattrs) - 12) // 4 + 1 if xattrs else 0
-
-
-def _chunk_format(chunk_size: int) -> int:
-    return CHUNK_FORMAT_INDEXES | (chunk_size // BLOCK_SIZE).bit_length() - 1

@@ -57,6 +57,9 @@ HELP: Final = HelpPage(
     The disks of all layers, mounted each and stacked, show the image. An ordinary image needs an
     index for that which was made with `lamina index --layers`.
 
+    --layout tarfs, with --layer of an ordinary image, makes metadata over the uncompressed archive
+    of the layer, which is the device of the file system: in --tar-file, or behind it in one file.
+
     A disk of a sealed image has its content in clear unless it is encrypted; its file is private to
     its owner, as all that this verb writes.
     """,
@@ -72,6 +75,10 @@ HELP: Final = HelpPage(
         ),
         ("lamina export --format qcow2 IMAGE disk.qcow2", "A disk for QEMU."),
         ("lamina export --layer 1 IMAGE base.erofs", "The lowest layer as a disk of its own."),
+        (
+            "lamina export --layout tarfs --layer 1 --tar-file base.tar IMAGE base.erofs",
+            "The lowest layer as metadata over its archive.",
+        ),
         (
             "lamina export --gpt --verity veritysetup IMAGE disk.img",
             "A disk that systemd finds its root on, by roothash=.",
@@ -96,12 +103,13 @@ HELP: Final = HelpPage(
             "crypt_table",
             "with --encrypt dm-crypt: for dmsetup, with KEY in hexadecimal and DISK for the device",
         ),
+        ("disk, tar_file, size, tar_size, diff_id", "all there is with --layout tarfs"),
     ),
     environment=(STORE_ENVIRONMENT, *REGISTRY_ENVIRONMENT),
     see_also=("serve", "unpack", "mount"),
 )
 _FORMATS: Final = ("raw", "qcow2", "vmdk")
-_LAYOUTS: Final = ("plain", "nydus")
+_LAYOUTS: Final = ("plain", "nydus", "tarfs")
 _VERITY: Final = ("veritysetup", "nydus")
 
 
@@ -122,8 +130,11 @@ def add_arguments(parser: Parser) -> None:
         choices=_LAYOUTS,
         default="plain",
         metavar="LAYOUT",
-        help="plain, for any Linux with EROFS from 5.15 on, or nydus, with its metadata as they "
-        "are, for Linux 6.4 and newer (%(default)s)",
+        help="plain, for any Linux with EROFS from 5.15 on; nydus, with its metadata as they are, "
+        "or tarfs, a layer over its archive, both for Linux 6.4 and newer (%(default)s)",
+    )
+    parser.add_argument(
+        "--tar-file", metavar="FILE", help="with tarfs: write the archive there, not behind"
     )
     parser.add_argument(
         "--layer",
@@ -176,6 +187,11 @@ def run(args: Namespace) -> int:
 
     path, raw = _paths(args)
     _check(args, path, raw)
+    if args.layout == "tarfs":
+        from lamina.cli.tarfs_export import export_tarfs
+
+        export_tarfs(args, path)
+        return 0
     with contextlib.ExitStack() as tidy:
         image = tidy.enter_context(_opened(args))
         found = tidy.enter_context(image_disk(args, image))
@@ -237,11 +253,12 @@ def _paths(args: Namespace) -> tuple[Path, Path]:
 
 def _check(args: Namespace, path: Path, raw: Path) -> None:
     files = dict.fromkeys((path, raw))
-    if args.hash_file is not None:
-        hash_file = Path(args.hash_file)
-        if hash_file.resolve() in {each.resolve() for each in files}:
-            raise UsageError("--hash-file and DISK are the same file")
-        files[hash_file] = None
+    for option, name in (("--hash-file", args.hash_file), ("--tar-file", args.tar_file)):
+        if name is None:
+            continue
+        if Path(name).resolve() in {each.resolve() for each in files}:
+            raise UsageError(f"{option} and DISK are the same file")
+        files[Path(name)] = None
     for each in files:
         if each.exists() and not (args.force and each.is_file()):
             raise UsageError(f"there is a {each} already", hint="--force replaces a file")
