@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from lamina.cli.dispatch import run_command
 from lamina.http.client_options import ClientOptions
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
+from lamina.linux.mount import create_mount
 from tests.support.fake_registry import FakeRegistry, reset
 from tests.support.fake_registry import fake_registry as registry_in_this_process
 from tests.support.index_layers import content
@@ -29,6 +32,7 @@ from tests.support.tools import require_erofs, require_kernel, require_root, req
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
+READS = 80
 PLAIN = ClientOptions(plain_http=True)
 LARGE = content(6_000_000, 5)
 LAYERS = [
@@ -53,6 +57,11 @@ def reference(fake_registry: FakeRegistry, tmp_path: Path) -> str:
     require_erofs()
     require_kernel(6, 12, "an EROFS mount of files")
     oci_layout(tmp_path / "layout", [tar_bytes(layer) for layer in LAYERS])
+    return pushed(fake_registry, tmp_path)
+
+
+def pushed(fake_registry: FakeRegistry, tmp_path: Path) -> str:
+    """Put the image of the layout into a registry, with an index."""
     name = f"docker://{fake_registry.host}/app:1"
     commands = (
         ("copy", "--plain-http", f"oci:{tmp_path}/layout:latest", name),
@@ -151,6 +160,45 @@ def test_a_registry_that_is_silent_is_waited_for(
         fake_registry.rules.clear()
         reader.join(60)
         assert read == [LARGE]
+
+
+def waiting_requests(mountpoint: Path) -> int:
+    """How many requests of a FUSE mount are not answered."""
+    control = create_mount("fusectl", None, [])
+    try:
+        path = f"{os.minor(os.stat(mountpoint).st_dev)}/waiting"
+        with open(os.open(path, os.O_RDONLY, dir_fd=control)) as file:
+            return int(file.read())
+    finally:
+        os.close(control)
+
+
+def test_a_registry_that_is_silent_keeps_no_other_image_back(
+    reference: str, fake_registry: FakeRegistry, tmp_path: Path
+) -> None:
+    """Although more reads wait for it than there were threads for all."""
+    layer = [folder("d"), *(Item(f"d/{n}", content(70_000, n + 50)) for n in range(READS))]
+    oci_layout(tmp_path / "layout", [tar_bytes(layer)])
+    with registry_in_this_process() as silent:
+        other = pushed(silent, tmp_path)
+        with (
+            served(tmp_path, other, reference) as cache,
+            mounted(cache.files[0], tmp_path / "silent"),
+            mounted(cache.files[1], tmp_path / "layer"),
+        ):
+            silent.rule("GET", "/blobs/", reset(), times=1 << 30)
+            paths = [tmp_path / f"silent/d/{n}" for n in range(READS)]
+            with ThreadPoolExecutor(READS) as pool:
+                found = [pool.submit(path.read_bytes) for path in paths]
+                try:
+                    while waiting_requests(tmp_path / "cache") < READS:
+                        time.sleep(0.05)
+                    assert (tmp_path / "layer/d/large").read_bytes() == LARGE
+                    assert not any(each.done() for each in found)
+                finally:
+                    silent.rules.clear()
+                for number, each in enumerate(found):
+                    assert each.result() == content(70_000, number + 50)
 
 
 def test_it_ends_when_nobody_reads_any_more(reference: str, tmp_path: Path) -> None:

@@ -56,10 +56,10 @@ def _layer_files(args: Namespace, image: str, stack: ExitStack) -> Iterator[Cach
         view = DiskView(layer.image)
         view.open_blobs()
         if not args.verity:
-            yield layer_file(layer.diff_id, view, view.uuid)
+            yield layer_file(layer.diff_id, view, view.uuid, image)
             continue
         disk, verity = _hash_area(opening.place, opened, layer, view).behind(view)
-        file = layer_file(layer.diff_id, disk, view.uuid + verity.root)
+        file = layer_file(layer.diff_id, disk, view.uuid + verity.root, image)
         yield from (file, verity_file(file, verity))
 
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol, TypeAlias
 
 from lamina.errors import Error, KernelError
 from lamina.linux.fuse_device import abort_connection
+from lamina.serve.fuse_lanes import Lanes
 from lamina.serve.fuse_threads import MAX_READ_BYTES, Buffers, FuseThreads
 from lamina.wire import fuse, fuse_reply
 
@@ -21,10 +22,17 @@ LOG: Final = logging.getLogger("lamina")
 THREADS: Final = 16
 """How many requests of a connection can wait for the network at a time."""
 
+THREADS_OF_LANES: Final = 256
+"""The same where no lane can have all of them."""
+
 CACHE_S: Final = 1 << 30
 """How long the kernel may keep names and attributes: an image never changes."""
 
 Body: TypeAlias = bytes | memoryview
+
+BACKGROUND: Final = 64
+"""How many reads ahead, and others that nobody waits for, the kernel sends at a time."""
+BACKGROUND_OF_LANES: Final = 4096
 
 PAUSE_S: Final = 0.05
 """After a failure of the device, which is tried again; after each further one twice as long."""
@@ -72,8 +80,13 @@ class FuseServer:
         *,
         max_read_bytes: int = MAX_READ_BYTES,
         max_readahead_bytes: int = MAX_READ_BYTES,
+        lanes: Lanes | None = None,
     ) -> None:
-        """Be answered by ``threads``, or by threads of its own."""
+        """Be answered by ``threads``, or by threads of its own; more of them with ``lanes``, of
+        which each has its share.
+        """
+        self._lanes = lanes
+        self._at_once = THREADS if lanes is None else THREADS_OF_LANES
         self._device = device
         self._filesystem = filesystem
         self._max_read_bytes = max_read_bytes
@@ -111,7 +124,7 @@ class FuseServer:
     def start(self) -> None:
         """Start answering.  Raises KernelError if there can be no thread."""
         os.set_blocking(self._device, False)
-        self._threads = self._shared or FuseThreads(THREADS)
+        self._threads = self._shared or FuseThreads(self._at_once)
         try:
             self._threads.add(self._device, self)
         except BaseException:
@@ -178,16 +191,41 @@ class FuseServer:
         try:
             request = fuse.parse_request(buffers.request[:count])
             body = self._quick(request, buffers.scratch)
-            if body is None:
-                listens = len(self._serving) < THREADS
+            if body is not None:
+                self._answer_or_end(request, buffers.scratch, body)
+                return
+            if self._lanes is None:
+                listens = len(self._serving) < self._at_once
                 self._step_aside(listens)
-            if not self._answer_or_fail(request, buffers.scratch, body):
-                self._end()
+                self._answer_or_end(request, buffers.scratch, None)
+                return
+            # It may wait for longer than what it was read into keeps it.
+            request = fuse.parse_request(memoryview(bytes(buffers.request[:count])))
+            if self._lanes.enter(request):
+                listens = len(self._serving) < self._at_once
+                self._step_aside(listens)
+                self._answer_lane(self._lanes, request, buffers.scratch)
         except Exception:
             LOG.exception("a FUSE request that makes no sense, or an answer that failed")
         finally:
             if not listens:
                 self._listen()
+
+    def _answer_lane(self, lanes: Lanes, request: fuse.Request, scratch: memoryview) -> None:
+        """Answer a request, and those that waited for it."""
+        following: fuse.Request | None = request
+        while following is not None:
+            request = following
+            try:
+                self._answer_or_end(request, scratch, None)
+            except Exception:
+                # Those that wait for it must be answered all the same.
+                LOG.exception("an answer to a FUSE request failed")
+            following = lanes.leave(request)
+
+    def _answer_or_end(self, request: fuse.Request, scratch: memoryview, body: Body | None) -> None:
+        if not self._ended and not self._answer_or_fail(request, scratch, body):
+            self._end()
 
     def _quick(self, request: fuse.Request, scratch: memoryview) -> Body | None:
         try:
@@ -306,6 +344,8 @@ class FuseServer:
                 (self._filesystem.flags | _PLAIN_FLAGS) & offer.flags,
                 min(offer.max_readahead_bytes, self._max_readahead_bytes),
                 self._max_read_bytes // mmap.PAGESIZE,
+                # What waits in a lane is not to keep back what is for others.
+                BACKGROUND if self._lanes is None else BACKGROUND_OF_LANES,
             )
         )
 

@@ -116,7 +116,7 @@ class InitReply(NamedTuple):
     flags: InitFlag
     max_readahead_bytes: int
     max_pages: int
-    max_background: int = 64
+    max_background: int
 
 
 class Attributes(NamedTuple):

@@ -34,12 +34,14 @@ class CacheFile(NamedTuple):
     disk: Disk
     identity: bytes
     """Differs if what is in it does: one that is mounted must not become another."""
+    image: str = ""
+    """Which it comes with: all of an image wait for the same registry."""
 
 
-def layer_file(diff_id: str, disk: Disk, identity: bytes) -> CacheFile:
+def layer_file(diff_id: str, disk: Disk, identity: bytes, image: str = "") -> CacheFile:
     """Return the file of a layer."""
     algorithm, _, digits = diff_id.partition(":")
-    return CacheFile(f"{algorithm}/{digits[:2]}/{digits}{LAYER_ENDING}", disk, identity)
+    return CacheFile(f"{algorithm}/{digits[:2]}/{digits}{LAYER_ENDING}", disk, identity, image)
 
 
 def diff_id_of(layer: CacheFile) -> str:

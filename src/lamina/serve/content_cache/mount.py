@@ -19,7 +19,8 @@ from lamina.linux import fuse_device, mount
 from lamina.linux.mount_table import device_number, topmost_mount
 from lamina.serve.content_cache.kept_device import KeptDevice, keep, take
 from lamina.serve.content_cache.tree import CacheFilesystem
-from lamina.serve.fuse_server import FuseServer
+from lamina.serve.fuse_lanes import Lanes
+from lamina.serve.fuse_server import THREADS, FuseServer
 
 if TYPE_CHECKING:
     from lamina.serve.content_cache.tree import CacheTree
@@ -80,9 +81,10 @@ class CacheMount:
     def start(self, tree: CacheTree) -> None:
         """Begin to answer, after mounting if nobody has.  Raises KernelError."""
         filesystem = CacheFilesystem(tree, self._ended, self._give_up_s)
+        lanes = Lanes(filesystem.lane_of, THREADS)
         if self._kept is not None:
             # A descriptor of its own: the server closes it.
-            self._server = FuseServer(self._kept.fd, filesystem)
+            self._server = FuseServer(self._kept.fd, filesystem, lanes=lanes)
             self._is_attached = True
             if self._server.take_over():
                 self._server.start()
@@ -91,7 +93,7 @@ class CacheMount:
             self._kept.release()
             self._detach()
         device = fuse_device.open_device()
-        self._server = FuseServer(device, filesystem)
+        self._server = FuseServer(device, filesystem, lanes=lanes)
         mount_fd = fuse_device.create_fuse_mount(device, _OPTIONS, _ATTRIBUTES)
         try:
             self._number = device_number(mount_fd)

@@ -43,6 +43,7 @@ class CacheTree(ImageBase):
         """Raise UsageError if there are none."""
         self._stats: dict[int, Stat] = {}
         self._disks: dict[int, Disk] = {}
+        self._images: dict[int, str] = {}
         self._children: dict[int, dict[bytes, Stat]] = {}
         self._root = self._add(b"/", None)
         for file in files:
@@ -55,7 +56,8 @@ class CacheTree(ImageBase):
         *folders, name = file.path.encode().split(b"/")
         for each in folders:
             folder = self.child(folder, each) or self._add(below(folder, each), folder)
-        self._disks[self._add(below(folder, name), folder, file).ino] = file.disk
+        number = self._add(below(folder, name), folder, file).ino
+        self._disks[number], self._images[number] = file.disk, file.image
 
     def _add(self, path: bytes, folder: Stat | None, file: CacheFile | None = None) -> Stat:
         disk, identity = (None, b"") if file is None else (file.disk, file.identity)
@@ -87,6 +89,10 @@ class CacheTree(ImageBase):
     def disk_of(self, nid: int) -> Disk | None:
         """Return what is in a file, None for a folder."""
         return self._disks.get(nid)
+
+    def image_of(self, nid: int) -> str | None:
+        """Return the image that a file comes with, None for a folder."""
+        return self._images.get(nid)
 
     def child(self, directory: Stat, name: bytes) -> Stat | None:
         """Return the entry *name* of a directory, or None."""
@@ -139,6 +145,26 @@ class CacheFilesystem(TreeFilesystem):
         if request.opcode == fuse.Opcode.READ:
             return self._read_disk(request, scratch)
         return super().handle(request, scratch)
+
+    def quick(self, request: fuse.Request, scratch: memoryview, /) -> Body | None:
+        """Answer a read of what is here."""
+        if request.opcode != fuse.Opcode.READ:
+            return None
+        read = fuse.decode_read(request)
+        disk = self._tree.disk_of(request.nodeid - _FIRST_NODE)
+        size = 0 if disk is None else min(read.size_bytes, disk.size_bytes - read.offset)
+        if disk is None or not 0 < size <= len(scratch):
+            return None
+        view = scratch[:size]
+        return view if disk.read_ready(read.offset, view) else None
+
+    def lane_of(self, request: fuse.Request) -> str | None:
+        """Return what else a request waits with: all reads of an image, as its registry is silent
+        to all of them.
+        """
+        if request.opcode != fuse.Opcode.READ:
+            return None
+        return self._tree.image_of(request.nodeid - _FIRST_NODE)
 
     def _read_disk(self, request: fuse.Request, scratch: memoryview) -> memoryview:
         read = fuse.decode_read(request)
