@@ -97,7 +97,7 @@ def test_what_a_layer_hides_is_as_overlayfs_knows_it(shell: Shell) -> None:
 def test_what_is_no_layer_for_it_is_refused(shell: Shell) -> None:
     oci_layout(shell.folder / "layout", [sparse("0,100,8000,100", 20_000, b"z" * 200)])
     words = ("export", "--layout", "tarfs")
-    done = shell(*words, "--layer", "1", "oci:layout:latest", "disk", code=5)
+    done = shell(*words, "--layer", "1", "oci:layout:latest", "disk", code=9)
     assert "sparse" in done.stderr
     assert not (shell.folder / "disk").exists()
     done = shell(*words, "--layer", "2", "oci:layout:latest", "disk", code=2)
