@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import stat
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lamina.archive.erofs_layer import ErofsTar
+from lamina.archive.stream import LayerStream
 from lamina.build.convert import convert
 from lamina.build.erofs_layers import ErofsOptions, convert_layers
 from lamina.build.index import IndexOptions, index_image
 from lamina.build.source_image import open_source_image
-from lamina.errors import IntegrityError, UnsupportedError
+from lamina.erofs.tree import Node
+from lamina.erofs.writer import BootstrapOptions, lay_out_bootstrap
+from lamina.errors import FormatError, IntegrityError, UnsupportedError
 from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
 from lamina.oci.reference import parse_reference
@@ -195,6 +202,29 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     reference = made_by_mkfs(tmp_path, tmp_path / "tree", "-zlz4")
     with pytest.raises(UnsupportedError, match="compressed inside"):
         open_source_image(reference).close()
+
+
+@pytest.mark.tools
+def test_a_name_that_would_hide_another_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/.wh.etc").write_bytes(b"")
+    with pytest.raises(UnsupportedError, match="a mark in other layers"):
+        open_source_image(made_by_mkfs(tmp_path, tmp_path / "tree")).close()
+
+
+def test_a_small_layer_of_large_holes_is_a_bomb(tmp_path: Path) -> None:
+    size = 1 << 43
+    count = size // (16 << 20)
+    file = Node(stat.S_IFREG | 0o644, size=size, chunks=b"\xff" * 8 * count)
+    root = Node(stat.S_IFDIR | 0o755, children={b"f": file})
+    image = lay_out_bootstrap(root, [], 0, BootstrapOptions(16 << 20))
+    layer = LayerStream(io.BytesIO(bytes(image)))
+    with (
+        closing(ErofsTar(layer, str(tmp_path), 1 << 44)) as archive,
+        pytest.raises(FormatError, match="more than the allowed"),
+    ):
+        while archive.read():
+            pass
 
 
 def test_a_layer_that_is_not_the_promised_one(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ MEDIA_TYPE: Final = "application/vnd.erofs.layer.v1"
 ZSTD_MEDIA_TYPE: Final = f"{MEDIA_TYPE}+zstd"
 
 _READ_BYTES: Final = 1 << 20
+_ALWAYS_BYTES: Final = 1 << 30
 _KINDS: Final = {
     stat.S_IFREG: REGULAR,
     stat.S_IFLNK: SYMLINK,
@@ -77,7 +78,6 @@ class ErofsTar:
         inside.
         """
         self.compression = layer.compression
-        self._max_bytes = max_bytes
         self._done = 0
         self._starts, self._places = array("Q"), array("q")
         with ExitStack() as stack:
@@ -88,6 +88,8 @@ class ErofsTar:
             self.size_bytes = spool.tell()
             if not self.size_bytes:
                 raise FormatError("the layer is empty, and no EROFS file system")
+            # Holes, and chunks of many files, take next to no room: as much as deflate can.
+            self._max_bytes = min(max_bytes, (self.size_bytes << 10) + _ALWAYS_BYTES)
             self._map = mmap.mmap(spool.fileno(), 0, prot=mmap.PROT_READ)
             stack.callback(self._map.close)
             self._image = stack.enter_context(PlainImage(self._map))
@@ -143,6 +145,9 @@ class ErofsTar:
                 stack.pop()
                 continue
             path = folder + b"/" + entry.name if folder else entry.name
+            if entry.name.startswith(_WHITEOUT):
+                shown = path.decode("utf-8", "replace")
+                raise UnsupportedError(f"the EROFS layer has {shown}, a mark in other layers")
             inode = image.inode(entry.nid)
             if not stat.S_ISDIR(inode.mode):
                 yield from self._other(path, inode, first_names)
