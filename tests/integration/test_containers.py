@@ -105,7 +105,9 @@ class Node:
     def _empty_control_groups(self) -> Iterator[str]:
         """Those of our containers; one with processes may be of another's of the same name."""
         for folder, names, _ in os.walk("/sys/fs/cgroup"):
-            for name in self.names & set(names):
+            for name in names:
+                if not self.names & {name, name.rpartition("-")[0]}:
+                    continue
                 path = os.path.join(folder, name)
                 with contextlib.suppress(OSError):
                     if not Path(path, "cgroup.procs").read_text():

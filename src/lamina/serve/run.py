@@ -24,6 +24,7 @@ from lamina.serve.container_folders import ContainerFolders, create_folders
 from lamina.serve.container_mounts import WantedMount, place_mounts, wanted_mounts
 from lamina.serve.container_options import ContainerOptions
 from lamina.serve.detach import detach
+from lamina.serve.mount_records import mountpoint_key
 from lamina.serve.overlay import (
     has_changes,
     mount_overlay,
@@ -36,7 +37,7 @@ from lamina.serve.run_image import LeasedImage, OwnImage
 from lamina.serve.run_server import RunServer, start_server
 from lamina.serve.runtime import Outcome, Runtime, find_runtime, remove_container, run_foreground
 from lamina.serve.runtime_bundle import write_config
-from lamina.serve.runtime_folder import state_directory
+from lamina.serve.runtime_folder import RUNTIME_VARIABLE, state_directory
 from lamina.serve.service.client import connect_or_start
 from lamina.serve.toucher import StartGate
 from lamina.store.node import default_root
@@ -291,12 +292,14 @@ def run_prepared(prepared: PreparedContainer) -> Outcome:
 
 def _named(options: ContainerOptions, container_id: str) -> ContainerOptions:
     """Give the container a host name, the host's own on its network, else the container's; and a
-    control group below the one that is asked for.
+    control group below the one that is asked for, which no container of another runtime folder has.
     """
-    parent = options.cgroup_parent
+    group = container_id
+    if chosen := os.environ.get(RUNTIME_VARIABLE):
+        group += f"-{mountpoint_key(os.path.realpath(chosen))[:8]}"
     here = os.uname().nodename if options.network == "host" else container_id[:63]
     return replace(
         options,
         hostname=options.hostname or here,
-        cgroup_path=os.path.join(parent, container_id) if parent else "",
+        cgroup_path=os.path.join(options.cgroup_parent, group),
     )

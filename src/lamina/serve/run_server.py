@@ -11,19 +11,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import select
 import signal
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from lamina.errors import Error
 from lamina.serve.error_wire import encode_failure, read_report
+from lamina.serve.service.state import wait_for_end
 
-_GOODBYE = b"q"
+LOG: Final = logging.getLogger("lamina")
+STOP_S: Final = 60.0
+"""How long a server may take to unmount: what it has mounted is out of use by then."""
+_GOODBYE: Final = b"q"
 
 
 class Served(Protocol):
@@ -71,21 +75,28 @@ class RunServer:
             with contextlib.suppress(OSError):
                 self.channel.send(_GOODBYE)
             self.channel.close()
-            _wait_for_end(self.pid)
+            _end(self.pid)
             self.pid = 0
 
 
-def _wait_for_end(pid: int) -> None:
-    try:
-        os.waitpid(pid, 0)
-    except ChildProcessError:
-        # The child of a process whose place this one has taken.
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(pid)
-            try:
-                select.select([fd], [], [])
-            finally:
-                os.close(fd)
+def _end(pid: int) -> None:
+    """Wait until the server has ended; our own child is killed if that takes too long.
+
+    It may be the child of a process whose place this one has taken: what has its number may then
+    be another process by now, and is left alone.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        try:
+            has_ended = wait_for_end(fd, STOP_S)
+        finally:
+            os.close(fd)
+        if not has_ended:
+            LOG.error("process %d does not come to an end with its image", pid)
+    with contextlib.suppress(ChildProcessError):
+        if os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def start_server(make: Callable[[], Served], *, is_apart: bool = False) -> RunServer:

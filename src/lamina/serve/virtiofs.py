@@ -28,6 +28,8 @@ PROGRAMS: Final = ("virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiof
 _IN_RUST: Final = "--shared-dir"
 _FOLDER: Final = "share-"
 _START_S: Final = 30.0
+_END_S: Final = 30.0
+"""How long it may take to end, of which the virtual machine has no say."""
 _POLL_S: Final = 0.02
 
 
@@ -140,7 +142,11 @@ class VirtiofsServer:
         """End it; may be called again."""
         if self._process.poll() is None:
             self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         with contextlib.suppress(OSError):
             os.unlink(self._socket)
 

@@ -12,6 +12,7 @@ import pytest
 
 from lamina.errors import AuthError, Error, KernelError
 from lamina.image.errors import PathNotFoundError
+from lamina.serve import run_server
 from lamina.serve.run_server import start_server
 
 
@@ -54,6 +55,20 @@ def test_a_caller_that_vanishes(tmp_path: Path) -> None:
     server.channel.close()
     assert stopped(tmp_path) == "orphaned=True"
     os.waitpid(server.pid, 0)
+
+
+def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(Fake):
+        def stop(self, *, orphaned: bool) -> None:
+            super().stop(orphaned=orphaned)
+            signal.pause()
+
+    monkeypatch.setattr(run_server, "STOP_S", 0.0)
+    server = start_server(lambda: Endless(tmp_path))
+    pid = server.wait_ready()["pid"]
+    server.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.parametrize("error", [AuthError("no entry", hint="log in"), Error("other")])

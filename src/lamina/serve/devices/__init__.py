@@ -6,6 +6,7 @@ The name of a module here, with hyphens for underscores, is what ``--device`` ta
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -21,7 +22,12 @@ AUTO: Final = "auto"
 
 def device_names() -> tuple[str, ...]:
     """Return the names of all devices."""
-    modules = pkgutil.iter_modules(__path__)
+    return _names_in(tuple(__path__))
+
+
+@functools.cache
+def _names_in(folders: tuple[str, ...]) -> tuple[str, ...]:
+    modules = pkgutil.iter_modules(folders)
     return tuple(sorted(module.name.replace("_", "-") for module in modules))
 
 

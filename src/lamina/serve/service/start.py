@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from lamina.errors import Error, FormatError, UnsupportedError, UsageError
 from lamina.linux.process import raise_file_limit
+from lamina.serve.devices import device_names, find_device
 from lamina.serve.error_wire import ReportedError
 from lamina.serve.mounting_lock import try_lock
 from lamina.serve.runtime_folder import state_directory
@@ -50,6 +51,7 @@ NEEDED_LATER: Final = (
     "concurrent.futures.thread",
     "lamina.source.fetcher",
     "lamina.store.node",
+    "lamina.opening.start_stream",
     "lamina.serve.fuse_tree",
     "lamina.serve.service.standby",
     "lamina.serve.service.worker",
@@ -88,6 +90,8 @@ def import_all() -> None:
     """Import what a replacement would, and keep the collector from writing to shared memory."""
     for name in NEEDED_LATER:
         importlib.import_module(name)
+    for name in device_names():
+        find_device(name)
     gc.collect()
     gc.freeze()
 
