@@ -20,7 +20,7 @@ from pathlib import Path
 from lamina.content.lazy_image import LazyImage
 from lamina.erofs.tree import Node
 from lamina.errors import Error, FetchError
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.linux.mount_table import read_mount_table
 from lamina.opening.request import OpenRequest
 from lamina.posix import own_program

@@ -18,6 +18,7 @@ from lamina.http.connect import connect
 from lamina.http.http1 import Body, Connection, ProtocolError, Response, arm
 from lamina.http.pace import TooSlowError
 from lamina.http.proxy import Proxy, proxy_for
+from lamina.http.transient import TransientError
 from lamina.http.url import Origin, Url
 from lamina.version import VERSION
 
@@ -32,27 +33,6 @@ _KEEPALIVE_IDLE_S: Final = 30
 
 _Request = tuple[str, str, dict[str, str], Body | None, float]
 """Method, target, headers, body, deadline."""
-
-
-class TransientError(FetchError):
-    """A failure that may pass: connection refused or broken, time-out, overloaded server.
-
-    ``is_answer`` says that the server answered at all, with a status that may pass.
-    """
-
-    transient = True
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str | None = None,
-        retry_after_s: float = 0,
-        is_answer: bool = False,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.retry_after_s = retry_after_s
-        self.is_answer = is_answer
 
 
 class Pool:

@@ -16,7 +16,8 @@ from urllib.parse import urlencode
 import msgspec
 
 from lamina.errors import AuthError, FetchError
-from lamina.http.transport import Pool, TransientError, translated
+from lamina.http.transient import TransientError
+from lamina.http.transport import Pool, translated
 from lamina.http.url import Origin, Url, is_loopback, parse_url
 from lamina.http.www_authenticate import Challenge, parse_challenges
 from lamina.registry.credentials import Credentials, find_credentials

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.errors import FetchError
 from lamina.http.http1 import Response
-from lamina.http.transport import TransientError, translated
+from lamina.http.transient import TransientError
+from lamina.http.transport import translated
 from lamina.http.url import Url
 from lamina.registry.session import CUT_HINT, RangeRefusedError, Session
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Self, cast
 from lamina.errors import FetchError, FormatError, IntegrityError, NotFoundError
 from lamina.http.client_options import ClientOptions
 from lamina.http.http1 import Response
-from lamina.http.transport import TransientError, translated
+from lamina.http.transient import TransientError
+from lamina.http.transport import translated
 from lamina.http.url import Url, parse_url
 from lamina.oci.manifest import (
     INDEX_TYPES,

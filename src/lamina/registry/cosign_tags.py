@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from lamina.errors import AuthError, FetchError, FormatError, NotFoundError, UnsupportedError
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.oci.manifest import (
     OCI_CONFIG,
     OCI_MANIFEST,

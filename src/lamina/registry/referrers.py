@@ -28,7 +28,7 @@ from lamina.errors import (
     UnsupportedError,
     UsageError,
 )
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.oci.manifest import (
     INDEX_TYPES,
     OCI_INDEX,

@@ -23,7 +23,8 @@ from lamina.errors import AuthError, FetchError, NotFoundError
 from lamina.http.client_options import ClientOptions
 from lamina.http.http1 import Body, ProtocolError, Response
 from lamina.http.pace import LEAST_BYTES_PER_S, WINDOW_S, Pace
-from lamina.http.transport import Pool, TransientError, translated
+from lamina.http.transient import TransientError
+from lamina.http.transport import Pool, translated
 from lamina.http.url import Url, is_loopback, parse_url
 from lamina.oci.reference import DEFAULT_REGISTRY, Reference
 from lamina.registry.auth import Authorizer

@@ -26,7 +26,7 @@ from lamina.errors import (
     UnsupportedError,
 )
 from lamina.http.http1 import Body
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.http.url import Origin, Url, parse_url
 from lamina.oci.manifest import Descriptor
 from lamina.oci.reference import is_digest

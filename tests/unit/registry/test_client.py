@@ -23,7 +23,7 @@ from lamina.errors import (
     UnsupportedError,
 )
 from lamina.http.client_options import ClientOptions
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.oci import manifest as m
 from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository

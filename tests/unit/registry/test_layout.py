@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -294,3 +296,12 @@ def test_a_manifest_of_a_gigabyte_is_not_read(layout: Path) -> None:
         (layout / "index.json").write_text(json.dumps(document))
         with pytest.raises(FormatError, match="more than"):
             repository.manifest()
+
+
+def test_a_folder_needs_no_network() -> None:
+    """Work on folders alone does not pay for importing what talks to registries."""
+    script = "import sys, lamina.registry.layout; print('socket' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"

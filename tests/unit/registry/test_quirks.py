@@ -14,7 +14,7 @@ import pytest
 
 from lamina.errors import Error, FetchError, IntegrityError, StoreError, UnsupportedError
 from lamina.http.client_options import ClientOptions
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.oci import manifest as m
 from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository

@@ -12,7 +12,7 @@ from tests.support.range_source import RangeSource
 
 from lamina.errors import AuthError, Error, FetchError, IntegrityError, NotFoundError
 from lamina.http.client_options import ClientOptions
-from lamina.http.transport import TransientError
+from lamina.http.transient import TransientError
 from lamina.oci.reference import parse_reference
 from lamina.registry.client import RegistryRepository
 from lamina.registry.repository_source import RepositorySource

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lamina.errors import FetchError, TrustError, UsageError
 from lamina.http.client_options import ClientOptions
-from lamina.http.transport import Pool, TransientError, translated
+from lamina.http.transient import TransientError
+from lamina.http.transport import Pool, translated
 from lamina.http.url import Origin, Url, is_loopback, parse_url
 from lamina.source.retry import ONCE, RetryPolicy, retry
 from lamina.trust.broker.protocol import MAX_BODY_BYTES
