@@ -90,7 +90,7 @@ def test_a_file_has_the_settings_and_is_given_back(program: str, kind: str, tmp_
         assert cri["disable_snapshot_annotations"] is False
     else:
         unpacked = _plugin(config, ("io.containerd.transfer.v1.local", "unpack_config"))
-        assert [each["snapshotter"] for each in unpacked] == ["overlayfs", "lamina"]
+        assert [each["snapshotter"] for each in unpacked] == ["lamina", "overlayfs"]
     if kind == "own":
         assert "registry.example/pause:3.9" in path.read_text()
         assert path.stat().st_mode & 0o777 == 0o640

@@ -98,8 +98,8 @@ def settings(form: int, major: int, socket: str, text: str | None = None) -> lis
     exports = (*plugin, "exports")
     platform = str(host_platform())
     there = _snapshotters(parsed(text or ""))
-    # A list in the file takes the place of containerd's own, by which `ctr` goes on to pull.
-    names = [] if NAME in there else [NAME] if there else ["overlayfs", NAME]
+    # A list in the file takes the place of containerd's own, for who asks for that.
+    names = [] if NAME in there else [NAME] if there else [NAME, "overlayfs"]
     unpacked: list[Value] = [{"platform": platform, "snapshotter": each} for each in names]
     return [
         *found,
