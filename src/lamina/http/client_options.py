@@ -14,7 +14,8 @@ class ClientOptions:
     ``deadline_s`` bounds one request with all its retries.  ``hosts_dirs`` are folders with
     ``HOST/hosts.toml``, which say what mirrors a registry has; None means those that
     ``LAMINA_HOSTS_DIR`` names.  Without ``plain_credentials`` no credentials go to another machine
-    over plain HTTP, where it could be anybody.
+    over plain HTTP, where it could be anybody.  ``credential_providers`` are a kubelet's: their
+    configuration, and the folder of the programs.
     """
 
     plain_http: bool | None = None
@@ -31,3 +32,4 @@ class ClientOptions:
     connect_timeout_s: float | None = None
     hosts_dirs: tuple[str, ...] | None = None
     plain_credentials: bool = True
+    credential_providers: tuple[str, str] | None = None

@@ -87,15 +87,34 @@ class Authorizer:
                 # Another thread has just answered the same challenge.
                 return
             self._headers.pop(scope, None)
-            challenges = {item.scheme: item for item in reversed(parse_challenges(challenge))}
-            if "bearer" in challenges:
-                self._headers[scope] = self._bearer(challenges["bearer"], scope, origin, deadline)
-            elif "basic" in challenges:
-                self._headers[scope] = self._basic(refused, origin)
-            else:
-                raise self._refusal("asks for a login of a kind that is not supported")
+            try:
+                self._headers[scope] = self._log_in(challenge, scope, refused, origin, deadline)
+            except AuthError:
+                if not self._has_newer(origin):
+                    raise
+                self._headers[scope] = self._log_in(challenge, scope, refused, origin, deadline)
         finally:
             self._lock.release()
+
+    def _log_in(
+        self, challenge: str, scope: str, refused: str | None, origin: Origin, deadline: float
+    ) -> tuple[str, float]:
+        challenges = {item.scheme: item for item in reversed(parse_challenges(challenge))}
+        if "bearer" in challenges:
+            return self._bearer(challenges["bearer"], scope, origin, deadline)
+        if "basic" in challenges:
+            return self._basic(refused, origin)
+        raise self._refusal("asks for a login of a kind that is not supported")
+
+    def _has_newer(self, origin: Origin) -> bool:
+        """Tell whether there are credentials in the place of those that were refused: who reads for
+        days outlives a login.
+        """
+        old = self._credentials
+        if not self._searched or self._options.username is not None:
+            return False
+        self._searched = False
+        return self._find(origin, old) not in (None, old)
 
     def _basic(self, refused: str | None, origin: Origin) -> tuple[str, float]:
         credentials = self._find(origin)
@@ -176,13 +195,15 @@ class Authorizer:
             # The decoder's message may quote the token.
             raise FetchError(f"the token service {url.origin} gave a malformed answer") from None
 
-    def _find(self, origin: Origin) -> Credentials | None:
+    def _find(self, origin: Origin, refused: Credentials | None = None) -> Credentials | None:
         is_plain = origin.scheme == "http" and not is_loopback(origin.host)
         if is_plain and not self._options.plain_credentials:
             return None
         if not self._searched:
             place = self._reference
-            self._credentials = find_credentials(place.registry, place.repository, self._options)
+            self._credentials = find_credentials(
+                place.registry, place.repository, self._options, refused
+            )
             self._searched = True
         return self._credentials
 

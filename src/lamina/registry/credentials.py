@@ -4,7 +4,7 @@ Files in the order they are asked: ``--authfile`` or ``REGISTRY_AUTH_FILE`` (alo
 ``$XDG_RUNTIME_DIR/containers/auth.json`` (``/run/containers/$UID/auth.json`` without it),
 ``$XDG_CONFIG_HOME/containers/auth.json``, ``$DOCKER_CONFIG/config.json`` or
 ``~/.docker/config.json``. Sources: containers-auth.json(5), docker's configuration reference,
-docker-credential-helpers.
+docker-credential-helpers.  Programs of a kubelet come last.
 """
 
 from __future__ import annotations
@@ -58,12 +58,16 @@ class _HelperAnswer(msgspec.Struct, rename="pascal"):
 
 
 def find_credentials(
-    registry: str, repository: str, options: ClientOptions | None = None
+    registry: str,
+    repository: str,
+    options: ClientOptions | None = None,
+    refused: Credentials | None = None,
 ) -> Credentials | None:
     """Return the credentials for a repository; None if there are none.
 
-    Raises UsageError for a file that cannot be used, AuthError for a helper that fails.  No message
-    has a secret.
+    A kubelet's programs, which are asked for what no file has, are asked anew for those that were
+    *refused*.  Raises UsageError for a file that cannot be used, AuthError for a helper that
+    fails.  No message has a secret.
     """
     options = options or ClientOptions()
     if options.username is not None:
@@ -75,7 +79,13 @@ def find_credentials(
         found = _from_file(path, registry, repository)
         if found is not None:
             return found
-    return None
+    if options.credential_providers is None:
+        return None
+    from lamina.registry.credential_providers import Login, providers_of
+
+    old = None if refused is None else Login(refused.username, refused.password)
+    login = providers_of(*options.credential_providers).find(f"{registry}/{repository}", old)
+    return None if login is None else Credentials(login.username, login.password)
 
 
 def _default_files() -> Iterator[str]:

@@ -23,6 +23,7 @@ from lamina.errors import UsageError
 if TYPE_CHECKING:
     from lamina.containerd.lazy_layers import Trust
     from lamina.containerd.server import Place
+    from lamina.opening.request import OpenRequest
 
 ROOT: Final = "/var/lib/lamina-snapshotter"
 CONFIG: Final = "/etc/containerd/config.toml"
@@ -109,6 +110,15 @@ def add_arguments(parser: Parser) -> None:
         "have on this node; others are unpacked. May be repeated",
     )
     _add_install_options(parser)
+    parser.add_argument(
+        "--image-credential-provider-config",
+        metavar="FILE",
+        help="programs that are asked for credentials, which no file has: those of the kubelet's "
+        "option of this name",
+    )
+    parser.add_argument(
+        "--image-credential-provider-bin-dir", metavar="DIR", help="where those programs are"
+    )
     add_profile_option(parser)
     add_device_option(parser)
     add_registry_options(parser)
@@ -205,7 +215,8 @@ def _trust(args: Namespace) -> Trust:
         if not (namespace and equals and path):
             raise UsageError(f"{text!r} is not NAMESPACE=FILE")
         policies[namespace] = os.path.abspath(path)
-    template = for_another_process(open_request(args, "docker://any", start=start_rule(args)))
+    request = open_request(args, "docker://any", start=start_rule(args))
+    template = for_another_process(_with_providers(args, request))
     if template.has_secrets:
         protect_process()
     forget_passphrases()
@@ -214,3 +225,27 @@ def _trust(args: Namespace) -> Trust:
         load_policy(str(path))
     scopes = frozenset("" if scope == "*" else scope for scope in args.index_from)
     return Trust(template, policies, scopes)
+
+
+def _with_providers(args: Namespace, request: OpenRequest) -> OpenRequest:
+    """Return a request with a kubelet's programs for credentials.  Raises UsageError, and what
+    reading their configuration raises.
+    """
+    import dataclasses
+
+    import msgspec
+
+    from lamina.registry.credential_providers import providers_of
+
+    config, folder = args.image_credential_provider_config, args.image_credential_provider_bin_dir
+    if config is None and folder is None:
+        return request
+    if config is None or folder is None:
+        raise UsageError(
+            "--image-credential-provider-config and --image-credential-provider-bin-dir go together"
+        )
+    providers = (os.path.abspath(config), os.path.abspath(folder))
+    # Now, and not when the first pod starts.
+    providers_of(*providers)
+    client = dataclasses.replace(request.client, credential_providers=providers)
+    return msgspec.structs.replace(request, client=client)
