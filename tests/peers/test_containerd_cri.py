@@ -57,7 +57,7 @@ def test_life_of_a_pod(cluster_node: Node, images: NodeImages, kind: str) -> Non
 def test_ctr(cluster_node: Node, images: NodeImages, kind: str) -> None:
     """By the transfer service, which passes on which image a layer is of."""
     made, image = cluster_node, images.reference(kind)
-    made.ctr("images", "pull", "--plain-http", image)
+    made.ctr("images", "pull", "--plain-http", "--snapshotter", "lamina", image)
     assert len(mounts_below(made.folder / "snapshots")) == (1 if kind in LAZY else 0)
     words = ("--rm", "--snapshotter", "lamina", "--net-host", "--runc-root")
     root = str(made.folder / "runc")
@@ -73,7 +73,7 @@ def test_a_container_in_a_user_namespace(cluster_node: Node, images: NodeImages,
     made, image = cluster_node, images.reference(kind)
     # Who is inside has to reach the root of the container.
     made.folder.chmod(0o711)
-    made.ctr("images", "pull", "--plain-http", image)
+    made.ctr("images", "pull", "--plain-http", "--snapshotter", "lamina", image)
     words = ("--rm", "--snapshotter", "lamina", "--runc-root", str(made.folder / "runc"))
     users = ("--remap-labels", "--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536")
     script = "stat -c %u:%g /etc/text; echo x > /new; cat /proc/self/uid_map; md5sum < /big"

@@ -98,7 +98,7 @@ def settings(form: int, major: int, socket: str, text: str | None = None) -> lis
     exports = (*plugin, "exports")
     platform = str(host_platform())
     there = _snapshotters(parsed(text or ""))
-    # A list in the file takes the place of containerd's own, for who asks for that.
+    # A list in the file takes the place of containerd's own, which `ctr` by itself asks for.
     names = [] if NAME in there else [NAME] if there else [NAME, "overlayfs"]
     unpacked: list[Value] = [{"platform": platform, "snapshotter": each} for each in names]
     return [
