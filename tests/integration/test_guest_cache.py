@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -152,6 +153,10 @@ def test_a_reader_waits_while_the_cache_is_replaced(host: Host) -> None:
             stat = image.stat("/srv/bulk.bin")
             assert image.pread(stat, 0, 1000) == BULK[:1000]
             running.close()
+            # Nobody else gets the port meanwhile; who listens may have it too.
+            kept = running.enter_context(socket.socket())
+            kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            kept.bind(("127.0.0.1", port))
             read: list[bytes] = []
             reader = threading.Thread(target=lambda: read.append(image.pread(stat, 0, stat.size)))
             reader.start()

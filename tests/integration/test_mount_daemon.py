@@ -234,9 +234,9 @@ def test_damage_is_in_the_log(served: Served, device: str) -> None:
     unmount(served.mountpoint)
 
 
-def read_slowly(served: Served) -> subprocess.Popen[bytes]:
+def read_what_is_held(served: Served) -> subprocess.Popen[bytes]:
     """A reader that is waiting for the source when this returns."""
-    (served.folder / "slow").touch()
+    (served.folder / "held").touch()
     program = (
         "import os, sys\n"
         "try: data = open(sys.argv[1], 'rb').read(); print(data.count(0), len(data))\n"
@@ -244,13 +244,13 @@ def read_slowly(served: Served) -> subprocess.Popen[bytes]:
     )
     command = [sys.executable, "-c", program, served.mountpoint / BIG]
     reader = subprocess.Popen(command, stdout=subprocess.PIPE)
-    time.sleep(0.5)
+    wait_until((served.folder / "asked").exists)
     return reader
 
 
 def test_killed_server_never_means_zeros(served: Served, device: str) -> None:
     pid = served.start(device, foreground=True)
-    with read_slowly(served) as reader:
+    with read_what_is_held(served) as reader:
         os.kill(pid, signal.SIGKILL)
         out, _ = reader.communicate(timeout=60)
     code, length = map(int, out.split())
@@ -261,7 +261,7 @@ def test_killed_server_never_means_zeros(served: Served, device: str) -> None:
         with pytest.raises(OSError) as caught:
             (served.mountpoint / name).read_bytes()
         assert caught.value.errno in (errno.EIO, errno.ENOTCONN, errno.ECONNABORTED)
-    assert served.states() == [MountState.BROKEN]
+    wait_until(lambda: served.states() == [MountState.BROKEN])
     unmount(served.mountpoint)
     assert not is_mounted(served.mountpoint)
     assert served.states() == []

@@ -19,6 +19,7 @@ from lamina.serve.mounts import MountState, list_mounts, unmount
 from lamina.serve.service.client import service_status
 from tests.support.serving import ROOT, kill_together, start, write_sample
 from tests.support.tools import require_erofs, require_kernel, require_root
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.kernel
 
@@ -110,13 +111,14 @@ def test_mounts_survive_the_death_of_all(manager: Manager, device: str, tmp_path
     manager.start()
     start(tmp_path / "image", mountpoint, tmp_path / "store", device)
     assert manager.store
-    (tmp_path / "image" / "slow").touch()
+    # Before: who asks for it waits for the chunk table as well.
+    status = service_status()
+    assert status is not None
+    (tmp_path / "image" / "held").touch()
     with subprocess.Popen(["cat", mountpoint / BIG], stdout=subprocess.PIPE) as reader:
-        time.sleep(0.5)
-        status = service_status()
-        assert status is not None
+        wait_until((tmp_path / "image" / "asked").exists)
         kill_together(status.pids.values())
-        (tmp_path / "image" / "slow").unlink()
+        (tmp_path / "image" / "held").unlink()
         time.sleep(0.3)
         assert reader.poll() is None, "the reader did not wait"
         manager.start()
@@ -124,10 +126,7 @@ def test_mounts_survive_the_death_of_all(manager: Manager, device: str, tmp_path
     assert out == built.contents[BIG.encode()]
     assert [each.state for each in list_mounts()] == [MountState.SERVED]
     unmount(mountpoint)
-    deadline = time.monotonic() + 60
-    while manager.store:
-        assert time.monotonic() < deadline, manager.store
-        time.sleep(0.02)
+    wait_until(lambda: not manager.store)
 
 
 def test_a_service_of_a_manager_is_stopped_there(

@@ -21,6 +21,7 @@ from lamina.image.compare import compare
 from lamina.image.folder import FolderImage
 from lamina.oci.reference import parse_reference
 from lamina.store.node import NodeStore
+from tests.support.disk import disk_usage
 from tests.support.opening import open_image
 from tests.support.tools import require_root
 
@@ -29,17 +30,6 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 BUDGET = 100 << 20
 SPAN = 1 << 20
-
-
-def disk_usage(root: Path) -> int:
-    total = 0
-    for folder, _, names in os.walk(root):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(folder, name)).st_blocks * 512
-            except FileNotFoundError:
-                continue
-    return total
 
 
 class Watcher:

@@ -23,11 +23,11 @@ from lamina.errors import KernelError
 from lamina.serve.mounts import list_mounts
 from lamina.serve.runtime_folder import state_directory
 from lamina.serve.service.client import service_status
-from tests.integration.test_shared_pages import resident_pages, wait_until
+from tests.integration.test_shared_pages import locked_pages, resident_pages
 from tests.support.containers import small_root
 from tests.support.serving import kill_together
 from tests.support.tools import require_kernel, require_root, require_tool
-from tests.support.waiting import wait_for_no_mounts
+from tests.support.waiting import wait_for_no_mounts, wait_until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
@@ -155,7 +155,8 @@ def test_what_one_has_read_is_there_for_the_other(start: Start) -> None:
     first, second = start(READS), start(READY)
     assert (first.line(), second.line()) == (DIGEST, "ready")
     assert first.tree.stat().st_dev == second.tree.stat().st_dev
-    assert resident_pages(second.tree / "ballast") == PAGES
+    with locked_pages(first.tree / "ballast"):
+        assert resident_pages(second.tree / "ballast") == PAGES
     third = start(READS)
     assert third.line() == DIGEST
     assert len({each.record.device_number for each in list_mounts()}) == 1

@@ -146,7 +146,9 @@ def test_killed(
     taken.start(device)
     with Meanwhile(lambda: kill(roles), lambda: taken.read_bytes) as killing:
         longest = taken.read_all()
-    assert killing.times
+        # However late the first one comes.
+        while not killing.times:
+            longest = taken.read_all()
     with capsys.disabled():
         print(f"\n{device}, {' and '.join(roles)} killed {killing.times} times: {longest:.3f} s")
     assert all(each.state in (MountState.SERVED, MountState.RESIDENT) for each in list_mounts())

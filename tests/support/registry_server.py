@@ -7,9 +7,7 @@ A pytest plugin: the fixtures ``registry`` (one a session), ``registry_with_logi
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tools
+from tests.support.listening import listening_port
 
 PROGRAM = "docker-registry"
 USER, PASSWORD = "ada", "correct horse"
@@ -29,7 +28,7 @@ storage:
   filesystem: {{rootdirectory: {root}}}
   delete: {{enabled: true}}
 http:
-  addr: {host}:{port}
+  addr: {host}:0
 {extra}
 """
 
@@ -74,36 +73,20 @@ def start_registry(
     """
     program = program or tools.find_program(PROGRAM) or PROGRAM
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port = probe.getsockname()[1]
     config = folder / "config.yml"
     root = folder / "storage"
     quiet = "false" if access_log else "true"
-    config.write_text(_CONFIG.format(root=root, host=host, port=port, extra=extra, quiet=quiet))
+    config.write_text(_CONFIG.format(root=root, host=host, extra=extra, quiet=quiet))
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [program, "serve", str(config)], stdout=log, stderr=log, stdin=subprocess.DEVNULL
         )
         try:
-            _wait_until_it_listens(process, host, port, folder / "log")
+            port = listening_port(process, folder / "log")
             yield RegistryServer(f"{host}:{port}", root, ca_file, folder / "log")
         finally:
             process.terminate()
             process.wait(60)
-
-
-def _wait_until_it_listens(
-    process: subprocess.Popen[bytes], host: str, port: int, log: Path
-) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
-            return
-        time.sleep(0.02)
-    raise RuntimeError(f"{PROGRAM} did not start: {log.read_text()[-2000:]}")
 
 
 def login_config(folder: Path) -> str:

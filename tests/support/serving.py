@@ -54,8 +54,9 @@ CHUNK_SIZE = 16384
 
 class FolderSource(RangeSource):
     """Blobs in ``FOLDER/blobs``.  While ``FOLDER/down`` exists, nothing is delivered; while
-    ``FOLDER/slow`` does, everything after a second; with ``FOLDER/far``, after 10 ms; with
-    ``FOLDER/silent`` nothing comes, and nobody says so, for as long as one waits.
+    ``FOLDER/held`` does, nothing until it is gone, and ``FOLDER/asked`` tells that something was
+    asked for; with ``FOLDER/far``, everything after 10 ms; with ``FOLDER/silent`` nothing comes,
+    and nobody says so, for as long as one waits.
     """
 
     name = "folder"
@@ -77,9 +78,10 @@ class FolderSource(RangeSource):
     def read_range(self, blob_id: str, offset: int, size_bytes: int) -> bytes:
         if (self._folder / "down").exists():
             raise FetchError("the source is down")
-        if (self._folder / "slow").exists():
-            time.sleep(1)
-        elif (self._folder / "far").exists():
+        while (self._folder / "held").exists():
+            (self._folder / "asked").touch()
+            time.sleep(0.01)
+        if (self._folder / "far").exists():
             time.sleep(0.01)
         self.requests.append((offset, size_bytes))
         with (self._folder / "blobs" / blob_id).open("rb") as file:

@@ -607,11 +607,13 @@ def test_addresses_of_brokers(broker: RunningBroker) -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    client = KbsClient(parse_endpoint(f"http://127.0.0.1:{port}", None), SampleEvidence())
-    with pytest.raises(FetchError, match="cannot be asked"):
-        client.fetch(RESOURCE)
+    with socket.socket() as taken:
+        # Bound, so that nobody else listens there meanwhile.
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        client = KbsClient(parse_endpoint(f"http://127.0.0.1:{port}", None), SampleEvidence())
+        with pytest.raises(FetchError, match="cannot be asked"):
+            client.fetch(RESOURCE)
 
 
 def test_a_source_without_evidence(broker: RunningBroker) -> None:

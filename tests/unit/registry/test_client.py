@@ -250,10 +250,13 @@ def test_long_waits_are_told_of(
     registry: FakeRegistry, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put_manifest(registry, manifest_of(b"x"))
-    for action, long_s in ((fake.status(503), 60.0), (fake.stall(3), 1.0)):
+    for action, long_s, timeout_s in (
+        (fake.status(503), 60.0, 60.0),
+        (fake.stall(30), 1.0, 3.0),
+    ):
         monkeypatch.setattr(retry, "_LONG_S", long_s)
         registry.rule("GET", "/manifests/", action, times=1)
-        with caplog.at_level("INFO", "lamina"), opened(registry, timeout_s=1.1) as repository:
+        with caplog.at_level("INFO", "lamina"), opened(registry, timeout_s=timeout_s) as repository:
             repository.resolve()
     assert [each.levelname for each in caplog.records] == ["INFO", "WARNING"]
     assert all("asking again" in each.message for each in caplog.records)
