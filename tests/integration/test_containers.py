@@ -26,9 +26,9 @@ pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
 ROOT: Final = Path(__file__).parents[2]
 COUNT: Final = 20
-TALKS: Final = (
-    "trap 'echo still' USR1; trap 'echo end >&2; exit {code}' TERM; echo begin;"
-    "while :; do sleep 0.1; done"
+ENDS: Final = "trap 'echo still' USR1; "
+TALKS: Final = ENDS + (
+    "trap 'echo end >&2; exit {code}' TERM; echo begin;while :; do sleep 0.1; done"
 )
 
 
@@ -51,6 +51,9 @@ class Node:
         if words[0] == "run":
             self.names |= {word for before, word in pairwise(words) if before == "--name"}
             program = ["tests.support.containers", str(self.root), str(self.store)]
+            if any(word.startswith(ENDS) for word in words):
+                # By itself, however late the machine lets it.
+                program += ["--stop-timeout", "100"]
             return [sys.executable, "-m", *program, *words[1:]]
         return [sys.executable, "-m", "lamina", *words]
 

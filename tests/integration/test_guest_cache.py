@@ -77,8 +77,7 @@ class Host:
         )
 
     def sent_bytes(self) -> int:
-        assert self.registry.log is not None
-        return sum(int(size) for _, size in _GET.findall(self.registry.log.read_text()))
+        return sum(int(size) for _, size in _GET.findall(self.registry.logged()))
 
 
 @pytest.fixture

@@ -81,8 +81,7 @@ def test_a_pull_through_cache(
         hosts = ("--hosts-dir", f"{tmp_path}/certs.d")
         assert main(["-q", "copy", *hosts, source, f"oci:{tmp_path}/copied:1"]) == 0
         printed(capfdbinary)
-        assert cache.log is not None
-        assert f"?ns={cluster.origin.host}" in cache.log.read_text()
+        assert f"?ns={cluster.origin.host}" in cache.logged()
         cluster.stop_origin()
         assert cluster.cat("store") == 0
         assert printed(capfdbinary) == CONTENT

@@ -17,6 +17,7 @@ from lamina.cli.self_tests import write_layout
 from tests.support.containers import small_root
 from tests.support.registry_server import RegistryServer
 from tests.support.tools import require_kernel, require_root, require_tool
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.tools]
 
@@ -112,9 +113,14 @@ def test_plans_are_told_before_and_after(image: str, store: Path) -> None:
 
 
 def test_the_rest_arrives_in_the_background(image: str, store: Path) -> None:
-    done = lamina("run", "--rm", "--complete", image, "sleep 5", store=store)
-    assert done.returncode == 0
-    assert resident_bytes(store) >= BALLAST_BYTES
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "LAMINA_STORE": str(store)}
+    command = [sys.executable, "-m", "lamina", "run", "--rm", "-i", "--complete", image]
+    with subprocess.Popen(
+        [*command, "read line"], stdin=subprocess.PIPE, env=environment
+    ) as process:
+        wait_until(lambda: resident_bytes(store) >= BALLAST_BYTES, "the rest")
+        process.communicate(b"\n", timeout=120)
+    assert process.returncode == 0
 
 
 def damage(registry: RegistryServer, image: str, store: Path) -> str:

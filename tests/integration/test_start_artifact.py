@@ -84,8 +84,7 @@ def lamina(*arguments: str, store: Path | None = None) -> subprocess.CompletedPr
 
 
 def requests(server: RegistryServer, before: int = 0) -> list[str]:
-    assert server.log is not None
-    lines = server.log.read_text(errors="replace").splitlines()
+    lines = server.logged().splitlines()
     return [line for line in lines if "GET /v2/" in line][before:]
 
 

@@ -7,7 +7,9 @@ A pytest plugin: the fixtures ``registry`` (one a session), ``registry_with_logi
 from __future__ import annotations
 
 import contextlib
+import http.client
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,10 @@ import pytest
 
 from tests.support import tools
 from tests.support.listening import listening_port
+from tests.support.waiting import LIMIT_S
 
 PROGRAM = "docker-registry"
+_LAST = '"HEAD /v2/ HTTP'
 USER, PASSWORD = "ada", "correct horse"
 """The login of ``registry_with_login``."""
 
@@ -48,6 +52,22 @@ class RegistryServer:
     def reference(self, name: str) -> str:
         """``docker://127.0.0.1:PORT/NAME``."""
         return f"docker://{self.host}/{name}"
+
+    def logged(self) -> str:
+        """What it has printed, with all that was answered: a request that is made now, and is in
+        the access log, came after those.
+        """
+        assert self.log is not None
+        before = self.log.read_text(errors="replace").count(_LAST)
+        connection = http.client.HTTPConnection(self.host, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("HEAD", "/v2/")
+            connection.getresponse().read()
+        end_s = time.monotonic() + LIMIT_S
+        while (text := self.log.read_text(errors="replace")).count(_LAST) <= before:
+            assert time.monotonic() < end_s, "it has no access log"
+            time.sleep(0.01)
+        return text
 
     def blob_path(self, digest: str) -> Path:
         """The file of a blob: tests damage it."""
