@@ -97,17 +97,20 @@ def _own_signals() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _own_mounts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _own_mounts(tmp_path: Path) -> Iterator[None]:
     """A mount service of its own for each test, which ends with its last mount; its folder, and
     that of the test, go when every process that the test has started is gone.
+
+    Without ``monkeypatch``: what a test has put in the place of something is back by then.
     """
     del tmp_path
     folder = tempfile.mkdtemp(prefix="lamina-test-")
-    monkeypatch.setenv("LAMINA_RUNTIME", folder)
-    monkeypatch.setenv(leaks.TEST_VARIABLE, folder)
     try:
-        with leaks.ended_processes(folder):
-            yield
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LAMINA_RUNTIME", folder)
+            patch.setenv(leaks.TEST_VARIABLE, folder)
+            with leaks.ended_processes(folder):
+                yield
     finally:
         leaks.remove_folder(Path(folder))
 

@@ -69,3 +69,11 @@ def test_a_folder_is_removed_anew_while_somebody_writes(
     leaks.remove_folder(folder)
     assert not folder.exists()
     assert len(calls) == 2
+
+
+def test_what_a_test_has_put_in_a_place_is_gone_before_its_folder_goes(
+    request: pytest.FixtureRequest,
+) -> None:
+    """Fixtures go in the other order than they came."""
+    order = request.fixturenames
+    assert order.index("_own_mounts") < order.index("monkeypatch")
