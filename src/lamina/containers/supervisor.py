@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -37,6 +38,7 @@ from lamina.serve.runtime import (
 
 PID_FILE: Final = "pid"
 _EXIT_FILE: Final = "exit"
+LOG: Final = logging.getLogger("lamina")
 _KILLED: Final = 137
 # A pipe has no more in it (proc_sys_fs(5), pipe-max-size).
 _MOST_LEFT_BYTES: Final = 1 << 20
@@ -99,14 +101,23 @@ class Supervisor:
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, _noted)
+        return self._start_and_follow()
+
+    def _start_and_follow(self) -> Outcome:
+        has_started = False
         try:
             failure = self._create()
-            if failure is None:
-                self._started()
-                return Outcome(self._follow(self._read_pid()))
-            return failure
+            if failure is not None:
+                return failure
+            has_started = True
+            self._started()
+            return Outcome(self._follow(self._read_pid()))
         except Exception as error:  # noqa: BLE001 - the last frame of the process
-            return Outcome(RUNTIME_FAILED, f"the supervisor failed: {error}")
+            told = f"the supervisor failed: {error}"
+            # Of a container that has run, what it wrote is kept, as after any other end.
+            if has_started:
+                LOG.error("%s", told)  # noqa: TRY400 - one clear line
+            return Outcome(RUNTIME_FAILED, "" if has_started else told)
         finally:
             self._forget()
 
