@@ -33,6 +33,7 @@ def pods(programs: Programs, images: NodeImages) -> Iterator[Node]:
         yield made
 
 
+@pytest.mark.timeout(900)
 def test_an_upgrade_under_twenty_containers(pods: Node, images: NodeImages) -> None:
     """Half of them read before, and the other half begin in the middle of it."""
     pod = pods.run_pod("pod")

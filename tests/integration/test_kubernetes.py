@@ -95,12 +95,13 @@ def node_install(action: str, node: Path, bundle: Path, *, code: int = 0, **more
         },
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
     )
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
+@pytest.mark.timeout(1500)
 def test_a_node_is_installed_upgraded_and_left_as_it_was(tree: Path, bundle: Path) -> None:
     config, units = tree / "etc/containerd/config.toml", tree / "etc/systemd/system"
     before = {each.name for each in units.iterdir()}

@@ -127,6 +127,7 @@ def test_a_broker_gives_the_key_again(sealed: Sealed, device: str) -> None:
         # However late the first one comes.
         while not killing.times:
             sealed.read_all()
+    assert all(each.state in (MountState.SERVED, MountState.RESIDENT) for each in list_mounts())
     unmount(sealed.mountpoint)
 
 
