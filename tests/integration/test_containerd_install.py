@@ -105,7 +105,9 @@ def test_a_file_has_the_settings_and_is_given_back(program: str, kind: str, tmp_
 def test_what_containerd_understands_otherwise_is_not_put_in_place(
     program: str, tmp_path: Path
 ) -> None:
-    """An import that has the plugin too wins over the file that imports it."""
+    """An import that has the plugin too wins over the file that imports it, or, in containerd 2 of
+    two files of version 2, neither does.
+    """
     lamina, path = Shell(tmp_path), tmp_path / "config.toml"
     (tmp_path / "other.toml").write_text(
         'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd]\nsnapshotter = "native"\n'
@@ -114,7 +116,8 @@ def test_what_containerd_understands_otherwise_is_not_put_in_place(
     path.write_text(text)
     words = ("snapshotter", "install", "--containerd", "config.toml")
     said = lamina(*words, "--containerd-program", program, code=1).stderr
-    assert "'native', not 'lamina'" in said
+    assert "containerd understands plugins." in said
+    assert "snapshotter as 'native'" in said or "snapshotter as 'overlayfs'" in said
     assert path.read_text() == text
 
 
