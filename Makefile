@@ -32,6 +32,12 @@ demo-sealed: $(VENV)/run ## seal and sign an image, run it with keys of a key br
 	@$(BIN)/python -m pip install -q -e '.[ocicrypt]'
 	@$(RUN) $(BIN)/python demo/demo_sealed.py
 
+.PHONY: demo-guest
+demo-guest: guest-image ## two emulated guests of one host run a sealed image, then the host lies (some minutes)
+	@$(PACKAGES) guest
+	@$(BIN)/python -m pip install -q -e '.[ocicrypt]'
+	@$(RUN) $(BIN)/python demo/demo_guest.py build/guest-image
+
 .PHONY: test
 test: $(VENV)/dev ## units, Debian's tools, kernel mounts, a guest a kernel, linters, seconds of each fuzz target
 	@$(PACKAGES) test
@@ -104,6 +110,10 @@ faults: $(VENV)/dev ## break network, servers, disks and caches under real reade
 mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store source"
 	@$(BIN)/python -m pip install -q -e '.[mutants]'
 	@$(RUN) $(LIMIT) 3h $(BIN)/python -m tests.mutants --count $(MUTANTS) --seed $(SEED) $(TARGETS)
+
+.PHONY: guest-image
+guest-image: $(VENV)/run ## a kernel and an initial RAM disk for confidential guests, reproducible: build/guest-image
+	@$(BIN)/python distribution/guest_image.py build/guest-image
 
 .PHONY: install uninstall
 install: ## install below PREFIX=/usr/local; distribution/install has the variables for packagers

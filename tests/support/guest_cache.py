@@ -9,9 +9,10 @@ from pathlib import Path
 
 from lamina.http.client_options import ClientOptions
 from lamina.serve.cache.blob_cache import BlobCache
+from lamina.serve.cache.channels import ChannelServer
 from lamina.serve.cache.server import CacheServer
 from lamina.serve.cache.upstream import Upstream
-from lamina.serve.nbd.listening import listen_tcp
+from lamina.serve.nbd.listening import listen_tcp, listen_unix
 from lamina.store.node import NodeStore
 
 
@@ -22,8 +23,11 @@ def running_cache(
     budget: int | None = None,
     options: ClientOptions | None = None,
     port: int = 0,
+    channel: Path | None = None,
 ) -> Iterator[str]:
-    """Serve a cache until the block ends; its ``HOST:PORT``."""
+    """Serve a cache until the block ends; its ``HOST:PORT``.  *channel* is a unix socket that
+    serial ports of guests are connected to.
+    """
     with (
         Upstream(prefixes, options or ClientOptions()) as upstream,
         BlobCache(upstream, NodeStore(store, budget=budget)) as cache,
@@ -33,10 +37,21 @@ def running_cache(
         thread.start()
         try:
             host, port = server.server_address
-            yield f"{host}:{port}"
+            with channels(channel, server):
+                yield f"{host}:{port}"
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def channels(path: Path | None, server: CacheServer) -> Iterator[None]:
+    """Take the serial ports of guests, if there is a path for them."""
+    if path is None:
+        yield
+        return
+    with ChannelServer(listen_unix(str(path)), server.adopt):
+        yield
 
 
 def name_mirror(folder: Path, registry: str, mirror: str, *, alone: bool = False) -> str:

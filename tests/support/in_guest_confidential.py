@@ -1,7 +1,8 @@
 """A confidential guest without a confidential processor: ``lamina guest run`` for some cases.
 
 ``python tests/support/in_guest_confidential.py JSON``: a list of ``{"name", "init_data", "cache",
-"image"}``.  Prints for each what the command printed, and ``NAME: exit code N``.
+"image"}``, some with the tag of a share of blobs as ``"share"``.  A cache that is the name
+of a serial port is relayed.  Prints for each what the command printed, and ``NAME: exit code N``.
 """
 
 from __future__ import annotations
@@ -60,12 +61,30 @@ def run_case(case: dict[str, str]) -> None:
     init_data = Path("/run/initdata.toml")
     init_data.write_text(case["init_data"])
     command = [sys.executable, "-m", "lamina", "guest", "run", "--evidence", "sample"]
-    command += ["--init-data", str(init_data), "--cache", case["cache"], "--cache-only"]
+    cache = case["cache"]
+    if "://" not in cache:
+        cache = relayed(cache)
+    command += ["--init-data", str(init_data), "--cache", cache, "--cache-only"]
+    if "share" in case:
+        folder = Path("/run/share")
+        folder.mkdir()
+        mount(case["share"], str(folder), "virtiofs")
+        command += ["--blob-dir", str(folder)]
     command += ["--network", "none", case["image"]]
     print(f"== {case['name']}", flush=True)
     environment = {**os.environ, "TMPDIR": "/run"}
     done = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL)
     print(f"\n{case['name']}: exit code {done.returncode}", flush=True)
+
+
+def relayed(port: str) -> str:
+    """The address of a cache that is behind a serial port.  The relay ends with the machine."""
+    command = [sys.executable, "-m", "lamina", "guest", "relay", "--channel", port]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    told = process.stderr.readline()
+    assert "cache is at" in told, told
+    return told.split()[-1]
 
 
 def main() -> int:

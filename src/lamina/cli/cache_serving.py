@@ -16,6 +16,9 @@ from lamina.errors import UsageError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
+
+    from lamina.serve.cache.server import CacheServer
 
 
 def serve_cache(args: Namespace) -> int:
@@ -37,13 +40,30 @@ def serve_cache(args: Namespace) -> int:
         _announce(args, listening)
         thread = threading.Thread(target=server.run, name="lamina-cache")
         thread.start()
-        wait()
+        with _channels(args, server):
+            wait()
         server.shutdown()
         thread.join()
         if args.socket is not None:
             with contextlib.suppress(OSError):
                 os.unlink(args.socket)
     return 0
+
+
+@contextlib.contextmanager
+def _channels(args: Namespace, server: CacheServer) -> Iterator[None]:
+    """Serve guests that have no network too."""
+    if args.channel is None:
+        yield
+        return
+    from lamina.serve.cache.channels import ChannelServer
+    from lamina.serve.nbd.listening import listen_unix
+
+    with ChannelServer(listen_unix(args.channel), server.adopt):
+        console.info(f"serial ports of guests are taken on {args.channel}")
+        yield
+    with contextlib.suppress(OSError):
+        os.unlink(args.channel)
 
 
 def _listen(args: Namespace) -> socket.socket:

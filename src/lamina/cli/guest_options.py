@@ -39,7 +39,11 @@ def add_guest_options(parser: Parser) -> argparse._ArgumentGroup:
 
 
 def guest_settings(
-    args: Namespace, *, cache: str | None = None, cache_only: bool = False
+    args: Namespace,
+    *,
+    cache: str | None = None,
+    cache_only: bool = False,
+    blob_dirs: tuple[str, ...] = (),
 ) -> GuestSettings:
     """Return what the options say, and protect this process.  Raises UsageError."""
     from lamina.cli.key_options import protect_process
@@ -56,4 +60,5 @@ def guest_settings(
         evidence=args.evidence,
         cache=cache,
         cache_only=cache_only,
+        blob_dirs=blob_dirs,
     )

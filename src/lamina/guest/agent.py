@@ -39,7 +39,7 @@ EVIDENCE: Final = ("tsm", SAMPLE)
 class GuestSettings:
     """What is not measured: where the guest works, by which evidence it proves itself, and where
     bytes come from.  ``cache`` is the address of a cache of the host, ``cache_only`` that nobody
-    else is asked.
+    else is asked.  ``blob_dirs`` are folders of blobs that the host shares, asked before.
     """
 
     work: Path
@@ -47,6 +47,7 @@ class GuestSettings:
     evidence: str = "tsm"
     cache: str | None = None
     cache_only: bool = False
+    blob_dirs: tuple[str, ...] = ()
 
 
 def sample_measurement(init_data: InitData) -> str:
@@ -86,6 +87,7 @@ def guest_request(reference: str, settings: GuestSettings) -> OpenRequest:
             plain_credentials=False,
         ),
         store=os.fspath(work / "store"),
+        blob_dirs=settings.blob_dirs,
     )
 
 

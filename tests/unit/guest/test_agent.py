@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lamina.errors import AuthError, StoreError, UsageError
+from lamina.errors import AuthError, NotFoundError, StoreError, UsageError
 from lamina.guest import agent
+from lamina.guest.relay import find_port
 from lamina.oci.reference import parse_reference
 from lamina.registry import auth
 from lamina.registry.open_repository import open_repository
@@ -94,3 +95,13 @@ def test_a_folder_that_others_can_change_and_memory_that_is_swapped_are_refused(
     monkeypatch.setattr(agent, "refuse_visible_swap", refuse)
     with pytest.raises(StoreError, match="swapped"):
         agent.guest_request("registry.test/app:1", found)
+
+
+def test_a_port_is_found_by_the_name_that_the_host_gave_it(tmp_path: Path) -> None:
+    for number, name in enumerate(("org.qemu.agent", "lamina.cache")):
+        (tmp_path / f"vport{number}p1").mkdir()
+        (tmp_path / f"vport{number}p1/name").write_text(f"{name}\n")
+    assert find_port("lamina.cache", tmp_path) == Path("/dev/vport1p1")
+    assert find_port("/dev/ttyS1", tmp_path) == Path("/dev/ttyS1")
+    with pytest.raises(NotFoundError, match="no serial port called 'other'"):
+        find_port("other", tmp_path)

@@ -38,6 +38,9 @@ HELP: Final = HelpPage(
     by ttrpc: api.ImagePullService/PullImage mounts an image as rootfs of a bundle and writes its
     config.json, api.GetResourceService/GetResource returns what the broker has.
 
+    `relay` is for guests without a network: it carries connections to --listen over a virtio serial
+    port to the host's cache (`lamina serve cache --channel`), which is http://127.0.0.1:5001 then.
+
     Everything is kept in the work folder, which has to be in memory (tmpfs) or on a disk of
     dm-crypt; one that the host could read is refused.
 
@@ -61,12 +64,14 @@ HELP: Final = HelpPage(
     see_also=("run", "serve", "kbs", "policy"),
     failure_code=125,
 )
+_DEFAULT_PORT: Final = "lamina.cache"
+_DEFAULT_RELAY: Final = "127.0.0.1:5001"
 _DEFAULT_SOCKET: Final = "/run/confidential-containers/cdh.sock"
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the options and arguments."""
-    parser.add_argument("action", choices=("run", "serve"), help="what to do")
+    parser.add_argument("action", choices=("run", "serve", "relay"), help="what to do")
     parser.add_argument(
         "image", metavar="IMAGE", nargs="?", help="run: reference of an image in a registry"
     )
@@ -84,10 +89,31 @@ def add_arguments(parser: Parser) -> None:
         "--cache-only", action="store_true", help="ask the cache for everything, and nobody else"
     )
     group.add_argument(
+        "--blob-dir",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="folder of blobs by digest that the host shares, as by virtio-fs, asked before the "
+        "cache; may be repeated",
+    )
+    group.add_argument(
         "--socket",
         metavar="PATH",
         default=_DEFAULT_SOCKET,
         help="serve: where the agent calls (%(default)s)",
+    )
+    group.add_argument(
+        "--channel",
+        metavar="PORT",
+        default=_DEFAULT_PORT,
+        help="relay: name, or device, of the serial port that the host's cache is behind "
+        "(%(default)s)",
+    )
+    group.add_argument(
+        "--listen",
+        metavar="ADDRESS:PORT",
+        default=_DEFAULT_RELAY,
+        help="relay: where this guest then has the cache (%(default)s)",
     )
     add_container_options(parser)
     add_output_options(parser, short_verbose=False, short_help=False, json=False)
@@ -97,7 +123,11 @@ def run(args: Namespace) -> int:
     """Do the action."""
     if args.cache_only and args.cache is None:
         raise UsageError("--cache-only goes with --cache")
-    settings = guest_settings(args, cache=args.cache, cache_only=args.cache_only)
+    if args.action == "relay":
+        return _relay(args)
+    settings = guest_settings(
+        args, cache=args.cache, cache_only=args.cache_only, blob_dirs=tuple(args.blob_dir)
+    )
     if args.action == "serve":
         return _serve(args, settings)
     if args.image is None:
@@ -121,6 +151,19 @@ def _run(args: Namespace, settings: GuestSettings) -> int:
         keep_changes=False,
     )
     return run_container(wanted).exit_code
+
+
+def _relay(args: Namespace) -> int:
+    """Carry connections until the host closes the port, or a signal ends this."""
+    from lamina.cli.broker_serving import listen_address
+    from lamina.guest.relay import find_port, relay
+    from lamina.serve.nbd.listening import listen_tcp
+
+    port = find_port(args.channel)
+    with contextlib.closing(listen_tcp(*listen_address(args.listen))) as listening:
+        console.info(f"the host's cache is at http://{args.listen}")
+        relay(port, listening)
+    return 0
 
 
 def _serve(args: Namespace, settings: GuestSettings) -> int:

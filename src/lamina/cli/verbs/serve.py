@@ -52,7 +52,8 @@ HELP: Final = HelpPage(
     guests verify in any case. It is a mirror as a hosts.toml names them, for the registries and
     beginnings of repositories' names that are given, and reads only; to a private registry it goes
     with its own credentials, so these should be able to do no more than pull. The store is best one
-    of its own.
+    of its own. With --channel it serves guests that have no network, over a virtio serial port each
+    (-chardev socket,path=PATH).
 
     `virtiofs IMAGE` shows an image to a virtual machine as a virtio-fs share, by virtiofsd over a
     mount; `virtiofs NAME=IMAGE...` several, each in a folder of one share. The guest mounts the tag
@@ -107,6 +108,7 @@ _OF_NBD: Final = (
     *("tls_verify_peer", "tls_psk", "record", "name"),
 )
 """Options that mean nothing to others."""
+_OF_CACHES: Final = ("channel",)
 _OF_MACHINES: Final = ("print_command",)
 _OF_IMAGES: Final = ("verity", "profile", "policy")
 """Options that mean nothing to a cache for guests."""
@@ -139,6 +141,12 @@ def add_arguments(parser: Parser) -> None:
         "--listen",
         metavar="ADDRESS:PORT",
         help="TCP, on a loopback address unless clients prove who they are; port 0 takes any",
+    )
+    parser.add_argument(
+        "--channel",
+        metavar="PATH",
+        help="cache: unix socket that serial ports of guests are connected to as well, for `lamina "
+        "guest relay`",
     )
     parser.add_argument("--name", metavar="NAME", default="", help="name of the export (any)")
     parser.add_argument(
@@ -211,6 +219,7 @@ def run(args: Namespace) -> int:
 
         if len(args.served) != 1:
             raise UsageError("`lamina serve nbd` serves one image")
+        _refuse(args, *_OF_CACHES)
         return serve_nbd(args)
     if args.kind == "cache":
         from lamina.cli.cache_serving import serve_cache
@@ -220,11 +229,11 @@ def run(args: Namespace) -> int:
     if args.kind == "virtiofs":
         from lamina.cli.virtiofs_serving import serve_virtiofs
 
-        _refuse(args, *_OF_NBD, "listen", "verity", "profile")
+        _refuse(args, *_OF_NBD, *_OF_CACHES, "listen", "verity", "profile")
         return serve_virtiofs(args)
     from lamina.cli.content_cache_serving import serve_content_cache
 
-    _refuse(args, *_OF_NBD, *_OF_MACHINES, *_LISTENING)
+    _refuse(args, *_OF_NBD, *_OF_CACHES, *_OF_MACHINES, *_LISTENING)
     if len(args.served) < 2:
         raise UsageError("`lamina serve content-cache` wants DIR and the images")
     return serve_content_cache(args)

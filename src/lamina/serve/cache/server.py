@@ -212,6 +212,13 @@ class CacheServer(ThreadingMixIn, BaseServer):
             self._connections.add(request)
         return True
 
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve a connection that was not taken from the listening socket."""
+        if self.verify_request(sock, None):
+            self.process_request(sock, None)
+        else:
+            sock.close()
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection until it ends."""
         thread = threading.current_thread()
