@@ -210,12 +210,17 @@ def main() -> int:
     if len(sys.argv) != 2:
         print("usage: guest_image.py FOLDER", file=sys.stderr)
         return 2
+    told = subprocess.run([PYTHON, "--version"], stdout=subprocess.PIPE, text=True, check=False)
+    if not told.stdout.startswith("Python 3.11."):
+        # Its byte code and its compiled modules are those of the guest.
+        print(f"guest_image: {PYTHON} is not Python 3.11, as in Debian 12", file=sys.stderr)
+        return 1
     folder = Path(sys.argv[1])
     with tempfile.TemporaryDirectory(prefix="lamina-guest-image-") as name:
-        told = make(folder, Path(name))
+        made = make(folder, Path(name))
     for part in ("vmlinuz", "initrd"):
         size = (folder / part).stat().st_size
-        print(f"{part:8} {size / 1e6:6.1f} MB  sha384:{told[part]}")
+        print(f"{part:8} {size / 1e6:6.1f} MB  sha384:{made[part]}")
     return 0
 
 
