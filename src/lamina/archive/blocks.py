@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from lamina.errors import FormatError
 
+Block = bytes | bytearray | memoryview
+
 BLOCK_BYTES = 1 << 20
 """How much is asked of a stream at a time: large enough to amortise the call, small enough to stay
 in the cache.
@@ -21,11 +23,11 @@ in the cache.
 class BlockReader:
     """Cursor over the blocks that ``read_block`` returns; an empty block is the end.
 
-    ``offset`` is the position in the stream.  Views from :meth:`pieces` stay valid: nobody writes
-    to a block that was read.
+    ``offset`` is the position in the stream.  Views from :meth:`pieces` stay valid as long as the
+    blocks do: some streams keep each, some until the next one is read.
     """
 
-    def __init__(self, read_block: Callable[[], bytes | bytearray | memoryview]) -> None:
+    def __init__(self, read_block: Callable[[], Block]) -> None:
         self._read_block = read_block
         self._block = memoryview(b"")
         self._position = 0
@@ -52,7 +54,12 @@ class BlockReader:
             taken = bytes(self._block[self._position : end])
             self._position = end
             return taken
-        return b"".join(self.pieces(size_bytes, partial=True))
+        return self.copy(size_bytes, partial=True)
+
+    def copy(self, size_bytes: int, *, partial: bool = False) -> bytes:
+        """Return a copy of the next ``size_bytes`` bytes; raises as :meth:`pieces`."""
+        # Each piece before the next one is asked for.
+        return b"".join(map(bytes, self.pieces(size_bytes, partial=partial)))
 
     def pieces(self, size_bytes: int, *, partial: bool = False) -> Iterator[memoryview]:
         """Yield the next ``size_bytes`` bytes as views of the blocks they lie in.

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Final, Protocol
 
+from lamina.archive.blocks import Block
 from lamina.archive.tar import (
     BLOCK_DEVICE,
     CHARACTER,
@@ -65,7 +66,7 @@ def is_erofs_layer(media_type: str) -> bool:
 class _Stream(Protocol):
     @property
     def compression(self) -> str: ...
-    def read(self, size: int, /) -> bytes | bytearray: ...
+    def read(self, size: int, /) -> Block: ...
 
 
 class ErofsTar:

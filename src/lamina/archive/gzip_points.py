@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self
 
 from lamina.archive import deflate_library as libz
 from lamina.archive.access_points import WINDOW_BYTES, AccessPoint, PointMap
@@ -41,12 +41,42 @@ MAX_HEADER_BYTES = 512 << 10
 """
 
 
+class Thinner(Protocol):
+    """Zeroes what is not needed of windows, and may pack them."""
+
+    def thin_out(self, points: list[AccessPoint], following: bytes) -> None:
+        """Thin out the window of the last point, ``following`` being the input after it."""
+
+    def close(self) -> None:
+        """Free what it works with; may be called again."""
+
+
+class PruningThinner:
+    """Prunes windows at once, and packs them if it is told how."""
+
+    def __init__(self, pack_window: Callable[[bytes], tuple[bytes, int]] | None = None) -> None:
+        self._pruner = WindowPruner()
+        self._pack_window = pack_window
+
+    def thin_out(self, points: list[AccessPoint], following: bytes) -> None:
+        """Thin out the window of the last point."""
+        point = points[-1]
+        window = self._pruner.pruned(point.window, following, point.bits, point.byte)
+        point = point._replace(window=window)
+        points[-1] = point if self._pack_window is None else point.with_packed(self._pack_window)
+
+    def close(self) -> None:
+        """Free the inflate."""
+        self._pruner.close()
+
+
 class GzipPoints:
     """A gzip stream that is read once, from its begin to its end.
 
     ``read_input()`` returns the next compressed bytes, b"" at the end.  :attr:`map` grows while it
-    is read.  Windows are packed by ``pack_window`` once it is known what is needed of them, if it
-    is given; those of points that lie close together are left as they are.
+    is read.  Windows are thinned out by ``thinner`` once it is known what is needed of them; those
+    of points that lie close together are left as they are.  ``new_buffer`` gives 256 KiB for what
+    is handed out next, which must stay until the read after it.
     """
 
     compression = "gzip"
@@ -55,17 +85,19 @@ class GzipPoints:
         self,
         read_input: Callable[[], bytes],
         spacing_bytes: int = DEFAULT_SPACING_BYTES,
-        pack_window: Callable[[bytes], tuple[bytes, int]] | None = None,
+        thinner: Thinner | None = None,
+        new_buffer: Callable[[], bytearray | memoryview] | None = None,
     ) -> None:
-        self._pack_window = pack_window
+        # A new one each time: what was handed out is not written to again.
+        self._new_buffer = new_buffer or (lambda: bytearray(OUTPUT_BYTES))
         self.map = PointMap()
         self._read_input = read_input
         self._spacing = spacing_bytes
-        self._thinner = WindowPruner()
+        self._thinner = thinner or PruningThinner()
         self._stream = libz.new_inflate()
         self._inflate = libz.load_library().inflate
         self._reference = ctypes.byref(self._stream)
-        self._buffer = bytearray(OUTPUT_BYTES)
+        self._buffer: bytearray | memoryview = bytearray(OUTPUT_BYTES)
         self._address = 0
         self._before = b""
         self._input = b""
@@ -85,15 +117,14 @@ class GzipPoints:
         """Compressed bytes consumed."""
         return self._input_start + len(self._input) - int(self._stream.avail_in)
 
-    def read(self, _size: int = OUTPUT_BYTES, /) -> bytearray:
+    def read(self, _size: int = OUTPUT_BYTES, /) -> bytearray | memoryview:
         """Return the next decompressed bytes, at most 256 KiB; b"" only at the end.
 
         Raises FormatError for damaged or truncated data.
         """
         stream = self._stream
         self._before = bytes(self._buffer[-WINDOW_BYTES:])
-        # A new one each time: what was handed out is not written to again.
-        self._buffer = bytearray(OUTPUT_BYTES)
+        self._buffer = self._new_buffer()
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._buffer))
         stream.next_out = self._address
         end = self._address + OUTPUT_BYTES
@@ -212,12 +243,7 @@ class GzipPoints:
         """Zero what is not needed of the last window, once what follows it has been seen."""
         if self._following is None or (len(self._following) < LOOKAHEAD_BYTES and not at_end):
             return
-        point = self.map.points[-1]
-        window = self._thinner.pruned(point.window, self._following, point.bits, point.byte)
-        point = point._replace(window=window)
-        if self._pack_window is not None:
-            point = point.with_packed(self._pack_window)
-        self.map.points[-1] = point
+        self._thinner.thin_out(self.map.points, self._following)
         self._following = None
 
     def _peek(self) -> bytes:

@@ -125,7 +125,7 @@ def _leading_map(reader: BlockReader, stored: int) -> list[int]:
         map_bytes += BLOCK
         if map_bytes > min(stored, MAX_MAP_BYTES):
             raise _malformed()
-        *more, rest = (rest + b"".join(reader.pieces(BLOCK))).split(b"\n")
+        *more, rest = (rest + reader.copy(BLOCK)).split(b"\n")
         lines += more
         if lines:
             wanted = 1 + 2 * _number(lines[0])

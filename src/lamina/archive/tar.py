@@ -182,7 +182,7 @@ def _read_extension(
         raise UnsupportedError(f"the tar entry at offset {offset} is in an old GNU long name form")
     if not 0 <= size <= MAX_EXTENSION_BYTES:
         raise FormatError(f"the extended tar header at offset {offset} claims {size} bytes")
-    data = b"".join(reader.pieces(size))
+    data = reader.copy(size)
     reader.skip(-size % BLOCK)
     if flag == b"L":
         into.path = data.partition(b"\0")[0]

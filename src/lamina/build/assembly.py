@@ -10,6 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from lamina.archive.blocks import Block
 from lamina.build.bootstrap import fill_in
 from lamina.build.byte_queue import ByteGate, CancelledError
 from lamina.build.image_build import Job, Phases
@@ -215,7 +216,7 @@ class _ToldTar:
         """Tell how the stream is compressed."""
         return self._tar.compression
 
-    def read(self, size: int, /) -> bytes | bytearray:
+    def read(self, size: int, /) -> Block:
         """Return the next bytes, b"" at the end."""
         self._tell()
         return self._tar.read(size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
+from lamina.archive.blocks import Block
 from lamina.errors import Error
 
 
@@ -21,12 +22,12 @@ class ByteQueue:
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
         self._changed = threading.Condition()
-        self._blocks: deque[bytes | bytearray] = deque()
+        self._blocks: deque[Block] = deque()
         self._bytes = 0
         self._ended = self._cancelled = False
         self._error: BaseException | None = None
 
-    def put(self, block: bytes | bytearray) -> None:
+    def put(self, block: Block) -> None:
         """Append a block once there is room.  Raises CancelledError if nobody reads any more."""
         with self._changed:
             while self._bytes >= self._limit_bytes and not self._cancelled:
@@ -43,7 +44,7 @@ class ByteQueue:
             self._ended, self._error = True, error
             self._changed.notify_all()
 
-    def get(self) -> bytes | bytearray:
+    def get(self) -> Block:
         """Return the next block, b"" at the end.  Raises what the writer ended with."""
         with self._changed:
             while not (self._blocks or self._ended or self._cancelled):

@@ -11,36 +11,22 @@ from lamina.errors import IntegrityError
 from lamina.registry.verify import new_hash
 
 if TYPE_CHECKING:
+    from lamina.archive.blocks import Block
     from lamina.build.scan import TarStream
     from lamina.oci.manifest import Descriptor
 
 
-class CheckedTar:
-    """A tar stream whose last read, which gives nothing, raises IntegrityError if the stream does
-    not have its diff_id.
-    """
+class TarDigest:
+    """The digest of a tar stream, and what it is to be."""
 
-    def __init__(self, stream: TarStream, layer: Descriptor, diff_id: str) -> None:
-        self._stream = stream
+    def __init__(self, layer: Descriptor, diff_id: str) -> None:
         self._layer = layer
         self._diff_id = diff_id
         self._hash = new_hash(diff_id)
+        self.update = self._hash.update
 
-    @property
-    def compression(self) -> str:
-        """Tell how the layer is compressed."""
-        return self._stream.compression
-
-    def read(self, size: int = -1, /) -> bytes | bytearray:
-        """Return up to ``size`` bytes."""
-        data = self._stream.read(size)
-        if data:
-            self._hash.update(data)
-        else:
-            self._check()
-        return data
-
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise IntegrityError if the stream does not have its diff_id."""
         algorithm, _, wanted = self._diff_id.partition(":")
         found = self._hash.hexdigest()
         if found != wanted:
@@ -51,10 +37,38 @@ class CheckedTar:
             )
 
 
-def checked_tar(stream: TarStream, layer: Descriptor, diff_id: str | None) -> TarStream:
-    """Return what reads ``stream`` and checks its diff_id, if one is known and the digest of the
-    layer, verified anyway, is another.
+class CheckedTar:
+    """A tar stream whose last read, which gives nothing, checks the digest of the stream."""
+
+    def __init__(self, stream: TarStream, digest: TarDigest) -> None:
+        self._stream = stream
+        self._digest = digest
+
+    @property
+    def compression(self) -> str:
+        """Tell how the layer is compressed."""
+        return self._stream.compression
+
+    def read(self, size: int = -1, /) -> Block:
+        """Return up to ``size`` bytes."""
+        data = self._stream.read(size)
+        if data:
+            self._digest.update(data)
+        else:
+            self._digest.check()
+        return data
+
+
+def tar_digest(layer: Descriptor, diff_id: str | None) -> TarDigest | None:
+    """Return what checks a diff_id, if one is known and the digest of the layer, verified anyway,
+    is another.
     """
     if diff_id is None or diff_id == layer.digest:
-        return stream
-    return CheckedTar(stream, layer, diff_id)
+        return None
+    return TarDigest(layer, diff_id)
+
+
+def checked_tar(stream: TarStream, layer: Descriptor, diff_id: str | None) -> TarStream:
+    """Return what reads ``stream`` and checks its diff_id as :func:`tar_digest` does."""
+    digest = tar_digest(layer, diff_id)
+    return stream if digest is None else CheckedTar(stream, digest)

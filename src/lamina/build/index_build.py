@@ -6,6 +6,7 @@ processes start before the modules for that are loaded.
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from lamina.build.image_build import no_garbage_collection
 from lamina.build.index_layer import IndexedLayer, index_layer
 from lamina.build.index_table import IndexBlob, index_blob
 from lamina.build.known_chunks import KnownChunks
+from lamina.build.layer_reader import LayerSource
 from lamina.build.layer_tocs import have_tables, layers_by_table
 from lamina.build.options import MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, check_jobs
 from lamina.build.plan import LayerPlan, plan_layer
@@ -86,9 +88,12 @@ class _Job:
     options: IndexOptions
     known: Sequence[IndexedLayer]
     diff_ids: Sequence[str]
+    beside: bool = False
+    """Whether processors are left for inflating large layers beside what is in them."""
     read_bytes: SharedCounters = field(init=False)
     budget: Budget = field(init=False)
     shown_bytes: int = 0
+    opened_by: int = 0
 
     def __post_init__(self) -> None:
         self.read_bytes = SharedCounters(len(self.layers))
@@ -114,8 +119,14 @@ def _set_up(job: _Job) -> None:
     global _job  # noqa: PLW0603 - a worker has one job
     _job = job
     keep_freed_memory()
-    if job.repository.reference.transport == "docker":
-        job.repository = open_repository(job.repository.reference, options=job.client)
+
+
+def _open_repository() -> Repository:
+    """Return what this process reads layers from: it cannot have a connection of another one."""
+    if _job.repository.reference.transport == "docker" and _job.opened_by != os.getpid():
+        _job.repository = open_repository(_job.repository.reference, options=_job.client)
+        _job.opened_by = os.getpid()
+    return _job.repository
 
 
 class LayerIndex(NamedTuple):
@@ -132,12 +143,19 @@ def _index(number: int) -> LayerIndex:
     if _job.known:
         layer = _job.known[number]
     else:
-        # fmt: off
-        layer = index_layer(_job.repository, descriptor, options.chunk_size, options.spacing_bytes,
-                            options.digester, lambda read: _job.read_bytes.add(number, read),
-                            _job.budget.share(number),
-                            diff_id=_job.diff_ids[number] if _job.diff_ids else None)
-        # fmt: on
+
+        def count(size_bytes: int) -> None:
+            _job.read_bytes.add(number, size_bytes)
+
+        diff_id = _job.diff_ids[number] if _job.diff_ids else None
+        layer = index_layer(
+            LayerSource(_open_repository, descriptor, options.spacing_bytes, count),
+            options.chunk_size,
+            options.digester,
+            _job.budget.share(number),
+            diff_id,
+            beside=_job.beside,
+        )
     # Chunks that a lower layer has as well are not looked for: nothing is stored twice by that, and
     # the layers need not wait for each other.
     plan = plan_layer(number, layer.scan, KnownChunks(), 0)
@@ -177,8 +195,10 @@ def build_from_layers(
             options = replace(options, chunk_size=chunk_size, digester=Digester.SHA256)
         except (FormatError, IntegrityError, UnsupportedError, RangesIgnoredError) as error:
             problem = str(error)
-    with closing(_Job(repository, client, layers, options, known, diff_ids)) as job:
-        jobs = min(options.jobs or processor_count(), len(layers))
+    processors = options.jobs or processor_count()
+    beside = processors > 1
+    with closing(_Job(repository, client, layers, options, known, diff_ids, beside)) as job:
+        jobs = min(processors, len(layers))
         with no_garbage_collection(), Workers(jobs, _set_up, job) as workers:
             futures = deque(workers.submit(_index, number) for number in range(len(layers)))
             workers.no_more()

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, cast
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
+from lamina.archive.erofs_layer import is_erofs_layer
 from lamina.build.byte_queue import ByteQueue
+from lamina.build.diff_ids import TarDigest, tar_digest
 from lamina.build.layer_stream import layer_stream
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+    from lamina.archive.blocks import Block
     from lamina.oci.manifest import Descriptor
     from lamina.registry.repository import Repository
 
@@ -37,7 +40,7 @@ class QueuedTar:
         """Not known here."""
         return ""
 
-    def read(self, _size: int, /) -> bytes | bytearray:
+    def read(self, _size: int, /) -> Block:
         """Return the next bytes, however many; b"" at the end, when all digests were verified."""
         return self._queue.get()
 
@@ -63,13 +66,15 @@ def layer_tars(
         queue, layer = queues[number], layers[number]
         try:
             diff_id = diff_ids[number] if diff_ids else None
-            _read((source, layer, diff_id), max_layer_bytes, queue, progress, work_dir)
+            read = LayerToRead(source, layer, diff_id, max_layer_bytes, work_dir)
+            read_layer(read, digesters, queue.put, progress)
         except BaseException as error:  # noqa: BLE001 - the reader of the queue gets it
             queue.end(error)
         else:
             queue.end()
 
     readers = ThreadPoolExecutor(at_once, "lamina-read")
+    digesters = ThreadPoolExecutor(at_once, "lamina-digest")
     is_whole = False
     try:
         for number in range(len(layers)):
@@ -82,28 +87,83 @@ def layer_tars(
         # After a failure nobody waits for a source that is silent: who reads it ends with the
         # next block, or when the source is closed.
         readers.shutdown(wait=is_whole, cancel_futures=True)
+        digesters.shutdown(wait=is_whole)
 
 
-def _read(
-    named: tuple[Repository, Descriptor, str | None],
-    max_layer_bytes: int,
-    queue: ByteQueue,
+class LayerToRead(NamedTuple):
+    """A layer, where it is, and how it is read (see :func:`layer_stream`)."""
+
+    source: Repository
+    layer: Descriptor
+    diff_id: str | None
+    max_layer_bytes: int
+    work_dir: str | None
+
+
+def read_layer(
+    read: LayerToRead,
+    digesters: Executor,
+    put: Callable[[Block], None],
     progress: Callable[[int], None],
-    work_dir: str | None,
 ) -> None:
-    source, layer, diff_id = named
+    """Read a layer to its end, its digests verified, and *put* the blocks of its tar.
+
+    The tar is digested by one of *digesters*; a file system is before it becomes a tar.
+    """
+    source, layer, diff_id, max_layer_bytes, work_dir = read
+    digest = None if is_erofs_layer(layer.media_type) else tar_digest(layer, diff_id)
+    if digest is not None:
+        diff_id = None
     with (
         source.open_blob(layer) as raw,
         _Counted(raw, progress) as counted,
+        closing(_Digested(digest, digesters)) as digested,
         layer_stream(
             cast("BinaryIO", counted), layer, diff_id, max_layer_bytes, work_dir
         ) as stream,
     ):
         while block := stream.read(BLOCK_BYTES):
-            queue.put(block)
+            digested.put(block)
+            put(block)
+        digested.check()
         # The last read verifies the digest, and may lie behind the end of what is compressed.
         while counted.read(BLOCK_BYTES):
             pass
+
+
+class _Digested:
+    """Has a thread digest the blocks that are put, beside the one that inflates."""
+
+    def __init__(self, digest: TarDigest | None, threads: Executor) -> None:
+        self._queue = ByteQueue(AHEAD_BYTES)
+        self._done: Future[None] | None = None
+        if digest is not None:
+            self._done = threads.submit(_digest_all, self._queue, digest)
+
+    def put(self, block: Block) -> None:
+        """Pass on a block."""
+        if self._done is not None:
+            self._queue.put(block)
+
+    def check(self) -> None:
+        """Wait for the digest; raise IntegrityError if it is wrong."""
+        if self._done is not None:
+            self._queue.end()
+            self._done.result()
+
+    def close(self) -> None:
+        """Let the thread go."""
+        self._queue.cancel()
+
+
+def _digest_all(queue: ByteQueue, digest: TarDigest) -> None:
+    try:
+        while block := queue.get():
+            digest.update(block)
+        digest.check()
+    finally:
+        # Nobody waits for room in vain.
+        queue.cancel()
 
 
 class _Counted(io.RawIOBase):

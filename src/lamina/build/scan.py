@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from lamina.archive import tar
-from lamina.archive.blocks import BLOCK_BYTES, BlockReader
+from lamina.archive.blocks import BLOCK_BYTES, Block, BlockReader
 from lamina.build.budget import (
     PUBLISHED_BYTES,
     PUBLISHED_ENTRIES,
@@ -53,8 +53,8 @@ class TarStream(Protocol):
     def compression(self) -> str:
         """``none``, ``gzip`` or ``zstd``."""
 
-    def read(self, size: int, /) -> bytes | bytearray:
-        """Return the next bytes, b"" at the end."""
+    def read(self, size: int, /) -> Block:
+        """Return the next bytes, an empty block at the end."""
 
 
 class LayerSink(Protocol):
@@ -328,12 +328,12 @@ def entry_row(entry: tar.Entry) -> tuple[int, ...]:
     )
 
 
-def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], bytes | bytearray]:
+def _tee(stream: TarStream, spool: BinaryIO | None) -> Callable[[], Block]:
     if spool is None:
         return lambda: stream.read(BLOCK_BYTES)
     write = spool.write
 
-    def read_block() -> bytes | bytearray:
+    def read_block() -> Block:
         block = stream.read(BLOCK_BYTES)
         written = write(block)
         while written < len(block):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from lamina.archive.blocks import Block
     from lamina.oci.manifest import Descriptor, Platform
     from lamina.registry.repository import Repository
 
@@ -123,7 +124,7 @@ class _Copying:
         self.compression = stream.compression
         self.size_bytes = 0
 
-    def read(self, size: int = -1, /) -> bytes | bytearray:
+    def read(self, size: int = -1, /) -> Block:
         data = self._stream.read(size)
         write_all(self._fd, data, self.size_bytes)
         self.size_bytes += len(data)
