@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ from lamina.build.known_chunks import KnownChunks
 from lamina.build.layer_blob import LayerBuild, PlannedLayer, finish_and_push
 from lamina.build.layer_pieces import LayerPieces, Machinery
 from lamina.build.options import ConvertProgress, LayerReport
-from lamina.build.read_ahead import QueuedTar, layer_tars
+from lamina.build.read_ahead import layer_tars
+from lamina.build.read_processes import ReaderProcesses
 from lamina.build.scan import TarStream, stream_layer
 from lamina.build.sealing import SealedPart
 from lamina.build.toc_annotations import rounds_times
@@ -53,6 +55,7 @@ class Assembly:
         self,
         job: Job,
         trees: TreeProcess,
+        readers: ReaderProcesses | None,
         packers: ThreadPoolExecutor,
         finishers: ThreadPoolExecutor,
         gate: ByteGate,
@@ -60,6 +63,7 @@ class Assembly:
     ) -> None:
         self._job = job
         self._trees = trees
+        self._readers = readers
         self._finishers = finishers
         self._gate = gate
         self._phases = phases
@@ -73,20 +77,8 @@ class Assembly:
 
     def run(self) -> BuiltImage:
         """Read all layers; return when their blobs are pushed."""
-        job, options = self._job, self._job.options
         try:
-            with (
-                self._phases("read layers"),
-                layer_tars(
-                    job.source,
-                    job.layers,
-                    job.diff_ids,
-                    options.max_layer_bytes,
-                    job.threads,
-                    self._count_read,
-                    options.work_dir,
-                ) as tars,
-            ):
+            with self._phases("read layers"), self._tars() as tars:
                 for number, tar in enumerate(tars):
                     self._read_layer(number, tar)
             self._machinery = self._machinery._replace(known=KnownChunks())
@@ -97,7 +89,19 @@ class Assembly:
             self._cancel(error)
             raise
 
-    def _read_layer(self, number: int, tar: QueuedTar) -> None:
+    @contextmanager
+    def _tars(self) -> Iterator[Iterable[TarStream]]:
+        job = self._job
+        if self._readers is not None:
+            yield self._readers.tars(len(job.layers), self._count_read)
+            return
+        # fmt: off
+        with layer_tars(job.source, job.layers, job.diff_ids, job.options.max_layer_bytes,
+                        job.threads, self._count_read, job.options.work_dir) as tars:
+            yield tars
+        # fmt: on
+
+    def _read_layer(self, number: int, tar: TarStream) -> None:
         job, options = self._job, self._job.options
         source = job.layers[number]
         budget = job.budget.share(number)

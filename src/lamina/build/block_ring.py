@@ -10,9 +10,12 @@ import mmap
 import os
 from contextlib import suppress
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from lamina.errors import Error
+
+if TYPE_CHECKING:
+    from lamina.archive.blocks import Block
 
 PLACE_BYTES: Final = 256 << 10
 """What stays in the processor's cache while it is digested."""
@@ -33,8 +36,10 @@ class BlockRing:
     A stream ends before the next one begins.  After a stream that did not end it is of no use.
     """
 
-    def __init__(self) -> None:
-        self._memory = memoryview(mmap.mmap(-1, PLACES * PLACE_BYTES))
+    def __init__(self, place_bytes: int = PLACE_BYTES, places: int = PLACES) -> None:
+        self._place_bytes = place_bytes
+        self._places = places
+        self._memory = memoryview(mmap.mmap(-1, places * place_bytes))
         self._filled_read, self._filled_write = os.pipe()
         self._used_read, self._used_write = os.pipe()
         self._ends = {self._filled_read, self._filled_write, self._used_read, self._used_write}
@@ -58,8 +63,8 @@ class BlockRing:
 
         Raises BrokenStreamError if nobody reads any more.
         """
-        while self._waiting >= PLACES:
-            used = os.read(self._used_read, PLACES)
+        while self._waiting >= self._places:
+            used = os.read(self._used_read, self._places)
             if not used:
                 raise BrokenStreamError("whoever used the layer is gone")
             self._waiting -= len(used)
@@ -68,9 +73,16 @@ class BlockRing:
     def put(self, size_bytes: int) -> None:
         """Pass on the block in :meth:`buffer`; one of 0 bytes ends the stream."""
         if size_bytes:
-            self._next = (self._next + 1) % PLACES
+            self._next = (self._next + 1) % self._places
             self._waiting += 1
         os.write(self._filled_write, SIZE.pack(size_bytes))
+
+    def copy_in(self, block: Block) -> None:
+        """Pass on a copy of what is not there."""
+        for at in range(0, len(block), self._place_bytes):
+            part = memoryview(block)[at : at + self._place_bytes]
+            self.buffer()[: len(part)] = part
+            self.put(len(part))
 
     def fail(self) -> None:
         """Say that the stream has no end."""
@@ -92,7 +104,7 @@ class BlockRing:
         self._has_block = size_bytes > 0
         block = self._place(self._next)[:size_bytes]
         if size_bytes:
-            self._next = (self._next + 1) % PLACES
+            self._next = (self._next + 1) % self._places
         return block
 
     def _close(self, *ends: int) -> None:
@@ -101,4 +113,5 @@ class BlockRing:
         self._ends -= {*ends}
 
     def _place(self, number: int) -> memoryview:
-        return self._memory[number * PLACE_BYTES : (number + 1) * PLACE_BYTES]
+        start = number * self._place_bytes
+        return self._memory[start : start + self._place_bytes]

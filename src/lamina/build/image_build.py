@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from lamina.build.budget import Budget
 from lamina.build.byte_queue import ByteGate
 from lamina.build.options import ConvertOptions
+from lamina.build.read_processes import reader_processes
 from lamina.build.tree_process import TreeProcess
 from lamina.codec.compress import Compressor, compress
 from lamina.codec.digest import digest
@@ -101,11 +102,12 @@ def built_image(job: Job, phases: Phases) -> Iterator[BuiltImage]:
             # The process must be forked before the first thread starts.
             share = job.budget.share(len(job.layers))
             trees = stack.enter_context(TreeProcess(job.options, share))
+            readers = stack.enter_context(reader_processes(job))
             _preload(job.options)
             packers = stack.enter_context(ThreadPoolExecutor(job.threads, "lamina-pack"))
             finishers = stack.enter_context(ThreadPoolExecutor(FINISHERS, "lamina-finish"))
             from lamina.build.assembly import Assembly
-        yield Assembly(job, trees, packers, finishers, gate, phases).run()
+        yield Assembly(job, trees, readers, packers, finishers, gate, phases).run()
 
 
 def _preload(options: ConvertOptions) -> None:

@@ -15,7 +15,7 @@ from lamina.archive.stream import GZIP_MAGIC, check_media_type
 from lamina.archive.zstd_frames import MAGIC, is_skippable
 from lamina.archive.zstd_points import ZstdPoints
 from lamina.blob.split_table import pack_window
-from lamina.build.block_ring import PLACE_BYTES, BlockRing, BrokenStreamError
+from lamina.build.block_ring import BlockRing, BrokenStreamError
 from lamina.build.window_process import WindowProcess, window_process
 from lamina.build.workers import Workers
 from lamina.posix.heap import keep_freed_memory
@@ -109,11 +109,8 @@ class OpenLayer:
         while block := self.read():
             if is_there:
                 ring.put(len(block))
-                continue
-            for at in range(0, len(block), PLACE_BYTES):
-                part = memoryview(block)[at : at + PLACE_BYTES]
-                ring.buffer()[: len(part)] = part
-                ring.put(len(part))
+            else:
+                ring.copy_in(block)
 
     def _open(self, spacing_bytes: int) -> GzipPoints | ZstdPoints | _PlainPoints:
         head, helpers = self._head, self._helpers

@@ -78,13 +78,10 @@ class Workers:
                 stream.flush()
         for _ in range(jobs):
             self._workers.append(self._fork(setup, state))
-        for worker in self._workers:
-            thread = threading.Thread(target=self._serve, args=(worker,), name="lamina-worker")
-            thread.start()
-            self._threads.append(thread)
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a task; tasks start in the order in which they come."""
+        self._start()
         queued = _Task(Future(), pickle.dumps((task, args, kwargs), PROTOCOL))
         with self._changed:
             self._tasks.append(queued)
@@ -108,6 +105,7 @@ class Workers:
     ) -> None:
         if kind is not None:
             self._kill()
+        self._start()
         self.no_more()
         for thread in self._threads:
             thread.join()
@@ -120,6 +118,15 @@ class Workers:
                 self._tasks.pop().future.cancel()
         for worker in self._workers:
             os.kill(worker.pid, signal.SIGKILL)
+
+    def _start(self) -> None:
+        """Start the threads, once: not before there is work, so that others can fork as well."""
+        if self._threads:
+            return
+        for worker in self._workers:
+            thread = threading.Thread(target=self._serve, args=(worker,), name="lamina-worker")
+            thread.start()
+            self._threads.append(thread)
 
     def _fork(self, setup: Callable[[T], None], state: T) -> _Worker:
         task_read, task_write = os.pipe()
