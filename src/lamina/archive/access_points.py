@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -103,6 +103,36 @@ class PointMap:
         if position == len(self.ins):
             return size_bytes
         return min(self.ins[position] + FOLLOWING_BYTES, size_bytes)
+
+    def spans(
+        self, offsets: Sequence[int], sizes: Sequence[int], size_bytes: int
+    ) -> tuple[array[int], array[int]]:
+        """Return :meth:`in_before` of the begins and :meth:`in_after` of the ends of many pieces.
+
+        Those that lie one after the other between two boundaries are looked for once.
+        """
+        outs = self.outs
+        starts, ends = array("Q"), array("Q")
+        start = end = 0
+        # Between which boundaries all begins, and all ends, have what was found last.
+        begin, begin_limit = 0, -1
+        above, below = 0, -1
+        for offset, size in zip(offsets, sizes, strict=True):
+            if not begin <= offset < begin_limit:
+                at = bisect_right(outs, offset)
+                start = self.in_before(offset)
+                begin = outs[at - 1] if at else 0
+                begin_limit = outs[at] if at < len(outs) else -1
+            out_end = offset + size
+            if not above < out_end < below:
+                at = bisect_left(outs, out_end)
+                end = self.in_after(out_end, size_bytes)
+                above = outs[at - 1] if at else 0
+                # An end at a boundary has what comes with it as well.
+                below = outs[at] if at < len(outs) and outs[at] > out_end else -1
+            starts.append(start)
+            ends.append(end)
+        return starts, ends
 
 
 def _too_many(what: str) -> UnsupportedError:

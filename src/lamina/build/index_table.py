@@ -32,6 +32,8 @@ _FEATURES = (
     BlobFeature.ALIGNED | BlobFeature.CHUNK_INFO_V2 | BlobFeature.SEPARATE | BlobFeature.CAP_TAR_TOC
 )
 
+END = 1 << 64
+
 
 class IndexBlob(NamedTuple):
     """What is pushed for a layer (``data``), its entry in the blob table, and its chunk entries.
@@ -124,24 +126,28 @@ def _contexts(
     """
     points = layer.points
     starts = [point.out_offset for point in points]
-    found: list[_Context] = []
+    used: list[AccessPoint] = []
+    ends = array("Q")
     owners = array("I")
-    boundaries = layer.map
-    last = -1
+    # What the last point holds; most chunks are read from the point of the one before.
+    begin = limit = owner = -1
     for offset, size in zip(offsets, plan.chunk_sizes, strict=True):
-        number = bisect_right(starts, offset) - 1
-        if number != last:
-            last = number
-            found.append(_Context(points[number], 0, 0))
-        owners.append(len(found) - 1)
-        point = points[number]
-        out_size = max(found[-1].out_size, offset + size - point.out_offset)
-        found[-1] = _Context(point, 0, out_size)
-    whole = []
-    for point, _, out_size in found:
-        end = boundaries.in_after(point.out_offset + out_size, layer.size)
-        whole.append(_Context(point, end - point.in_offset, out_size))
-    return whole, owners
+        if not begin <= offset < limit:
+            number = bisect_right(starts, offset) - 1
+            begin = starts[number]
+            limit = starts[number + 1] if number + 1 < len(starts) else END
+            used.append(points[number])
+            ends.append(0)
+            owner += 1
+        owners.append(owner)
+        if offset + size > ends[owner]:
+            ends[owner] = offset + size
+    boundaries = layer.map
+    found = []
+    for point, out_end in zip(used, ends, strict=True):
+        in_size = boundaries.in_after(out_end, layer.size) - point.in_offset
+        found.append(_Context(point, in_size, out_end - point.out_offset))
+    return found, owners
 
 
 def _places(
@@ -149,14 +155,9 @@ def _places(
 ) -> _Places:
     if not compressed:
         return _Places(offsets, plan.chunk_sizes)
-    boundaries = layer.map
-    places = _Places(array("Q"), array("I"))
-    for offset, size in zip(offsets, plan.chunk_sizes, strict=True):
-        start = boundaries.in_before(offset)
-        end = boundaries.in_after(offset + size, layer.size)
-        places.starts.append(start)
-        places.sizes.append(min(end - start, MAX_STORED_SIZE_V2))
-    return places
+    starts, ends = layer.map.spans(offsets, plan.chunk_sizes, layer.size)
+    sizes = (min(end - start, MAX_STORED_SIZE_V2) for start, end in zip(starts, ends, strict=True))
+    return _Places(starts, array("I", sizes))
 
 
 def _records(

@@ -218,3 +218,22 @@ def test_damaged_frames_are_errors_or_bounded(place: int, flip: int) -> None:
     data[place % len(data)] ^= flip
     with suppress(Error):
         assert len(decode_frames(data, 2 * len(plain))) == 2 * len(plain)
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 1, 5, 30]), st.sampled_from([0, 0, 3, 10, 40]))),
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 30))),
+)
+def test_many_pieces_are_found_as_each(
+    steps: list[tuple[int, int]], pieces: list[tuple[int, int]]
+) -> None:
+    points = PointMap()
+    in_offset = out_offset = 0
+    for in_bytes, out_bytes in steps:
+        points.add(in_offset, out_offset)
+        in_offset, out_offset = in_offset + in_bytes, out_offset + out_bytes
+    size = in_offset + 100
+    starts, ends = points.spans([at for at, _ in pieces], [length for _, length in pieces], size)
+    assert list(starts) == [points.in_before(at) for at, _ in pieces]
+    assert list(ends) == [points.in_after(at + length, size) for at, length in pieces]
