@@ -5,12 +5,13 @@ pull to removal, and the snapshotter killed at every step.
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests.support.leaks import mounts_below
-from tests.support.node import CommandError, Node, Programs, node
+from tests.support.node import CommandError, Node, Programs, is_away, node
 from tests.support.node_images import FOREVER, KINDS, LAZY, SUM, NodeImages, pushed_images
 from tests.support.node_stress import Stress, check_many
 from tests.support.peers import find_peer
@@ -71,44 +72,48 @@ def check_life(made: Node, images: NodeImages, kind: str) -> None:
 
 
 def check_kills(made: Node, images: NodeImages, kind: str) -> None:
-    """What is asked of it while it is away fails or waits; the same again succeeds, containers that
-    run notice nothing, and all is clean afterwards.
+    """Killed in each call, when its work is done and nobody has heard of it: the step fails, the
+    same again succeeds, containers that run notice nothing, and all is clean afterwards.
     """
     image = images.reference(kind)
 
-    def killed() -> None:
-        made.stop("snapshotter", 9)
-
-    def again() -> None:
+    def restart() -> None:
         start_snapshotter(made, images)
+        made.wait_until_connected()
 
-    killed()
-    with pytest.raises(CommandError):
-        made.crictl("pull", image)
-    again()
-    made.patiently("pull", image)
-    killed()
-    with pytest.raises(CommandError):
-        made.crictl("runp", made.pod_file("pod"))
-    again()
+    def fails(moment: str, *words: str) -> None:
+        made.kill_in(moment)
+        with pytest.raises(CommandError) as caught:
+            made.crictl(*words)
+        assert is_away(caught.value)
+        made.wait_until_killed()
+        restart()
+
+    fails("prepare", "pull", image)
+    if kind not in LAZY:
+        fails("commit", "pull", image)
+    for each in (image, images.reference("pause")):
+        made.crictl("pull", each)
+    for moment in ("prepare", "mounts"):
+        fails(moment, "runp", made.pod_file("pod"))
     pod = made.run_pod("pod")
-    killed()
-    with pytest.raises(CommandError):
-        made.crictl(*made.creation(pod, "main", image, *FOREVER))
-    again()
+    for moment in ("prepare", "mounts"):
+        fails(moment, *made.creation(pod, "main", image, *FOREVER))
     container = made.create(pod, "main", image, *FOREVER)
-    killed()
-    again()
     # A container whose start fails is made anew, which no client does by itself.
-    made.wait_until_connected()
-    made.crictl("start", container)
-    made.wait_for_log("main", "ready")
-    killed()
-    assert made.crictl("exec", container, "md5sum", "big").split()[0] == SUM
-    made.crictl("stop", "-t", "1", container)
-    made.crictl("rm", container)
-    made.crictl("stopp", pod)
-    again()
+    fails("mounts", "start", container)
+    other = made.start(pod, "other", image, *FOREVER)
+    made.wait_for_log("other", "ready")
+    made.stop("snapshotter", signal.SIGKILL)
+    assert made.crictl("exec", other, "md5sum", "big").split()[0] == SUM
+    assert "ready" in made.crictl("logs", other)
+    made.crictl("stop", "-t", "1", other)
+    restart()
+    for moment, gone in (("remove", container), ("cleanup", other)):
+        made.kill_in(moment)
+        made.crictl("rm", gone)
+        made.wait_until_killed()
+        restart()
     made.remove_pods()
     made.remove_images()
     made.wait_until_clean()
@@ -228,7 +233,7 @@ def test_ctr_is_told_what_to_do_instead(cluster_node: Node, images: NodeImages, 
     assert "lamina ctr-pull" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["plain", "native"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_snapshotter_is_killed_at_every_step(
     cluster_node: Node, images: NodeImages, kind: str
 ) -> None:

@@ -86,7 +86,7 @@ def test_a_container_in_a_user_namespace(cluster_node: Node, images: NodeImages,
     made.wait_until_clean()
 
 
-@pytest.mark.parametrize("kind", ["plain", "native"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_snapshotter_is_killed_at_every_step(
     cluster_node: Node, images: NodeImages, kind: str
 ) -> None:

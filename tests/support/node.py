@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -110,22 +111,37 @@ class Node:
         self.folder = folder
         self.programs = programs
         self._pause = pause
+        self._moment = folder / "moment"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {
             **os.environ,
             "LAMINA_STORE": str(folder / "store"),
-            "PYTHONPATH": str(ROOT / "src"),
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
             "PATH": f"{programs.path}:{os.environ['PATH']}",
         }
 
     # Processes
 
     def start_snapshotter(self, *options: str) -> None:
-        """Start it, and wait until it says that it is ready."""
+        """Start it, and wait until it listens; :meth:`kill_in` can end it."""
         words = ["--root", str(self.folder / "snapshots"), "--socket", str(self.folder / "l.sock")]
-        command = [sys.executable, "-m", "lamina", "snapshotter", "-v", *words, *options]
-        self._start("snapshotter", command)
-        self._wait_for("snapshotter", (self.folder / "l.sock").is_socket)
+        program = ["-m", "tests.support.dying_snapshotter", str(self._moment)]
+        self._start("snapshotter", [sys.executable, *program, "-v", *words, *options])
+        self._wait_for("snapshotter", self._listens)
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(f"{self.folder}/l.sock") == 0
+
+    def kill_in(self, moment: str) -> None:
+        """Have the snapshotter killed in its next call of a kind: ``dying_snapshotter.MOMENTS``."""
+        fresh = self._moment.with_suffix(".new")
+        fresh.write_text(moment)
+        fresh.rename(self._moment)
+
+    def wait_until_killed(self) -> None:
+        """Wait until that has happened."""
+        assert self._processes.pop("snapshotter").wait(DEADLINE_S) == -signal.SIGKILL
 
     def start_containerd(self) -> None:
         """Start it with the configuration of the how-to, and wait until its CRI answers."""
@@ -169,8 +185,6 @@ class Node:
         """End a process by a signal, and return its exit code."""
         process = self._processes.pop(name)
         process.send_signal(number)
-        if name == "snapshotter" and number == signal.SIGKILL:
-            (self.folder / "l.sock").unlink(missing_ok=True)
         return process.wait(DEADLINE_S)
 
     def pid(self, name: str) -> int:

@@ -7,6 +7,7 @@ Sources: the comments of ``Snapshotter`` and ``Info`` in containerd's ``core/sna
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -202,6 +203,12 @@ def test_rule(client: Client, rule: Rule) -> None:
         assert caught.value.code().name == rule.right  # type: ignore[attr-defined]
     else:
         assert rule.right(getattr(client, method)(*arguments))
+
+
+def test_the_conformance_page_names_each_rule() -> None:
+    page = (ROOT / "docs/reference/conformance.md").read_text()
+    section = page.partition("## Snapshots, by containerd's rules")[2].partition("\n## ")[0]
+    assert sorted(re.findall('"([^"]+)"', section)) == sorted(rule.name for rule in RULES)
 
 
 def folder_of(mounts: list[Any]) -> Path:
