@@ -2,8 +2,9 @@
 
 *cold*: from the request to pull until the first byte that the command prints, with nothing on the
 node; the cases take turns in each round, the page cache is dropped before each start.  *warm*: the
-same container again, of the image that was pulled, with the page cache as it is.  *Prepare +
-Mounts*: what a container asks of Lamina's snapshotter when the metadata is on the node.  eStargz is
+same container again, of the image that was pulled, with the page cache as it is; all cases are
+there at once, and take turns at each start.  *Prepare + Mounts*: what a container asks of Lamina's
+snapshotter when the metadata is on the node.  eStargz is
 as stargz's own library makes it, without a recorded start.  A case whose programs are missing is
 named and left out.  Needs root.
 """
@@ -28,15 +29,20 @@ from support.snapshotters import Lamina, Snapshotter, Stargz
 
 from support import images, report
 
-WARM_STARTS = 5
 PREPARES = 50
 
 
-class Sample(NamedTuple):
-    """One cold start, and the warm ones after it, in seconds; ``prepare_ms`` of Lamina alone."""
+class Cold(NamedTuple):
+    """One cold start."""
 
-    cold_s: float
+    first_byte_s: float
     received_bytes: int
+
+
+class Case(NamedTuple):
+    """What was measured of a case; ``prepare_ms`` of Lamina alone."""
+
+    cold: list[Cold]
     warm_s: list[float]
     prepare_ms: list[float]
 
@@ -58,14 +64,16 @@ def main() -> int:
         cases = _cases(options, link, folder)
         for case in cases:
             case.prepare(registry, layout)
-        samples: dict[str, list[Sample]] = {case.name: [] for case in cases}
+        found = {case.name: Case([], [], []) for case in cases}
         for number in range(options.rounds):
             for case in cases if number % 2 == 0 else reversed(cases):
-                samples[case.name].append(_measure(case, registry, link, options.command))
-    _print(samples)
+                found[case.name].cold.append(_cold(case, registry, link, options.command))
+        if options.warm:
+            _warm(cases, registry.address, options, found)
+    _print(found)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key != "json"}
-        results = {name: [each._asdict() for each in rows] for name, rows in samples.items()}
+        results = {name: case._asdict() for name, case in found.items()}
         report.write_json(options.json, "containerd", settings, results)
     return 0
 
@@ -79,6 +87,7 @@ def _parse() -> argparse.Namespace:
         default="overlayfs,stargz,lamina,lamina+start",
         help="what to measure (overlayfs,stargz,lamina,lamina+start)",
     )
+    parser.add_argument("--warm", type=int, default=20, help="warm starts of each case (20)")
     return parser.parse_args()
 
 
@@ -101,18 +110,36 @@ def _cases(options: argparse.Namespace, link: Link, folder: Path) -> list[Snapsh
     return made
 
 
-def _measure(case: Snapshotter, registry: Registry, link: Link, command: str) -> Sample:
+def _cold(case: Snapshotter, registry: Registry, link: Link, command: str) -> Cold:
     with case.running(registry.address):
         drop_caches()
         before = link.traffic().received_bytes
-        cold = case.pull_and_run(registry.address, command)
+        first_byte_s = case.pull_and_run(registry.address, command).first_byte_s
         received = link.traffic().received_bytes - before
-        warm = [case.run(registry.address, command) for _ in range(WARM_STARTS)]
-        if {each.output for each in warm} != {cold.output}:
-            raise RuntimeError(f"{case.name} prints different things: {cold.output!r}")
-        prepared = _prepares_ms(case) if isinstance(case, Lamina) else []
-    print(f"  {case.name}: {cold.first_byte_s:.2f} s, {received / 1e6:.1f} MB", file=sys.stderr)
-    return Sample(cold.first_byte_s, received, [each.first_byte_s for each in warm], prepared)
+    print(f"  {case.name}: {first_byte_s:.2f} s, {received / 1e6:.1f} MB", file=sys.stderr)
+    return Cold(first_byte_s, received)
+
+
+def _warm(
+    cases: list[Snapshotter], registry: str, options: argparse.Namespace, found: dict[str, Case]
+) -> None:
+    """Start all cases, pull, and let them take turns; the first turn counts for nothing."""
+    with ExitStack() as stack:
+        said = set()
+        for case in cases:
+            stack.enter_context(case.running(registry))
+            said.add(case.pull_and_run(registry, options.command).output)
+        for number in range(options.warm + 1):
+            for case in cases if number % 2 == 0 else reversed(cases):
+                warm = case.run(registry, options.command)
+                said.add(warm.output)
+                if number:
+                    found[case.name].warm_s.append(warm.first_byte_s)
+        if len(said) > 1:
+            raise RuntimeError(f"not all print the same: {said}")
+        for case in cases:
+            if isinstance(case, Lamina):
+                found[case.name].prepare_ms.extend(_prepares_ms(case))
 
 
 def _prepares_ms(case: Snapshotter) -> list[float]:
@@ -131,25 +158,27 @@ def _prepares_ms(case: Snapshotter) -> list[float]:
         return found
 
 
-def _print(samples: dict[str, list[Sample]]) -> None:
-    cold = {name: report.median([each.cold_s for each in rows]) for name, rows in samples.items()}
-    warm = {
-        name: report.median([s for each in rows for s in each.warm_s])
-        for name, rows in samples.items()
+def _print(found: dict[str, Case]) -> None:
+    cold = {
+        n: report.median([c.first_byte_s for c in case.cold])
+        for n, case in found.items()
+        if case.cold
     }
-    peers = [name for name in ("overlayfs", "stargz") if name in samples]
+    warm = {name: report.median(case.warm_s) for name, case in found.items() if case.warm_s}
+    peers = [name for name in ("overlayfs", "stargz") if name in found]
     table = []
-    for name, rows in samples.items():
-        prepared = [ms for each in rows for ms in each.prepare_ms]
+    for name, case in found.items():
         table.append(
             [
                 name,
-                report.spread([each.cold_s for each in rows]),
-                f"{report.median([each.received_bytes / 1e6 for each in rows]):.1f}",
-                *(f"{cold[name] / cold[peer]:.3f}" for peer in peers),
-                report.spread([s for each in rows for s in each.warm_s]),
+                report.spread([c.first_byte_s for c in case.cold]) if case.cold else "",
+                f"{report.median([c.received_bytes / 1e6 for c in case.cold]):.1f}"
+                if case.cold
+                else "",
+                *(f"{cold[name] / cold[peer]:.3f}" if cold else "" for peer in peers),
+                report.spread(case.warm_s) if case.warm_s else "",
                 f"{warm[name] / warm['overlayfs']:.2f}" if "overlayfs" in warm else "",
-                f"{report.median(prepared):.1f}" if prepared else "",
+                f"{report.median(case.prepare_ms):.1f}" if case.prepare_ms else "",
             ]
         )
     headings = ["case", "cold, s", "received, MB", *(f"over {peer}" for peer in peers)]

@@ -29,7 +29,13 @@ DEADLINE_S = 120
 PAGE = ROOT / "docs/how-to/containerd.md"
 BLOCK = re.compile(r"^```toml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-_AWAY = ("code = Unavailable", "connection error", "transport is closing", "reading from server")
+_AWAY = (
+    "code = Unavailable",
+    ": unavailable",
+    "connection error",
+    "transport is closing",
+    "reading from server",
+)
 """What containerd says while it has not connected again."""
 _ENDING = "ttrpc: closed"
 """What containerd 1.6 says of a container that ends by itself while it is being stopped."""

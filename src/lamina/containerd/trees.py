@@ -17,7 +17,7 @@ from typing import Final
 from lamina.errors import KernelError, NotFoundError
 from lamina.linux.mount_table import device_number
 from lamina.opening.request import OpenRequest, for_another_process
-from lamina.serve.mounts import MountState, list_mounts, unmount
+from lamina.serve.mounts import MountState, is_broken, list_mounts, unmount
 from lamina.serve.service.mounting import mount_by_service, mount_for_container
 from lamina.serve.service.spec import MountSpec
 from lamina.serve.start_touch import StartTouch
@@ -50,12 +50,11 @@ class Trees:
         if not self.is_mounted(number):
             return False
         try:
-            found = list_mounts(self.path(number))
+            return not is_broken(self.path(number))
         except KernelError as error:
             # One that is broken shows when it is read; nobody else should wait for that.
             LOG.warning("nobody tells whether tree %d is served: %s", number, error)
             return True
-        return all(each.state is not MountState.BROKEN for each in found)
 
     @staticmethod
     def _device_of(path: str) -> int | None:

@@ -86,6 +86,20 @@ def list_mounts(mountpoint: str | None = None) -> list[MountStatus]:
     ]
 
 
+def is_broken(mountpoint: str) -> bool:
+    """Tell whether nobody answers any more for what is mounted on a folder.
+
+    That the service answers for it needs no look at the mount table, which is long where there are
+    containers.  Raises KernelError if there is a mount service that does not answer.
+    """
+    record = MountRecords().read(mountpoint)
+    if record is not None and record.service:
+        status = service_status([mountpoint])
+        if status is not None and mountpoint in status.mounts:
+            return False
+    return any(each.state is MountState.BROKEN for each in list_mounts(mountpoint))
+
+
 def _look(records: MountRecords, left: list[MountRecord], *, every: bool) -> dict[str, MountStatus]:
     """Return how those mounts are by folder, and remove the records of what is gone; they are
     ``every`` mount that there is.
