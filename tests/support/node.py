@@ -117,6 +117,8 @@ class Node:
         self.folder = folder
         self.programs = programs
         self._pause = pause
+        self.namespaces: dict[str, Any] = {"network": 2}
+        """Of pods and their containers: ``NamespaceOption`` of CRI."""
         self._moment = folder / "moment"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {
@@ -261,7 +263,7 @@ class Node:
                 "log_directory": str(self.folder / "logs"),
                 "linux": {
                     "cgroup_parent": f"/lamina-{self.folder.name}",
-                    "security_context": {"namespace_options": {"network": 2}},
+                    "security_context": {"namespace_options": self.namespaces},
                 },
             },
         )
@@ -279,7 +281,7 @@ class Node:
                 "image": {"image": image},
                 "command": list(command),
                 "log_path": f"{name}.log",
-                "linux": {},
+                "linux": {"security_context": {"namespace_options": self.namespaces}},
             },
         )
         return ["create", "--no-pull", pod, config, self._pod_of(pod)]
