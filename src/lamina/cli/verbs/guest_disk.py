@@ -45,12 +45,14 @@ HELP: Final = HelpPage(
     is another one is refused; a sector that was changed is an I/O error of its reader.
     """,
     examples=(
-        ("head -c 64 /dev/urandom > key", "The key, for the broker too."),
-        ("lamina guest-disk make --key-file key --key kbs:///team/disk/app SRC DST", "Once."),
+        (
+            "lamina guest-disk make --key-file key --key kbs:///team/disk/app SRC DST",
+            "Once; `head -c 64 /dev/urandom > key` makes a key, for the broker too.",
+        ),
         ("lamina guest-disk plan --policy policy.json DST >> initdata.toml", "At each deployment."),
         (
-            "mount -t erofs -o ro $(lamina guest-disk open --init-data FILE /dev/vda app) /mnt",
-            "In the guest.",
+            "lamina guest-disk open --init-data FILE /dev/vda app",
+            "In the guest; prints what to mount.",
         ),
     ),
     json_keys=(
