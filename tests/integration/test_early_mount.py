@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from lamina.serve.service.client import service_status
-from lamina.serve.service.spec import Lease
 from tests.support.early_images import EarlyImageFolder, make_early_image
+from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.serving import ROOT, is_mounted
 from tests.support.tools import require_erofs, require_kernel, require_root
 from tests.unit.opening.test_early_image import (
@@ -30,40 +30,39 @@ pytestmark = pytest.mark.kernel
 
 WAIT_S = 60.0
 
-MOUNT = """\
-import sys
-from lamina.oci.start_manifest import StartRule
-from lamina.opening.request import OpenRequest
-from lamina.serve.service.mounting import mount_by_service
-from lamina.serve.service.spec import Lease, MountSpec
-
-reference, mountpoint, store, pid, ticks = sys.argv[1:]
-start = StartRule(command=("/bin/program",))
-mount_by_service(
-    MountSpec(
-        image=OpenRequest(reference=reference, store=store, start=start),
-        mountpoint=mountpoint,
-        device="fuse-blob",
-        lease=Lease(int(pid), int(ticks)),
-    )
-)
-"""
-
 
 class Mounted:
-    """Mounts as for a container of this process."""
+    """A mount of one device."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str) -> None:
         self.path = folder / "mnt"
         self.path.mkdir()
         self._store = folder / "store"
+        self._device = device
+        self._server: subprocess.Popen[bytes] | None = None
+        self._environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+
+    def lamina(self, *words: str) -> None:
+        command = [sys.executable, "-m", "lamina", *words]
+        subprocess.run(command, check=True, env=self._environment, timeout=WAIT_S)
+
+    def _words(self, reference: str) -> list[str]:
+        words = ["mount", "--device", self._device, "--store", str(self._store)]
+        return [*words, reference, str(self.path)]
 
     def mount(self, reference: str) -> None:
-        lease = Lease.of_this_process()
-        command = [sys.executable, "-c", MOUNT, reference, self.path, self._store]
-        numbers = [str(lease.pid), str(lease.start_ticks)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-        subprocess.run([*command, *numbers], check=True, env=environment, timeout=WAIT_S)
+        self.lamina(*self._words(reference))
+
+    def serve(self, reference: str) -> subprocess.Popen[bytes]:
+        """Mount in the foreground."""
+        command = [sys.executable, "-m", "lamina", *self._words(reference), "--foreground"]
+        self._server = subprocess.Popen(
+            [*command, "--json"], stdout=subprocess.PIPE, env=self._environment
+        )
+        assert self._server.stdout is not None
+        with self._server.stdout:
+            assert self._server.stdout.readline()
+        return self._server
 
     def read(self, name: str, start: int, size: int) -> None:
         """Compare a part of a file."""
@@ -77,18 +76,31 @@ class Mounted:
                 assert data == FILES[name][start : start + len(data)]
                 start, size = start + len(data), size - len(data)
 
+    def read_all(self) -> None:
+        for name, data in FILES.items():
+            self.read(name, 0, len(data))
 
-@pytest.fixture
-def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mounted]:
+    def end(self) -> None:
+        if is_mounted(self.path):
+            subprocess.run(["umount", "--lazy", self.path], check=True)
+        if self._server is not None:
+            self._server.wait(WAIT_S)
+        wait_for_no_mounts()
+
+
+@pytest.fixture(params=["fuse-blob", "fuse"])
+def mounted(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Mounted]:
     require_root()
-    require_erofs()
-    require_kernel(6, 12, "file-backed EROFS")
+    if request.param == "fuse-blob":
+        require_erofs()
+        require_kernel(6, 12, "file-backed EROFS")
     # However slow this machine is, what was asked for comes, and nothing else is asked for.
     monkeypatch.setenv("LAMINA_START_WAIT_S", "1000")
-    mounted = Mounted(tmp_path)
+    mounted = Mounted(tmp_path, request.param)
     yield mounted
-    if is_mounted(mounted.path):
-        subprocess.run(["umount", "--lazy", mounted.path], check=True)
+    mounted.end()
 
 
 def until_read(read: Callable[[], None]) -> None:
@@ -103,28 +115,47 @@ def until_read(read: Callable[[], None]) -> None:
             time.sleep(0.1)
 
 
-def test_the_next_worker_shows_right_bytes(tmp_path: Path, mounted: Mounted) -> None:
+def kill(role: str) -> None:
+    status = service_status()
+    assert status is not None
+    os.kill(status.pids[role], signal.SIGKILL)
+
+
+def test_the_next_service_shows_right_bytes(tmp_path: Path, mounted: Mounted) -> None:
     image = make_early_image(tmp_path / "made", FILES)
     image.attach_profile(PROFILE, tmp_path / "other")
     layer = image.metadata_layer()
     away = layer.rename(layer.with_suffix(".away"))
     mounted.mount(image.reference)
     mounted.read("bin/program", 0, 3 * PAGE)
-    status = service_status()
-    assert status is not None
-    os.kill(status.pids["worker"], signal.SIGKILL)
-    until_read(lambda: mounted.read("bin/program", 32 * PAGE, 32 * PAGE))
-    mounted.read("etc/passwd", 0, 700)
+    kill("worker")
+    until_read(lambda: mounted.read("bin/program", 32 * PAGE, 20 * PAGE))
+    kill("supervisor")
+    until_read(lambda: mounted.read("bin/program", 52 * PAGE, 20 * PAGE))
+    mounted.lamina("service", "reload")
+    until_read(lambda: mounted.read("bin/program", 72 * PAGE, 18 * PAGE))
+    until_read(lambda: mounted.read("etc/passwd", 0, 700))
     with pytest.raises(OSError, match=r"."):
         (mounted.path / FAR[1:]).read_bytes()
     mounted.read("bin/program", 219 * PAGE, 900_000 - 219 * PAGE)
     away.rename(layer)
+    until_read(mounted.read_all)
 
-    def read_all() -> None:
-        for name, data in FILES.items():
-            mounted.read(name, 0, len(data))
 
-    until_read(read_all)
+def test_a_server_in_the_foreground_that_ends_leaves_errors(
+    tmp_path: Path, mounted: Mounted
+) -> None:
+    image = make_early_image(tmp_path / "made", FILES)
+    image.attach_profile(PROFILE, tmp_path / "other")
+    layer = image.metadata_layer()
+    layer.rename(layer.with_suffix(".away"))
+    server = mounted.serve(image.reference)
+    mounted.read("bin/program", 0, 3 * PAGE)
+    server.kill()
+    server.wait(WAIT_S)
+    for name in ("bin/program", "many/+sub/file"):
+        with pytest.raises(OSError, match=r"."):
+            mounted.read(name, 32 * PAGE if name == "bin/program" else 0, PAGE)
 
 
 def test_a_cycle_is_an_error(tmp_path: Path, mounted: Mounted) -> None:

@@ -114,6 +114,8 @@ class Trees:
             # has, in a folder that only root can enter.
             options=("suid", "dev"),
             as_lower=True,
+            # What an index is worth decides whether the layers are unpacked.
+            early=False,
         )
 
     def broken(self) -> list[int]:

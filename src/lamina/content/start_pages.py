@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from lamina.blob.page_proof import PAGE_BYTES
@@ -96,11 +96,32 @@ class StartPages:
             self._arrived.append(number)
             self._change.notify_all()
 
+    def drop(self, blob_id: str, pages: Iterable[int]) -> None:
+        """Forget pages that can be had elsewhere now."""
+        with self._change:
+            ready = self._ready.get(blob_id, {})
+            for page in pages:
+                ready.pop(page, None)
+
+    def compact(self) -> None:
+        """Keep no more in memory than the pages that are left, each of them by itself: they are
+        parts of frames.
+        """
+        with self._change:
+            for ready in self._ready.values():
+                ready.update({page: memoryview(bytes(data)) for page, data in ready.items()})
+
     def end(self) -> None:
         """Say that nothing more will come; may be called again."""
         with self._change:
             self._over = True
             self._change.notify_all()
+
+    @property
+    def held_bytes(self) -> int:
+        """What the pages take that are kept for readers."""
+        with self._change:
+            return sum(len(ready) for ready in self._ready.values()) * PAGE_BYTES
 
     @property
     def is_over(self) -> bool:

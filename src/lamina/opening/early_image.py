@@ -79,7 +79,7 @@ def open_early(
         return image
 
     named = place.reference.with_version(tag=place.reference.tag, digest=found.digest)
-    later = WholeImage(open_whole, stream.pages, str(named))
+    later = WholeImage(open_whole, stream.pages, str(named), afterwards=stream.keep)
     bootstrap.complete_by(later)
     blobs = EarlyBlobs(bootstrap, stream.pages, later, place.store.root / "blobs")
     accepted = version.reference if version.is_accepted else None

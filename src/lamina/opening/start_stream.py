@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final
@@ -75,6 +76,7 @@ class StartStream:
         self._begin = time.monotonic()
         self._received = 0
         self._waiting: list[tuple[int, Frame, bytes]] = []
+        self._unkept: deque[ProvenChunk] = deque()
         self._thread = threading.Thread(target=self._run, name="lamina-start", daemon=True)
         self._thread.start()
 
@@ -101,6 +103,19 @@ class StartStream:
         """Prove by what came ahead of the image's own metadata, until :meth:`bind`."""
         self._blobs = lambda: blobs
         self._bound.set()
+
+    def keep(self) -> None:
+        """Put the chunks into the store that came whole before it had a place for them, so that
+        they leave the memory.
+        """
+        if self._blobs is None or not self._unkept:
+            return
+        blobs = self._blobs()
+        while self._unkept and not self._closing:
+            chunk = self._unkept.popleft()
+            if _keep(chunk, blobs[chunk.blob_id]):
+                self.pages.drop(chunk.blob_id, chunk.by_page())
+        self.pages.compact()
 
     def close(self) -> None:
         """End the stream; readers take the ordinary path from now on."""
@@ -208,6 +223,8 @@ class StartStream:
                 for chunk in self._proven(tables, frame, stored, blobs):
                     if not _keep(chunk, blobs[chunk.blob_id]):
                         pages.setdefault(chunk.blob_id, {}).update(chunk.by_page())
+                        if isinstance(blobs[chunk.blob_id], EarlyChunks) and chunk.is_whole:
+                            self._unkept.append(chunk)
             self.pages.settle(number, pages)
 
     def _proven(

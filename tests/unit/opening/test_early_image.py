@@ -14,6 +14,7 @@ from tests.support.early_images import EarlyImageFolder, make_early_image
 from lamina.blob.start_artifact import FrameContent
 from lamina.build.start_profile import Profile, ProfileLine
 from lamina.content import whole_image
+from lamina.content.early_image import EarlyImage
 from lamina.content.lazy_image import LazyImage
 from lamina.erofs.layout import DIRENT
 from lamina.erofs.reader import Bootstrap
@@ -117,6 +118,30 @@ def test_the_whole_is_opened_when_the_start_is_over(
         thread = image._whole._later  # type: ignore[attr-defined]
         thread.join(60)
         assert not image.is_early
+        read_all(image)
+
+
+def test_whole_chunks_that_came_early_go_to_the_store(
+    made: EarlyImageFolder, tmp_path: Path
+) -> None:
+    with made.open(tmp_path / "store") as image:
+        assert isinstance(image, EarlyImage)
+        read_profile(image)
+        pages = image.start_pages
+        assert pages is not None
+        assert pages.wait_over(60)
+        before = pages.held_bytes
+        image.stat(FAR)
+        opener = image._whole._opener
+        assert opener is not None
+        opener.join(60)
+        assert pages.held_bytes < before
+        chunks = list(image.chunks("/bin/program"))
+        here = [image.blobs[c.blob_index].is_ready(c.blob_offset, c.size_bytes) for c in chunks]
+        # Pages 32 to 90 of chunks of 32 pages.
+        assert here == [number == 1 for number in range(len(chunks))]
+        read_profile(image)
+        assert image.statistics.requests == 0
         read_all(image)
 
 

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from lamina.content.lazy_image import LazyImage
     from lamina.opening.open_image import Indexer
 
-OF_THE_MOUNT: Final = ("mountpoint", "device", "options", "as_lower", "readahead_kib", "lease")
+OF_THE_MOUNT: Final = (
+    "mountpoint",
+    "device",
+    "options",
+    "as_lower",
+    "readahead_kib",
+    "lease",
+    "early",
+)
 """What is said of where and how to mount; all else is about which image, and how to open it."""
 
 
@@ -54,7 +62,8 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     :func:`lamina.opening.request.for_another_process` makes.  With ``as_lower`` the mount is fit to
     be the lower folder of an overlay (:mod:`lamina.serve.lower_metadata`).  ``readahead_kib``
     bounds what the kernel reads ahead of incomplete blobs, where it mounts them itself.  While the
-    mount needs a service, that unmounts it, lazily, at the end of its ``lease``.
+    mount needs a service, that unmounts it, lazily, at the end of its ``lease``.  If it may be
+    ``early``, the metadata layer is not waited for (:mod:`lamina.opening.early_image`).
     """
 
     image: OpenRequest
@@ -66,6 +75,7 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
     as_lower: bool = False
     readahead_kib: int = LAZY_KIB
     lease: Lease | None = None
+    early: bool = True
 
     def pinned_to(self, version: str | None) -> MountSpec:
         """Return the same mount of the version that was opened."""
@@ -104,11 +114,11 @@ def open_spec(spec: MountSpec) -> LazyImage:
 
 def open_reference(spec: MountSpec) -> LazyImage:
     """Open by reference; once it is pinned by its digest, no registry is asked for what is in the
-    store, and the signatures that are kept there are what the policy is asked about.  A container's
-    may be used before its metadata layer has come.
+    store, and the signatures that are kept there are what the policy is asked about.  It may be
+    used before its metadata layer has come, unless that is wanted anyway.
     """
     from lamina.opening.open_image import open_image
     from lamina.serve.devices import needs_metadata_file
 
-    early = spec.lease is not None and not spec.complete
+    early = spec.early and not spec.complete
     return open_image(spec.image, early=early and not needs_metadata_file(spec.device))

@@ -326,7 +326,7 @@ def _open_quietly(late: LazilyOpenedImage) -> None:
 def _coverage(late: LazilyOpenedImage) -> Coverage:
     """Tell what is here of an image that is open; another one is not opened for that."""
     image = late.opened
-    if image is None:
+    if image is None or image.is_early:
         return Coverage()
     try:
         blobs = list(image.blobs)
