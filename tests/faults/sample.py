@@ -1,5 +1,5 @@
 """Two versions of an image of many small pieces, and the folders that they are made of.  The start
-artifact of the second has a forged page.
+artifact of the second has a forged page.  Mounts of both need not wait for the metadata layer.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+from lamina.codec.digest import Digester, digest
+from lamina.oci.bootstrap_root import BootstrapRoot
 from lamina.oci.manifest import (
     NYDUS_BLOB,
     NYDUS_BLOB_MARK,
@@ -67,6 +69,7 @@ def _make(
     image = build_image(files, chunk_size=CHUNK_SIZE, pack_size=CHUNK_SIZE, blob_count=BLOBS)
     config = encode({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]}})
     layer = metadata_layer(image)
+    root = BootstrapRoot(digest(Digester.BLAKE3, image.bootstrap).hex(), len(image.bootstrap))
     for part in (config, layer, *(blob.data for blob in image.blobs)):
         registry.add_blob(part)
     manifest = encode(
@@ -79,13 +82,13 @@ def _make(
                     describe(NYDUS_BLOB, blob.data, {NYDUS_BLOB_MARK: "true"})
                     for blob in image.blobs
                 ),
-                describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true"}),
+                describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true", **root.annotation}),
             ),
         )
     )
     described = describe(OCI_MANIFEST, manifest)
     registry.manifests[described.digest] = (OCI_MANIFEST, manifest)
-    start = add_start(registry, image, described, is_forged=is_forged)
+    start = add_start(registry, image, described, root, is_forged=is_forged)
     return Sample(tree, described.digest, start)
 
 

@@ -20,6 +20,7 @@ from lamina.build.start_profile import Profile, ProfileLine
 from lamina.content.lazy_blob import LazyBlob
 from lamina.content.lazy_image import LazyImage
 from lamina.erofs.reader import Bootstrap
+from lamina.oci.bootstrap_root import BootstrapRoot
 from lamina.oci.manifest import (
     EMPTY,
     OCI_INDEX,
@@ -38,10 +39,17 @@ from tests.support.native_images import BuiltImage, MemorySource
 
 
 def add_start(
-    registry: FakeRegistry, image: BuiltImage, subject: Descriptor, *, is_forged: bool
+    registry: FakeRegistry,
+    image: BuiltImage,
+    subject: Descriptor,
+    root: BootstrapRoot,
+    *,
+    is_forged: bool,
 ) -> str:
-    """Attach an artifact of every other file, and the begin of each big one; its digest."""
-    data = _artifact(image, subject.digest)
+    """Attach an artifact of every other file, the begin of each big one, and what leads there in
+    the bootstrap, which has that *root*; its digest.
+    """
+    data = _artifact(image, subject.digest, root)
     if is_forged:
         data = _forged(data)
     layer = describe(START_PAGES, data)
@@ -57,7 +65,7 @@ def add_start(
     return layer.digest
 
 
-def _artifact(image: BuiltImage, digest: str) -> bytes:
+def _artifact(image: BuiltImage, digest: str, root: BootstrapRoot) -> bytes:
     with tempfile.TemporaryDirectory(prefix="lamina-faults-") as folder, ExitStack() as stack:
         source = Fetcher([MemorySource(image)])
         bootstrap = stack.enter_context(Bootstrap(image.bootstrap))
@@ -76,7 +84,7 @@ def _artifact(image: BuiltImage, digest: str) -> bytes:
             for number, (path, stat) in enumerate(files)
             if number % 2 or stat.size > 400_000
         ]
-        return build_start(native, digest, Profile(tuple(lines)))[0]
+        return build_start(native, digest, Profile(tuple(lines)), root.hex)[0]
 
 
 def _forged(data: bytes) -> bytes:

@@ -195,6 +195,22 @@ def read_all(network: Network, store: Path, sample: Any) -> list[str]:
         ]
 
 
+def test_the_samples_are_read_before_their_metadata_have_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However slow this machine is.
+    monkeypatch.setenv("LAMINA_START_WAIT_S", "1000")
+    with faulty_network(4, 0.0) as network:
+        for sample in make_samples(network, tmp_path, 4, small_files=60, big_files=1):
+            reference = f"docker://{network.host}/faults@{sample.digest}"
+            request = request_of(reference, store=tmp_path / sample.digest)
+            with pipeline.open_image(replace(request, start=StartRule()), early=True) as image:
+                assert image.is_early
+                names = [name for name in sorted(sample.tree.rglob("file-*")) if name.is_file()]
+                assert all(read_one(image, sample.tree, name) for name in names)
+                assert not image.is_early
+
+
 def test_the_artifacts_of_the_samples_are_used_and_a_forged_page_is_not(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -48,7 +48,8 @@ class EarlyImageFolder(NamedTuple):
     def copied(self, folder: Path) -> EarlyImageFolder:
         """Return a copy, to attach something else to."""
         shutil.copytree(self.folder, folder)
-        return self._replace(reference=f"oci:{folder}:app")
+        tag = self.reference.rsplit(":", 1)[1]
+        return self._replace(reference=f"oci:{folder}:{tag}")
 
     def open(self, store: Path, *, early: bool = True, start: bool = True) -> LazyImage:
         request = request_of(self.reference, store=store)

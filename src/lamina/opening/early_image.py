@@ -26,6 +26,7 @@ from lamina.erofs.check_part import check_part
 from lamina.erofs.partial import NotHereError, PartialBootstrap
 from lamina.errors import FormatError, IntegrityError
 from lamina.oci.bootstrap_root import BootstrapRoot, bootstrap_root
+from lamina.opening.lazy_index import check_blobs
 from lamina.registry.resolve import load_config
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def open_early(
     begin_s = time.monotonic()
     config = load_config(found.image, place)
     longest_s = longest_wait_s() * FIND_SHARE + ANSWERS * (time.monotonic() - begin_s)
-    bootstrap = _bootstrap(root, stream, longest_s)
+    bootstrap = _bootstrap(found, root, stream, longest_s)
     if bootstrap is None:
         return None
 
@@ -92,7 +93,7 @@ def open_early(
 
 
 def _bootstrap(
-    root: BootstrapRoot, stream: StartStream, longest_s: float
+    found: FoundManifest, root: BootstrapRoot, stream: StartStream, longest_s: float
 ) -> PartialBootstrap | None:
     pages = stream.metadata(longest_s)
     if not pages:
@@ -100,7 +101,9 @@ def _bootstrap(
     try:
         bootstrap = PartialBootstrap(root.size_bytes, pages)
         check_part(bootstrap)
-    except (NotHereError, FormatError) as error:
+        if found.indexed is not None:
+            check_blobs(found.indexed, bootstrap)
+    except (NotHereError, FormatError, IntegrityError) as error:
         # Without the first pages everything looks wrong.  What is, the whole says as ever: nobody
         # who attaches pages to an image can keep it from being opened.
         LOG.debug("the metadata layer is waited for: %s", error)

@@ -50,12 +50,14 @@ def early_start(place: Place, found: FoundManifest, rule: StartRule | None) -> I
         raise
 
 
-def may_be_early(place: Place, found: FoundManifest) -> bool:
+def may_be_early(place: Place, found: FoundManifest, *, is_replaceable: bool = False) -> bool:
     """Tell whether an image may be used before its metadata layer has come: its manifest proves
-    pages of the bootstrap, nothing of it is sealed or found beside another image, and the store has
-    not got it anyhow.
+    pages of the bootstrap, nothing of it is sealed, and the store has not got it anyhow.  One that
+    *is_replaceable* is indexed anew if the index that was found beside it is not good.
     """
-    if found.indexed is not None or found.manifest.is_sealed or found.image.is_encrypted:
+    if found.manifest.is_sealed or found.image.is_encrypted:
+        return False
+    if is_replaceable and found.is_offered:
         return False
     known = place.store.records.read(IMAGE, found.digest)
     return known is None and bootstrap_root(found.manifest) is not None

@@ -125,12 +125,16 @@ class Opening:
         if start.stream is None or self.request.proven_layers:
             # What proves layers is a digest of the whole metadata layer.
             return None
-        if not may_be_early(self.place, found):
+        is_replaceable = self.request.index == "always"
+        if not may_be_early(self.place, found, is_replaceable=is_replaceable):
             return None
         from lamina.opening.early_image import open_early
 
+        # What is wrong with an index is no longer a reason to open the image in another way.
+        named = found._replace(is_offered=False)
+
         def whole() -> LazyImage:
-            return self._whole(version, found, ExitStack())
+            return self._whole(version, named, ExitStack())
 
         return open_early(self.place, version, found, start.stream, whole, self._resources)
 

@@ -7,11 +7,14 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from blake3 import blake3
 from tests.support.early_images import EarlyImageFolder, make_early_image
+from tests.support.sealed import make_source
 
 from lamina.blob.start_artifact import FrameContent
+from lamina.build.index import index_image
 from lamina.build.start_profile import Profile, ProfileLine
 from lamina.content import whole_image
 from lamina.content.early_image import EarlyImage
@@ -19,6 +22,12 @@ from lamina.content.lazy_image import LazyImage
 from lamina.erofs.layout import DIRENT
 from lamina.erofs.reader import Bootstrap
 from lamina.errors import FormatError, IntegrityError, NotFoundError
+from lamina.image.errors import UnusableIndexError
+from lamina.oci.reference import parse_reference
+from lamina.oci.start_manifest import StartRule
+from lamina.opening.lazy_index import LazyIndex
+from lamina.opening.open_image import open_image
+from lamina.opening.request import request_of
 
 PAGE = 4096
 
@@ -99,6 +108,54 @@ def test_a_start_needs_no_metadata_layer(made: EarlyImageFolder, tmp_path: Path)
         read_profile(image)
     with made.open(tmp_path / "store") as image:
         # It is in the store now.
+        assert not image.is_early
+        read_all(image)
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> EarlyImageFolder:
+    folder = tmp_path_factory.mktemp("indexed")
+    reference = make_source(folder / "image", (FILES,))
+    index_image(parse_reference(reference))
+    image = EarlyImageFolder(reference, b"")
+    image.attach_profile(PROFILE, folder / "store")
+    return image
+
+
+def test_an_index_is_not_waited_for(indexed: EarlyImageFolder, tmp_path: Path) -> None:
+    copy = indexed.copied(tmp_path / "image")
+    with copy.open(tmp_path / "other") as image:
+        assert image.manifest is not None
+        digest = image.manifest.layers[-1].digest
+    layer = copy.folder / "blobs" / digest.replace(":", "/")
+    hidden = layer.rename(layer.with_suffix(".away"))
+    with copy.open(tmp_path / "store") as image:
+        assert image.is_early
+        read_profile(image)
+        with pytest.raises(NotFoundError):
+            image.stat(FAR)
+        read_profile(image)
+        # Nobody could know that it has to be made anew.
+    request = msgspec.structs.replace(
+        request_of(copy.reference, store=tmp_path / "s"), index="always"
+    )
+    with pytest.raises(UnusableIndexError):
+        open_image(msgspec.structs.replace(request, start=StartRule()), early=True)
+    hidden.rename(layer)
+    with copy.open(tmp_path / "store") as image:
+        assert image.is_early
+        read_all(image)
+        assert not image.is_early
+
+
+def test_an_index_of_other_layers_is_not_used_early(
+    indexed: EarlyImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(found: LazyIndex, bootstrap: Bootstrap) -> None:
+        raise IntegrityError(f"{found.digest} has {len(bootstrap.blobs)} blobs of others")
+
+    monkeypatch.setattr("lamina.opening.early_image.check_blobs", refuse)
+    with indexed.open(tmp_path / "store") as image:
         assert not image.is_early
         read_all(image)
 
