@@ -14,9 +14,9 @@ import pytest
 
 from lamina.serve.service.client import service_status
 from tests.support.early_images import EarlyImageFolder, make_early_image
-from tests.support.mounts_gone import wait_for_no_mounts
 from tests.support.serving import ROOT, is_mounted
 from tests.support.tools import require_erofs, require_kernel, require_root
+from tests.support.waiting import wait_for_no_mounts
 from tests.unit.opening.test_early_image import (
     FAR,
     FILES,
