@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from lamina.linux.process import start_time_ticks
 from lamina.serve.service.client import service_status
 from tests.support.early_images import EarlyImageFolder, make_early_image
 from tests.support.serving import ROOT, is_mounted
 from tests.support.tools import require_erofs, require_kernel, require_root
-from tests.support.waiting import wait_for_no_mounts
+from tests.support.waiting import wait_for_no_mounts, wait_until
 from tests.unit.opening.test_early_image import (
     FAR,
     FILES,
@@ -28,7 +29,7 @@ from tests.unit.opening.test_early_image import (
 
 pytestmark = pytest.mark.kernel
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 
 
 class Mounted:
@@ -105,20 +106,31 @@ def mounted(
 
 def until_read(read: Callable[[], None]) -> None:
     """Read again while there are errors; wrong bytes are none."""
-    limit = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return read()
-        except OSError:
-            if time.monotonic() > limit:
-                raise
-            time.sleep(0.1)
+
+    def is_read() -> bool:
+        with contextlib.suppress(OSError):
+            read()
+            return True
+        return False
+
+    wait_until(is_read, "an answer")
+
+
+def whole_service() -> dict[str, int]:
+    """Wait until each role has a living process."""
+    found: dict[str, int] = {}
+
+    def is_whole() -> bool:
+        status = service_status()
+        found.update({} if status is None else status.pids)
+        return status is not None and all(map(start_time_ticks, status.pids.values()))
+
+    wait_until(is_whole, "a whole service")
+    return found
 
 
 def kill(role: str) -> None:
-    status = service_status()
-    assert status is not None
-    os.kill(status.pids[role], signal.SIGKILL)
+    os.kill(whole_service()[role], signal.SIGKILL)
 
 
 def test_the_next_service_shows_right_bytes(tmp_path: Path, mounted: Mounted) -> None:
@@ -132,6 +144,7 @@ def test_the_next_service_shows_right_bytes(tmp_path: Path, mounted: Mounted) ->
     until_read(lambda: mounted.read("bin/program", 32 * PAGE, 20 * PAGE))
     kill("supervisor")
     until_read(lambda: mounted.read("bin/program", 52 * PAGE, 20 * PAGE))
+    whole_service()
     mounted.lamina("service", "reload")
     until_read(lambda: mounted.read("bin/program", 72 * PAGE, 18 * PAGE))
     until_read(lambda: mounted.read("etc/passwd", 0, 700))
