@@ -136,7 +136,7 @@ class WholeImage:
     def _try_to_open(self) -> None:
         opened, error = None, None
         try:
-            opened = self._open_again()
+            opened = self._open_image()
         except Error as raised:
             error = raised
         except Exception as raised:
@@ -167,14 +167,6 @@ class WholeImage:
         if isinstance(error, StoreError):
             pause_s = _pause_s(self._failures)
         self._error, self._not_before_s = error, time.monotonic() + pause_s
-
-    def _open_again(self) -> LazyImage:
-        try:
-            return self._open_image()
-        except (FormatError, IntegrityError) as error:
-            LOG.info("the metadata are fetched again: %s", error)
-        # They may have been damaged on the way.
-        return self._open_image()
 
     def bootstrap(self) -> Bootstrap:
         """Return all of its bootstrap, checked.  Raises what :meth:`get` raises."""

@@ -24,7 +24,7 @@ from lamina.content.start_pages import longest_wait_s
 from lamina.content.whole_image import WholeImage
 from lamina.erofs.check_part import check_part
 from lamina.erofs.partial import NotHereError, PartialBootstrap
-from lamina.errors import FormatError, IntegrityError
+from lamina.errors import FetchError, FormatError, IntegrityError
 from lamina.oci.bootstrap_root import BootstrapRoot, bootstrap_root
 from lamina.opening.lazy_index import check_blobs
 from lamina.registry.resolve import load_config
@@ -41,6 +41,8 @@ FIND_SHARE: Final = 0.02
 """So long, of the time that a start is waited for, an artifact may take to be found whatever other
 answers took: a tenth of a second.
 """
+
+READ_BYTES: Final = 1 << 20
 
 ANSWERS: Final = 4
 """Finding an artifact takes a few answers, of which one was just waited for."""
@@ -69,7 +71,7 @@ def open_early(
         return None
 
     def open_whole() -> LazyImage:
-        image = whole()
+        image = _opened(whole, place, found)
         try:
             _check_root(image, root)
         except BaseException:
@@ -111,6 +113,26 @@ def _bootstrap(
     for entry in bootstrap.blobs:
         check_supported(entry)
     return bootstrap if bootstrap.blobs else None
+
+
+def _opened(whole: Callable[[], LazyImage], place: Place, found: FoundManifest) -> LazyImage:
+    """Return the whole image.  Raises what *whole* does if that is the image's fault, and
+    FetchError if the metadata layer comes damaged, which says nothing of the image.
+    """
+    try:
+        return whole()
+    except (FormatError, IntegrityError) as error:
+        LOG.info("the metadata are fetched again: %s", error)
+    try:
+        return whole()
+    except (FormatError, IntegrityError) as error:
+        try:
+            with place.stream(found.manifest.layers[-1]) as stream:
+                while stream.read(READ_BYTES):
+                    pass
+        except IntegrityError as damage:
+            raise FetchError(f"the metadata layer comes damaged: {damage}") from error
+        raise
 
 
 def _check_root(image: LazyImage, root: BootstrapRoot) -> None:
