@@ -63,6 +63,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--round", type=float, default=3, help="seconds between two mounts")
     parser.add_argument("--only", metavar="KIND", help="the one fault there is, of the network")
     parser.add_argument(
+        "--early", action="store_true", help="mounts do not wait for the metadata layer"
+    )
+    parser.add_argument(
         "--flip-source", action="store_true", help="change the plain trees: the run must fail then"
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
@@ -97,7 +100,7 @@ def run_suite(options: argparse.Namespace) -> dict[str, Any]:
         faulty_network(options.seed, options.rate) as network,
     ):
         folder = Path(name)
-        samples = make_samples(network, folder / "trees", options.seed)
+        samples = make_samples(network, folder / "trees", options.seed, early=options.early)
         network.only = options.only
         if options.flip_source:
             flip_source(samples)

@@ -1,5 +1,5 @@
 """Two versions of an image of many small pieces, and the folders that they are made of.  The start
-artifact of the second has a forged page.  Mounts of both need not wait for the metadata layer.
+artifact of the second has a forged page.
 """
 
 from __future__ import annotations
@@ -45,14 +45,23 @@ class Sample:
 
 
 def make_samples(
-    registry: FakeRegistry, folder: Path, seed: int, small_files: int = 300, big_files: int = 10
+    registry: FakeRegistry,
+    folder: Path,
+    seed: int,
+    small_files: int = 300,
+    big_files: int = 10,
+    *,
+    early: bool = False,
 ) -> list[Sample]:
-    """Put two versions into *registry* and their files below *folder*."""
+    """Put two versions into *registry* and their files below *folder*; mounts of *early* ones do
+    not wait for the metadata layer.
+    """
     return [
         _make(
             registry,
             folder / f"v{n}",
             contents_of(seed, n, small_files, big_files),
+            early=early,
             is_forged=n == 2,
         )
         for n in (1, 2)
@@ -60,7 +69,7 @@ def make_samples(
 
 
 def _make(
-    registry: FakeRegistry, tree: Path, files: dict[bytes, bytes], *, is_forged: bool
+    registry: FakeRegistry, tree: Path, files: dict[bytes, bytes], *, early: bool, is_forged: bool
 ) -> Sample:
     for name, data in files.items():
         path = tree / name.decode()
@@ -70,6 +79,7 @@ def _make(
     config = encode({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["/bin/true"]}})
     layer = metadata_layer(image)
     root = BootstrapRoot(digest(Digester.BLAKE3, image.bootstrap).hex(), len(image.bootstrap))
+    known = root.annotation if early else {}
     for part in (config, layer, *(blob.data for blob in image.blobs)):
         registry.add_blob(part)
     manifest = encode(
@@ -82,13 +92,13 @@ def _make(
                     describe(NYDUS_BLOB, blob.data, {NYDUS_BLOB_MARK: "true"})
                     for blob in image.blobs
                 ),
-                describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true", **root.annotation}),
+                describe(OCI_LAYER_GZIP, layer, {NYDUS_BOOTSTRAP_MARK: "true", **known}),
             ),
         )
     )
     described = describe(OCI_MANIFEST, manifest)
     registry.manifests[described.digest] = (OCI_MANIFEST, manifest)
-    start = add_start(registry, image, described, root, is_forged=is_forged)
+    start = add_start(registry, image, described, root if early else None, is_forged=is_forged)
     return Sample(tree, described.digest, start)
 
 

@@ -42,12 +42,12 @@ def add_start(
     registry: FakeRegistry,
     image: BuiltImage,
     subject: Descriptor,
-    root: BootstrapRoot,
+    root: BootstrapRoot | None,
     *,
     is_forged: bool,
 ) -> str:
     """Attach an artifact of every other file, the begin of each big one, and what leads there in
-    the bootstrap, which has that *root*; its digest.
+    the bootstrap, if that has a *root*; its digest.
     """
     data = _artifact(image, subject.digest, root)
     if is_forged:
@@ -65,7 +65,7 @@ def add_start(
     return layer.digest
 
 
-def _artifact(image: BuiltImage, digest: str, root: BootstrapRoot) -> bytes:
+def _artifact(image: BuiltImage, digest: str, root: BootstrapRoot | None) -> bytes:
     with tempfile.TemporaryDirectory(prefix="lamina-faults-") as folder, ExitStack() as stack:
         source = Fetcher([MemorySource(image)])
         bootstrap = stack.enter_context(Bootstrap(image.bootstrap))
@@ -84,7 +84,7 @@ def _artifact(image: BuiltImage, digest: str, root: BootstrapRoot) -> bytes:
             for number, (path, stat) in enumerate(files)
             if number % 2 or stat.size > 400_000
         ]
-        return build_start(native, digest, Profile(tuple(lines)), root.hex)[0]
+        return build_start(native, digest, Profile(tuple(lines)), root and root.hex)[0]
 
 
 def _forged(data: bytes) -> bytes:

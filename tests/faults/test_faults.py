@@ -201,7 +201,7 @@ def test_the_samples_are_read_before_their_metadata_have_come(
     # However slow this machine is.
     monkeypatch.setenv("LAMINA_START_WAIT_S", "1000")
     with faulty_network(4, 0.0) as network:
-        for sample in make_samples(network, tmp_path, 4, small_files=60, big_files=1):
+        for sample in make_samples(network, tmp_path, 4, small_files=60, big_files=1, early=True):
             reference = f"docker://{network.host}/faults@{sample.digest}"
             request = request_of(reference, store=tmp_path / sample.digest)
             with pipeline.open_image(replace(request, start=StartRule()), early=True) as image:
