@@ -28,6 +28,9 @@ ALLOWED = {
     "lamina.build.source_image.open_source_image",
     "lamina.build.unpack.unpack_to_image",
     "lamina.cli.verbs.convert.report_object",
+    "lamina.cli.erofs_conversion.convert_to_erofs",
+    "lamina.cli.erofs_conversion._print_json",
+    "lamina.guest.disk_image.push_layout",
     # What is attached to an image is listed, and the image is not opened.
     "lamina.build.start_show.attached_profiles",
     "lamina.cli.verbs.profile._show",
