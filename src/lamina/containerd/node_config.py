@@ -24,6 +24,7 @@ from lamina.oci.platform import host_platform
 NAME: Final = "lamina"
 _CRI_1: Final = ("plugins", "io.containerd.grpc.v1.cri", "containerd")
 _CRI_2: Final = ("plugins", "io.containerd.cri.v1.images")
+_RUNTIMES: Final = (*_CRI_1, "runtimes")
 _TRANSFER: Final = ("plugins", "io.containerd.transfer.v1.local")
 _NATIVE_TYPES: Final = (
     "application/vnd.oci.image.layer.nydus.blob.v1",
@@ -105,9 +106,20 @@ def settings(form: int, major: int, socket: str, text: str | None = None) -> lis
         *found,
         Setting(plugin, "capabilities", ["remap-ids"]),
         Setting(exports, "enable_remote_snapshot_annotations", "true"),
-        Setting(_CRI_1 if form < 3 else _CRI_2, "snapshotter", NAME),
+        *_cri_settings(form, parsed(text or "")),
         *([Setting(_TRANSFER, "unpack_config", unpacked, added=True)] if unpacked else []),
     ]
+
+
+def _cri_settings(form: int, there: Mapping[str, Any]) -> list[Setting]:
+    """Return what CRI's plugins of containerd 2 are told."""
+    if form >= 3:
+        return [Setting(_CRI_2, "snapshotter", NAME)]
+    found = [Setting(_CRI_1, "snapshotter", NAME)]
+    if not _at(there, _RUNTIMES):
+        # Without a table of runtimes containerd 2.4 does not move this setting to where it is now.
+        found.append(Setting((*_RUNTIMES, "runc"), "runtime_type", "io.containerd.runc.v2"))
+    return found
 
 
 def _form(text: str | None, major: int) -> int:

@@ -81,7 +81,7 @@ def add_arguments(parser: Parser) -> None:
         choices=("serve", "install"),
         nargs="?",
         default="serve",
-        help="what to do (%(default)s)",
+        help="what to do (serve)",
     )
     parser.add_argument(
         "--root",
