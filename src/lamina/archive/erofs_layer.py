@@ -146,11 +146,12 @@ class ErofsTar:
                 stack.pop()
                 continue
             path = folder + b"/" + entry.name if folder else entry.name
-            if entry.name.startswith(_WHITEOUT):
+            inode = image.inode(entry.nid)
+            is_folder = stat.S_ISDIR(inode.mode)
+            if entry.name.startswith(_WHITEOUT) and not (is_folder and _is_of_aufs(entry.name)):
                 shown = path.decode("utf-8", "replace")
                 raise UnsupportedError(f"the EROFS layer has {shown}, a mark in other layers")
-            inode = image.inode(entry.nid)
-            if not stat.S_ISDIR(inode.mode):
+            if not is_folder:
                 yield from self._other(path, inode, first_names)
                 continue
             if inode.nid in met or len(stack) > _MOST_DEPTH:
@@ -206,6 +207,11 @@ class ErofsTar:
         self._places.append(-1)
         if rest := padding(inode.size):
             yield rest
+
+
+def _is_of_aufs(name: bytes) -> bool:
+    """Tell whether a folder is one of AUFS, which hides nothing and is kept as it is."""
+    return name.startswith(_WHITEOUT * 2) and name != _OPAQUE_NAME
 
 
 def _own(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
