@@ -97,10 +97,10 @@ def _encryptors(key: bytes) -> Callable[[int], CipherContext]:
     return lambda number: Cipher(algorithm, XTS(number.to_bytes(16, "little"))).encryptor()
 
 
-def crypt_table(size_bytes: int, device: str) -> str:
-    """Return the line for ``dmsetup create --readonly``, with KEY for the key in hexadecimal."""
+def crypt_table(size_bytes: int, device: str, key: str = "KEY") -> str:
+    """Return the line for ``dmsetup create --readonly``; *key* is in hexadecimal, if it is said."""
     sectors = size_bytes // _COUNTED_BYTES
-    return f"0 {sectors} crypt aes-xts-plain64 KEY 0 {device} 0 1 sector_size:{SECTOR_BYTES}"
+    return f"0 {sectors} crypt aes-xts-plain64 {key} 0 {device} 0 1 sector_size:{SECTOR_BYTES}"
 
 
 def luks_disk(disk: Disk, passphrase_file: Path) -> JoinedDisk:

@@ -67,7 +67,7 @@ class DiskPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Return the line for dm-crypt over *device*.  Raises TrustError for what is no key."""
         if len(key) != KEY_BYTES:
             raise TrustError(f"the broker has no key of {KEY_BYTES} bytes as {self.key}")
-        return crypt_table(self.size_bytes, device).replace("KEY", key.hex())
+        return crypt_table(self.size_bytes, device, key.hex())
 
     def verity_table(self, key: bytes, device: str) -> str:
         """Return the line for dm-verity over the decrypted *device*."""

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 from typing import Final
 
-from lamina.errors import Error, TrustError, UnsupportedError
+from lamina.errors import Error, TrustError, UnsupportedError, UsageError
 from lamina.guest.agent import GuestSettings, guest_broker
 from lamina.guest.disk_plan import DiskPlan, plan_of
 from lamina.trust.broker.init_data import read_init_data
 
 _FIRST_BYTES: Final = 4096
+_DEVICE: Final = re.compile(r"/[A-Za-z0-9+,.:=@_/-]{1,255}")
+"""The host says where its disk is, and that goes into the table with the key: nothing there may
+begin another word or line.
+"""
 
 
 def open_disk(device: str, name: str, settings: GuestSettings) -> str:
     """Map *device* by the plan in the init-data and return the device that is to be mounted.
 
-    *name* is what device-mapper calls it.  Raises TrustError for a disk that is another one than
-    planned, UnsupportedError without dmsetup, Error for what the kernel refuses, and what
-    :func:`lamina.guest.agent.guest_broker` raises.
+    *name* is what device-mapper calls it.  Raises UsageError for what is no path of a device,
+    TrustError for a disk that is another one than planned, UnsupportedError without dmsetup, Error
+    for what the kernel refuses, and what :func:`lamina.guest.agent.guest_broker` raises.
     """
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"{device[:200]!r} is no path of a device", hint="/dev/vda, or the like")
     plan = plan_of(read_init_data(settings.init_data))
     with guest_broker(settings) as client, client.fetch(plan.resource) as secret:
         key = secret.reveal()
@@ -61,7 +68,11 @@ def _look_at(device: str, plan: DiskPlan) -> None:
 def _create(name: str, table: str) -> str:
     """Make a device and return its node, which the kernel has made: there may be no udev."""
     _dmsetup("create", "--readonly", "--noudevsync", name, given=table)
-    told = _dmsetup("info", "--columns", "--noheadings", "-o", "minor", name)
+    try:
+        told = _dmsetup("info", "--columns", "--noheadings", "-o", "minor", name)
+    except BaseException:
+        _remove(name)
+        raise
     return f"/dev/dm-{int(told)}"
 
 
