@@ -20,6 +20,7 @@ from lamina.containerd.calls import Call, CallEndedError, Flights
 from lamina.containerd.claim import Claim, is_native, namespace_of, read_claim
 from lamina.containerd.layer_folders import LayerFolders
 from lamina.containerd.lazy_image import Finding, LazyImage, look_up
+from lamina.containerd.pull_logins import PullLogins, place_of
 from lamina.containerd.records import NewSnapshot, SnapshotRecords
 from lamina.containerd.snapshot import REF_LABEL, Kind, Snapshot, TreeLayer
 from lamina.containerd.trees import Trees
@@ -43,18 +44,26 @@ _OTHERWISE: Final = (
 
 
 class Trust(NamedTuple):
-    """How images are opened, which policy decides about those of a namespace, and the scopes whose
-    indexes are believed.
+    """How images are opened, which policy decides about those of a namespace, the scopes whose
+    indexes are believed, and the logins of pulls.
     """
 
     template: OpenRequest
     policies: Mapping[str, str]
     indexes_from: Collection[str] = ()
+    logins: PullLogins | None = None
 
     def of(self, namespace: str) -> OpenRequest:
         """Return what the images of a namespace are opened by."""
         policy = self.policies.get(namespace, self.template.policy)
         return msgspec.structs.replace(self.template, policy=policy)
+
+    def logged_in(self, request: OpenRequest, image: str) -> OpenRequest:
+        """Return a request with the login that an image is pulled with, if one is known."""
+        if self.logins is None:
+            return request
+        client = self.logins.client(request.client, place_of(image))
+        return msgspec.structs.replace(request, client=client)
 
 
 class LazyLayers:
@@ -163,7 +172,8 @@ class LazyLayers:
 
     def _open(self, claim: Claim, template: OpenRequest) -> Finding:
         """Look an image up and mount it; one whose index is not good is unpacked."""
-        finding = look_up(claim, template, self._trust.indexes_from)
+        request = self._trust.logged_in(template, str(claim.reference))
+        finding = look_up(claim, request, self._trust.indexes_from)
         if finding.lazy is None:
             return finding
         try:
@@ -186,7 +196,12 @@ class LazyLayers:
 
     def mount(self, tree: int) -> None:
         """Mount a tree, unless it is mounted and not broken.  Raises what mounting raises."""
-        self._trees.mount(tree, lambda: self.image(tree).request(self._trust.template))
+
+        def request() -> OpenRequest:
+            wanted = self.image(tree).request(self._trust.template)
+            return self._trust.logged_in(wanted, wanted.reference)
+
+        self._trees.mount(tree, request)
 
     def make_readable(self, snapshot: Snapshot, call: Call) -> None:
         """Make sure that the files of a lazy snapshot can be read: mounted, or, of a layer in the
@@ -220,7 +235,7 @@ class LazyLayers:
         reference, count = image.ordinary, snapshot.lazy.layer + 1
 
         def unpack(folder: str, work: str) -> None:
-            client = self._trust.template.client
+            client = self._trust.logged_in(self._trust.template, reference).client
             opened = open_source_image(reference, options=client, work_dir=work, layers=count)
             with contextlib.closing(opened):
                 unpack_to_folder(opened, folder)

@@ -23,6 +23,8 @@ LOG: Final = logging.getLogger("lamina")
 SOCKET_BYTES: Final = 107
 """What fits into ``sun_path`` (unix(7)), with its end."""
 
+_LOGINS: Final = ".logins"
+"""What the name of the socket ends with where the mount service asks for logins."""
 _THREADS: Final = 64
 """Prepares that wait for a registry leave room for the calls that wait for nobody."""
 _GRACE_S: Final = 5.0
@@ -30,11 +32,14 @@ _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Place(NamedTuple):
-    """Where a snapshotter keeps its snapshots, where it listens, and how it mounts."""
+    """Where a snapshotter keeps its snapshots, where it listens, how it mounts, and the socket of
+    the containerd whose image service it stands before, if any.
+    """
 
     root: Path
     socket: str
     device: str = "auto"
+    containerd: str | None = None
 
 
 def serve(place: Place, trust: Trust, ready: Callable[[], None]) -> None:
@@ -44,7 +49,7 @@ def serve(place: Place, trust: Trust, ready: Callable[[], None]) -> None:
     used, or is used by another one), KernelError, and UnsupportedError where grpcio is not
     installed.
     """
-    if len(os.fsencode(place.socket)) > SOCKET_BYTES:
+    if len(os.fsencode(place.socket + _LOGINS)) > SOCKET_BYTES:
         raise UsageError(f"the path of the socket is too long: {place.socket}")
     ended = threading.Event()
     for number in _END_SIGNALS:
@@ -87,20 +92,32 @@ def _listening(place: Place, trust: Trust) -> Iterator[None]:
             "the snapshotter needs the packages 'grpcio' and 'protobuf'",
             hint="pip install 'lamina[containerd]'",
         ) from error
+    from lamina.containerd.image_service import OPTIONS, ImageService
     from lamina.containerd.layer_folders import LayerFolders
     from lamina.containerd.lazy_layers import LazyLayers
+    from lamina.containerd.pull_logins import PullLogins
     from lamina.containerd.records import SnapshotRecords
     from lamina.containerd.rpc import handlers
     from lamina.containerd.snapshotter import Snapshotter
     from lamina.containerd.trees import Trees
 
-    with SnapshotRecords(place.root / "snapshots.db") as records:
+    with contextlib.ExitStack() as stack:
+        records = stack.enter_context(SnapshotRecords(place.root / "snapshots.db"))
+        _make_folder(Path(place.socket).parent, 0o711)
+        services = []
+        if place.containerd is not None:
+            logins = PullLogins(place.socket + _LOGINS)
+            stack.enter_context(logins.answering())
+            images = ImageService(place.containerd, logins)
+            stack.callback(images.close)
+            services.append(images)
+            trust = trust._replace(logins=logins)
         folders, trees = LayerFolders(place.root), Trees(place.root, place.device)
         lazy = LazyLayers(records, folders, trees, trust)
         lazy.drop_broken()
-        server = grpc.server(ThreadPoolExecutor(_THREADS, "call"))
-        server.add_generic_rpc_handlers((handlers(Snapshotter(records, folders, trees, lazy)),))
-        _make_folder(Path(place.socket).parent, 0o711)
+        server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=OPTIONS)
+        services.append(handlers(Snapshotter(records, folders, trees, lazy)))
+        server.add_generic_rpc_handlers(services)
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(f"unix:{place.socket}")

@@ -15,7 +15,8 @@ class ClientOptions:
     ``HOST/hosts.toml``, which say what mirrors a registry has; None means those that
     ``LAMINA_HOSTS_DIR`` names.  Without ``plain_credentials`` no credentials go to another machine
     over plain HTTP, where it could be anybody.  ``credential_providers`` are a kubelet's: their
-    configuration, and the folder of the programs.
+    configuration, and the folder of the programs.  At ``login_socket`` a newer login is asked for
+    when ``username`` and ``password`` are refused.
     """
 
     plain_http: bool | None = None
@@ -33,3 +34,4 @@ class ClientOptions:
     hosts_dirs: tuple[str, ...] | None = None
     plain_credentials: bool = True
     credential_providers: tuple[str, str] | None = None
+    login_socket: str | None = None

@@ -116,7 +116,8 @@ class OpenRequest(
     @property
     def has_secrets(self) -> bool:
         """Whether a process that knows it must not be looked into."""
-        return self.has_keys or self.client.password is not None
+        client = self.client
+        return self.has_keys or client.password is not None or client.login_socket is not None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as an object of JSON, without what is as ever: an older process knows less."""

@@ -111,7 +111,8 @@ class Authorizer:
         days outlives a login.
         """
         old = self._credentials
-        if not self._searched or self._options.username is not None:
+        is_given = self._options.username is not None and self._options.login_socket is None
+        if not self._searched or is_given:
             return False
         self._searched = False
         return self._find(origin, old) not in (None, old)

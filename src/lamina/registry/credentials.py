@@ -70,7 +70,11 @@ def find_credentials(
     fails.  No message has a secret.
     """
     options = options or ClientOptions()
-    if options.username is not None:
+    if options.login_socket is not None:
+        found = _of_pull(options, f"{registry}/{repository}", refused)
+        if found is not None:
+            return found
+    elif options.username is not None:
         return Credentials(options.username, options.password or "")
     explicit = options.authfile or os.environ.get("REGISTRY_AUTH_FILE")
     if explicit and not os.path.exists(explicit):
@@ -86,6 +90,17 @@ def find_credentials(
     old = None if refused is None else Login(refused.username, refused.password)
     login = providers_of(*options.credential_providers).find(f"{registry}/{repository}", old)
     return None if login is None else Credentials(login.username, login.password)
+
+
+def _of_pull(options: ClientOptions, image: str, refused: Credentials | None) -> Credentials | None:
+    """Return the login that an image was pulled with, a newer one if that was refused."""
+    if refused is None and options.username is not None:
+        return _token_or_pair(options.username, options.password or "")
+    from lamina.registry.pull_login import ask_login
+
+    login = ask_login(options.login_socket or "", image)
+    found = None if login is None else _token_or_pair(login.username, login.password)
+    return None if found == refused else found
 
 
 def _default_files() -> Iterator[str]:

@@ -61,6 +61,10 @@ HELP: Final = HelpPage(
             "lamina snapshotter --index-from registry.example/team",
             "Ordinary images of the team that have an index start lazily.",
         ),
+        (
+            "lamina snapshotter --image-service /run/containerd/containerd.sock",
+            "A kubelet with --image-service-endpoint pulls by it, and pull secrets reach it.",
+        ),
     ),
     json_keys=(
         ("socket", "where it answers from now on"),
@@ -91,6 +95,12 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument(
         "--socket", metavar="PATH", default=SOCKET, help="where containerd asks (%(default)s)"
+    )
+    parser.add_argument(
+        "--image-service",
+        metavar="PATH",
+        help="stand before the image service of the containerd at this socket: what a kubelet or "
+        "crictl pulls by --socket is asked of it, and read with the same login",
     )
     parser.add_argument(
         "--namespace-policy",
@@ -157,10 +167,24 @@ def run(args: Namespace) -> int:
 
     from lamina.containerd.server import Place, serve
 
+    containerd = None
+    if args.image_service is not None:
+        _keep_secrets()
+        containerd = os.path.abspath(args.image_service)
     trust = _trust(args)
-    place = Place(Path(os.path.abspath(args.root)), os.path.abspath(args.socket), args.device)
+    root, socket = Path(os.path.abspath(args.root)), os.path.abspath(args.socket)
+    place = Place(root, socket, args.device, containerd)
     serve(place, trust, lambda: _tell(args, place))
     return 0
+
+
+def _keep_secrets() -> None:
+    """Be a process whose memory is overwritten when it is freed, and that nobody dumps."""
+    from lamina.cli.key_options import protect_process
+    from lamina.posix.wiping_memory import free_by_overwriting
+
+    free_by_overwriting()
+    protect_process()
 
 
 def _install(args: Namespace) -> int:

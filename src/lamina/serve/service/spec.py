@@ -97,6 +97,9 @@ class MountSpec(msgspec.Struct, frozen=True, kw_only=True):
         fields = msgspec.to_builtins(self)
         for name in OF_THE_MOUNT:
             del fields[name]
+        if self.image.client.login_socket is not None:
+            # Of a pull: the next one's is another, and names of files are made of this.
+            fields["image"]["client"] |= {"username": None, "password": None}
         return json.dumps(fields, sort_keys=True).encode()
 
 
