@@ -236,10 +236,13 @@ class Node:
         self.ctr(*snapshots, "rm", "connected")
 
     def _again(
-        self, command: Callable[[], str], passes: Callable[[CommandError], bool] = is_away
+        self,
+        command: Callable[[], str],
+        passes: Callable[[CommandError], bool] = is_away,
+        patience_s: float = 60,
     ) -> str:
         """Run a command until it ends otherwise than by what ``passes``, a minute long."""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + patience_s
         while True:
             try:
                 return command()
@@ -316,6 +319,16 @@ class Node:
             if time.monotonic() > deadline_s:
                 raise AssertionError(f"{name} did not print {text!r}: {self.log('containerd')}")
             time.sleep(0.02)
+
+    def stop_container(self, container: str) -> None:
+        """End a container at once, as a kubelet does: again also when it took too long, since
+        containerd takes many down one after the other on some machines.
+        """
+        self._again(
+            lambda: self.crictl("stop", "-t", "0", container),
+            lambda error: is_away(error) or "code = DeadlineExceeded" in str(error),
+            patience_s=900,
+        )
 
     def remove_pods(self) -> None:
         """End and remove all pods, as a kubelet does: what is ending by itself it stops again."""

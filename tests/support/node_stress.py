@@ -49,7 +49,7 @@ def check_many(
     def end(container: str) -> list[str]:
         script = "md5sum < big; hostname > big; echo right > big; cat big"
         said = made.crictl("exec", container, "sh", "-c", script).splitlines()
-        made.patiently("stop", "-t", "0", container)
+        made.stop_container(container)
         made.patiently("rm", container)
         return said
 
