@@ -27,6 +27,8 @@ MAX_DATA_BYTES: Final = 32 << 10
 WINDOW_BYTES: Final = 256 << 10
 """Of a connection, in each direction, that its reader has not taken."""
 MAX_CONNECTIONS: Final = 256
+LINGER_S: Final = 60.0
+"""So long is waited for more of who opened a connection when the one who took it has ended."""
 
 
 class ByteStream(Protocol):
@@ -43,12 +45,18 @@ class Channel:
     """One end.  Threads share it; whoever made the stream closes it, which ends :meth:`run`."""
 
     def __init__(
-        self, stream: ByteStream, accept: Callable[[socket.socket], None] | None = None
+        self,
+        stream: ByteStream,
+        accept: Callable[[socket.socket], None] | None = None,
+        free: threading.Semaphore | None = None,
     ) -> None:
-        """*accept* is given each connection that the other side opens, and then owns it."""
+        """*accept* is given each connection that the other side opens, and then owns it.  *free*
+        counts the connections that there may be still, of this channel and of those that share it.
+        """
         self._stream = stream
         self._accept = accept
         self._connections: dict[int, _Connection] = {}
+        self._free = free or threading.Semaphore(MAX_CONNECTIONS)
         self._last = 0
         self._is_over = False
         self._lock = threading.Lock()
@@ -57,7 +65,7 @@ class Channel:
     def connect(self, sock: socket.socket) -> None:
         """Carry what is said on *sock*, which is closed when that is over."""
         with self._lock:
-            if self._is_over or len(self._connections) >= MAX_CONNECTIONS:
+            if self._is_over or not self._free.acquire(blocking=False):
                 sock.close()
                 return
             self._last += 1
@@ -104,10 +112,12 @@ class Channel:
     def forget(self, number: int) -> None:
         """Let go of a connection that is over."""
         with self._lock:
-            self._connections.pop(number, None)
+            if self._connections.pop(number, None) is not None:
+                self._free.release()
 
     def _add(self, number: int, sock: socket.socket) -> _Connection:
-        self._connections[number] = _Connection(self, number, sock)
+        linger_s = None if self._accept is None else LINGER_S
+        self._connections[number] = _Connection(self, number, sock, linger_s)
         return self._connections[number]
 
     def _take(self, number: int, kind: int, size: int, data: bytes) -> None:
@@ -128,11 +138,14 @@ class Channel:
         with self._lock:
             if number in self._connections:
                 raise FormatError("a channel opens a connection twice")
-            is_full = len(self._connections) >= MAX_CONNECTIONS
-        if is_full:
+        if not self._free.acquire(blocking=False):
             self.send(number, RESET)
             return
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:
+            self._free.release()
+            raise
         with self._lock:
             found = self._add(number, ours)
         self._accept(theirs)
@@ -151,8 +164,11 @@ class Channel:
 class _Connection:
     """A socket whose two directions are carried by a thread each."""
 
-    def __init__(self, channel: Channel, number: int, sock: socket.socket) -> None:
+    def __init__(
+        self, channel: Channel, number: int, sock: socket.socket, linger_s: float | None
+    ) -> None:
         self.number = number
+        self._linger_s = linger_s
         self._channel = channel
         self._sock = sock
         self._changed = threading.Condition()
@@ -162,6 +178,8 @@ class _Connection:
         self._inbox_bytes = 0
         self._is_ended = False
         """Whether the other side sends no more."""
+        self._is_silent = False
+        """Whether this side sends no more."""
         self._is_aborted = False
         self._threads = [
             # A port whose host went away may hold a writer for ever.
@@ -173,7 +191,12 @@ class _Connection:
     def start(self) -> None:
         """Begin to carry."""
         for thread in self._threads:
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # There are no more to be had.
+                self.abort()
+                self._end_one()
 
     def join(self) -> None:
         """Wait until all is over."""
@@ -216,12 +239,15 @@ class _Connection:
             with suppress(OSError):
                 self._channel.send(self.number, RESET)
         finally:
-            with self._changed:
-                self._running -= 1
-                is_last = not self._running
-            if is_last:
-                self._channel.forget(self.number)
-                self._sock.close()
+            self._end_one()
+
+    def _end_one(self) -> None:
+        with self._changed:
+            self._running -= 1
+            is_last = not self._running
+        if is_last:
+            self._channel.forget(self.number)
+            self._sock.close()
 
     def _send(self) -> None:
         while True:
@@ -233,6 +259,9 @@ class _Connection:
             data = self._sock.recv(min(room, MAX_DATA_BYTES))
             if not data:
                 self._channel.send(self.number, CLOSE)
+                with self._changed:
+                    self._is_silent = True
+                    self._changed.notify_all()
                 return
             with self._changed:
                 self._room -= len(data)
@@ -241,7 +270,7 @@ class _Connection:
     def _receive(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._inbox or self._is_ended or self._is_aborted)
+                self._wait_for_more()
                 if self._is_aborted:
                     return
                 data = self._inbox.popleft() if self._inbox else b""
@@ -252,3 +281,15 @@ class _Connection:
             with self._changed:
                 self._inbox_bytes -= len(data)
             self._channel.send(self.number, CREDIT, size=len(data))
+
+    def _wait_for_more(self) -> None:
+        """Wait for what the other side says.  Raises TimeoutError if it says nothing to an end."""
+
+        def has_more() -> bool:
+            return bool(self._inbox) or self._is_ended or self._is_aborted
+
+        self._changed.wait_for(
+            lambda: has_more() or (self._is_silent and self._linger_s is not None)
+        )
+        if not has_more() and not self._changed.wait_for(has_more, self._linger_s):
+            raise TimeoutError("the other side does not end the connection")

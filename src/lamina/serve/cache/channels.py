@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final, Self
 
 from lamina.errors import Error
-from lamina.serve.cache.channel import Channel
+from lamina.serve.cache.channel import MAX_CONNECTIONS, Channel
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -38,9 +38,12 @@ class ChannelServer:
     """Takes channels on a listening socket, which it owns, until it is closed."""
 
     def __init__(self, listening: socket.socket, accept: Callable[[socket.socket], None]) -> None:
-        """*accept* is given each connection that a guest opens, and then owns it."""
+        """*accept* is given each connection that a guest opens, and then owns it; all guests have
+        MAX_CONNECTIONS together.
+        """
         self._listening = listening
         self._accept = accept
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
         self._is_closed = False
         self._lock = threading.Lock()
         self._channels: dict[socket.socket, threading.Thread] = {}
@@ -63,10 +66,16 @@ class ChannelServer:
                     continue
                 thread = threading.Thread(target=self._serve, args=(sock,), name="lamina-channel")
                 self._channels[sock] = thread
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                # There are no more to be had.
+                with self._lock:
+                    del self._channels[sock]
+                sock.close()
 
     def _serve(self, sock: socket.socket) -> None:
-        channel = Channel(SocketStream(sock), self._accept)
+        channel = Channel(SocketStream(sock), self._accept, self._free)
         try:
             channel.run()
         except (Error, OSError) as error:

@@ -214,10 +214,14 @@ class CacheServer(ThreadingMixIn, BaseServer):
 
     def adopt(self, sock: socket.socket) -> None:
         """Serve a connection that was not taken from the listening socket."""
-        if self.verify_request(sock, None):
-            self.process_request(sock, None)
-        else:
+        if not self.verify_request(sock, None):
             sock.close()
+            return
+        try:
+            self.process_request(sock, None)
+        except RuntimeError:
+            # No more threads are to be had.
+            self.close_request(sock)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one connection until it ends."""

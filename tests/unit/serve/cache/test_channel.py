@@ -5,6 +5,7 @@ frame ends it.
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -17,8 +18,19 @@ from tests.unit.registry.images import noise
 
 from lamina.errors import FormatError
 from lamina.http.client_options import ClientOptions
+from lamina.serve.cache import channel as module
 from lamina.serve.cache.blob_cache import BlobCache
-from lamina.serve.cache.channel import DATA, HEADER, MAX_DATA_BYTES, OPEN, WINDOW_BYTES, Channel
+from lamina.serve.cache.channel import (
+    CLOSE,
+    DATA,
+    HEADER,
+    MAX_CONNECTIONS,
+    MAX_DATA_BYTES,
+    OPEN,
+    RESET,
+    WINDOW_BYTES,
+    Channel,
+)
 from lamina.serve.cache.channels import ChannelServer, SocketStream
 from lamina.serve.cache.server import CacheServer
 from lamina.serve.cache.upstream import Upstream
@@ -177,6 +189,86 @@ def test_a_host_opens_no_connection_in_a_guest() -> None:
         ours.sendall(HEADER.pack(1, OPEN, 0))
         with pytest.raises(FormatError, match="wrong side"):
             Channel(SocketStream(theirs)).run()
+
+
+def frames(sock: socket.socket, count: int) -> list[tuple[int, int]]:
+    """The next frames, none of which has data: connection and kind."""
+    found = []
+    for _ in range(count):
+        number, kind, size = HEADER.unpack(sock.recv(HEADER.size, socket.MSG_WAITALL))
+        assert not size
+        found.append((number, kind))
+    return found
+
+
+def test_guests_that_end_no_connection_have_so_many_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever took them has ended them at once, as the cache does when it has enough."""
+    monkeypatch.setattr(module, "LINGER_S", 3600)
+    path = str(tmp_path / "channel.sock")
+    with (
+        ChannelServer(listen_unix(path), socket.socket.close),
+        socket.socket(socket.AF_UNIX) as one,
+        socket.socket(socket.AF_UNIX) as two,
+    ):
+        for guest in (one, two):
+            guest.settimeout(300)
+            guest.connect(path)
+        numbers = range(1, MAX_CONNECTIONS + 1)
+        one.sendall(b"".join(HEADER.pack(number, OPEN, 0) for number in numbers))
+        assert sorted(frames(one, MAX_CONNECTIONS)) == [(number, CLOSE) for number in numbers]
+        two.sendall(HEADER.pack(1, OPEN, 0))
+        assert frames(two, 1) == [(1, RESET)]
+
+
+def test_a_connection_whose_taker_has_ended_does_not_wait_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(module, "LINGER_S", 0.01)
+    path = str(tmp_path / "channel.sock")
+    with (
+        ChannelServer(listen_unix(path), socket.socket.close),
+        socket.socket(socket.AF_UNIX) as guest,
+    ):
+        guest.settimeout(300)
+        guest.connect(path)
+        guest.sendall(HEADER.pack(1, OPEN, 0))
+        assert frames(guest, 2) == [(1, CLOSE), (1, RESET)]
+
+
+def test_a_connection_for_which_there_is_no_thread_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[threading.Thread] = []
+
+    def start(thread: threading.Thread) -> None:
+        started.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    free = threading.Semaphore(1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(HEADER.pack(1, OPEN, 0))
+        ours.shutdown(socket.SHUT_WR)
+        channel = Channel(SocketStream(theirs), socket.socket.close, free)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", start)
+            channel.run()
+    assert len(started) == 2 and free.acquire(blocking=False)
+
+
+def test_who_opens_a_connection_may_wait_for_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The relay's side, whose client has said all that it has to say."""
+    monkeypatch.setattr(module, "LINGER_S", 0.01)
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Guest(ours)) as guest, guest.connect() as sock:
+        sock.shutdown(socket.SHUT_WR)
+        theirs.settimeout(300)
+        assert frames(theirs, 2) == [(1, OPEN), (1, CLOSE)]
+        assert not select.select([theirs], [], [], 0.2)[0]
+        theirs.sendall(HEADER.pack(1, DATA, 3) + b"yes" + HEADER.pack(1, CLOSE, 0))
+        assert received(sock) == b"yes"
 
 
 @pytest.fixture
