@@ -25,6 +25,9 @@ class OpenedBlobs(ImageBlobs):
     def opened(self) -> Sequence[LazyBlob]:
         return self._blobs
 
+    def at_hand(self, index: int) -> LazyBlob:
+        return self._blobs[index]
+
     @property
     def early(self) -> StartPages | None:
         return self._early

@@ -121,6 +121,21 @@ class BlobSet(ImageBlobs):
         """The blobs that are open already."""
         return [blob for blob in self._opened if blob is not None]
 
+    def at_hand(self, index: int) -> LazyBlob | None:
+        """Return a blob if nothing has to be fetched and nobody waited for to open it."""
+        found = self._opened[index]
+        if found is not None or not self.tables.is_here(self._bootstrap.blobs[index]):
+            return found
+        opening = self._opening[index]
+        if not opening.acquire(blocking=False):
+            return None
+        try:
+            if self._opened[index] is None:
+                self._opened[index] = self._open(self._bootstrap.blobs[index])
+            return self._opened[index]
+        finally:
+            opening.release()
+
     def expect(self, pages: StartPages) -> None:
         """Let the blobs that are opened from now on have *pages* that come ahead."""
         self._early = pages

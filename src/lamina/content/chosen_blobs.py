@@ -47,6 +47,10 @@ class ChosenBlobs(ImageBlobs):
         """Those of which something was asked; of them all that the image has."""
         return self._blobs.opened
 
+    def at_hand(self, index: int) -> LazyBlob | None:
+        """Return a blob if nothing has to be fetched and nobody waited for to open it."""
+        return self._blobs.at_hand(self._numbers[index])
+
     @property
     def early(self) -> StartPages | None:
         """Return None: pages come ahead of whoever reads the image."""

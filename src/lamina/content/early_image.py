@@ -92,6 +92,11 @@ class EarlyBlobs(ImageBlobs):
         whole = self._whole.opened
         return [] if whole is None else whole.blobs.opened
 
+    def at_hand(self, index: int) -> LazyBlob | None:
+        """Return a blob if nothing has to be fetched and nobody waited for to open it."""
+        whole = self._whole.opened
+        return None if whole is None else whole.blobs.at_hand(index)
+
     @property
     def early(self) -> StartPages:
         """What comes ahead of the readers."""

@@ -33,6 +33,10 @@ class ImageBlobs(Sequence["LazyBlob"]):
     def opened(self) -> Sequence[LazyBlob]:
         """Those of which something was asked."""
 
+    @abstractmethod
+    def at_hand(self, index: int) -> LazyBlob | None:
+        """Return a blob if nothing has to be fetched and nobody waited for to open it."""
+
     @property
     @abstractmethod
     def early(self) -> StartPages | None:

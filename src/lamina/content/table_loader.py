@@ -70,6 +70,11 @@ class TableLoader:
         """Whether the image is sealed, so that its blobs share no chunks with others."""
         return self._sealed is not None
 
+    def is_here(self, entry: BlobEntry) -> bool:
+        """Tell whether the table of a blob is in the store."""
+        digest = self._known.get(entry.blob_id)
+        return digest is not None and self._store.metadata_path(digest) is not None
+
     def load(self, entry: BlobEntry) -> tuple[ChunkTable, str]:
         """Return the table of a blob, and its digest.
 

@@ -48,7 +48,10 @@ def test_a_table_that_is_slow_holds_up_no_other_blob(tmp_path: Path) -> None:
         first = threading.Thread(target=lambda: image.blobs[0])
         first.start()
         assert source.asked[built.blobs[0].blob_id].wait(PATIENCE_S)
+        assert [image.blobs.at_hand(number) for number in (0, 1)] == [None, None]
+        assert not source.second.is_set(), "whether it is at hand was asked of the source"
         assert image.blobs[1].blob_id == built.blobs[1].blob_id
         first.join()
+        assert [image.blobs.at_hand(number) for number in (0, 1)] == list(image.blobs)
         assert [blob.blob_id for blob in image.blobs] == [blob.blob_id for blob in built.blobs]
         assert all(image.open(name).read() == content for name, content in files.items())

@@ -46,13 +46,23 @@ class Blob:
         raise StoreError("the disk is full")
 
 
+class Blobs(list[Blob]):
+    """Blobs, of which those before one can be had at once."""
+
+    at_hand_count = 2
+
+    def at_hand(self, index: int) -> Blob | None:
+        return self[index] if index < self.at_hand_count else None
+
+
 class Image:
     """An image that can be closed."""
 
     def __init__(self, name: str = "/b") -> None:
         self.bootstrap_path = name
         self.origin = None
-        self.blobs = [Blob(), Blob()]
+        self.is_early = False
+        self.blobs = Blobs([Blob(), Blob()])
         self.closed = 0
 
     def close(self) -> None:
@@ -150,6 +160,14 @@ def test_one_mount_is_asked_about(supervisor: Channel) -> None:
 def test_nothing_is_opened_to_answer(supervisor: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LazilyOpenedImage, "get", lambda _: pytest.fail("an idle image is opened"))
     serve(worker_of(supervisor), 3, LazilyOpenedImage(SPEC))
+    (page,) = pages(supervisor)
+    assert set(page.mounts.values()) == {Coverage(ready_bytes=None, total_bytes=None)}
+
+
+def test_no_source_is_waited_for_to_answer(supervisor: Channel) -> None:
+    image = Image()
+    image.blobs.at_hand_count = 1
+    serve(worker_of(supervisor), 1, LazilyOpenedImage(SPEC, cast("Any", image)))
     (page,) = pages(supervisor)
     assert set(page.mounts.values()) == {Coverage(ready_bytes=None, total_bytes=None)}
 

@@ -324,15 +324,20 @@ def _open_quietly(late: LazilyOpenedImage) -> None:
 
 
 def _coverage(late: LazilyOpenedImage) -> Coverage:
-    """Tell what is here of an image that is open; another one is not opened for that."""
+    """Tell what is here of an image that is open; another one is not opened for that, and no source
+    is waited for, or one that is silent would make the service look dead.
+    """
     image = late.opened
     if image is None or image.is_early:
         return Coverage()
     try:
-        blobs = list(image.blobs)
+        blobs = [image.blobs.at_hand(number) for number in range(len(image.blobs))]
+        known = [blob for blob in blobs if blob is not None]
+        if len(known) < len(blobs):
+            return Coverage()
         return Coverage(
-            ready_bytes=sum(blob.ready_bytes for blob in blobs),
-            total_bytes=sum(blob.chunk_bytes for blob in blobs),
+            ready_bytes=sum(blob.ready_bytes for blob in known),
+            total_bytes=sum(blob.chunk_bytes for blob in known),
         )
     except (Error, ValueError) as error:
         # ValueError: closed while it was looked at.
