@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -15,13 +17,24 @@ import pytest
 
 from lamina.block.disk import DiskView
 from lamina.errors import UsageError
-from lamina.serve.nbd.connection import Served
+from lamina.serve.nbd.connection import REQUESTS_AT_ONCE, Served
 from lamina.serve.nbd.listening import listen_tcp, listen_unix
 from lamina.serve.nbd.negotiation import Export
 from lamina.serve.nbd.server import NbdServer
+from lamina.wire import nbd
+from lamina.wire.nbd_reply import SIMPLE_REPLY
 from tests.support import tools
 from tests.support.native_images import BuiltImage, MemorySource, push_image
-from tests.support.nbd_disk import Source, disk_image, nbdsh, opened_disk, read_disk, run, serving
+from tests.support.nbd_disk import (
+    Client,
+    Source,
+    disk_image,
+    nbdsh,
+    opened_disk,
+    read_disk,
+    run,
+    serving,
+)
 
 pytestmark = pytest.mark.tools
 
@@ -73,9 +86,10 @@ def test_nbdcopy_and_qemu_img_read_the_disk(
     (tmp_path / "expected").write_bytes(expected)
     with serving(disk, tmp_path) as uri:
         run(nbdcopy, uri, tmp_path / "copy")
+        run(nbdcopy, "--connections=2", "--requests=64", uri, tmp_path / "together")
         run(qemu_img, "convert", "-f", "raw", "-O", "qcow2", uri, tmp_path / "disk.qcow2")
         said = run(qemu_img, "compare", "-f", "raw", "-F", "raw", tmp_path / "expected", uri)
-    assert (tmp_path / "copy").read_bytes() == expected
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "together").read_bytes() == expected
     assert "identical" in said
     run(qemu_img, "compare", "-F", "qcow2", "-f", "raw", tmp_path / "copy", tmp_path / "disk.qcow2")
 
@@ -124,6 +138,29 @@ def test_odd_requests_get_errors_and_the_connection_lives(
         )
         said = nbdsh(f"h.connect_uri({uri!r})\n{script}")
     assert said.split() == ["EINVAL", "EPERM", "EPERM"]
+
+
+def test_requests_are_taken_however_the_stream_is_cut(
+    disk: DiskView, expected: bytes, tmp_path: Path
+) -> None:
+    count, size = 3 * REQUESTS_AT_ONCE + 5, 700
+    with serving(disk, tmp_path), Client(tmp_path / "nbd.sock") as client:
+        client.go()
+        asked = {n: n * 4099 % (len(expected) - size) for n in range(count)}
+        requests = b"".join(
+            nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.Command.READ, *each, size)
+            for each in asked.items()
+        )
+        # One byte, some and a half of one, and many more than are taken at once.
+        for start, stop in itertools.pairwise((0, 1, 5 * nbd.REQUEST.size + 13, len(requests))):
+            client.sock.sendall(requests[start:stop])
+        while asked:
+            _, error, number = SIMPLE_REPLY.unpack(client.take(SIMPLE_REPLY.size))
+            offset = asked.pop(number)
+            assert (error, client.take(size)) == (0, expected[offset : offset + size])
+        client.sock.sendall(requests[:20])
+        client.sock.shutdown(socket.SHUT_WR)
+        assert client.is_cut_off()
 
 
 def test_a_late_answer_waits_and_is_no_error(

@@ -167,12 +167,11 @@ class CacheBlob:
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Fill *buffer* from the file, whatever is there; returns the count.  Raises StoreError."""
-        filled = 0
+        size = len(buffer)
         try:
-            while filled < len(buffer):
+            count = filled = os.preadv(self.fd, [buffer], offset)
+            while count and filled < size:
                 count = os.preadv(self.fd, [buffer[filled:]], offset + filled)
-                if count == 0:
-                    break
                 filled += count
         except OSError as error:
             raise StoreReadError(
@@ -212,7 +211,9 @@ class CacheBlob:
     def read_complete(self, offset: int, buffer: memoryview) -> int:
         """Read only if the whole blob is ready, which costs less to find out; -1 if it is not."""
         generation = self._readiness.generation
-        return self._read_unless_evicted(offset, buffer, generation) if self.complete else -1
+        if self._progress != (generation, self.chunk_count) and not self.complete:
+            return -1
+        return self._read_unless_evicted(offset, buffer, generation)
 
     def _read_unless_evicted(self, offset: int, buffer: memoryview, generation: int) -> int:
         count = self.read_into(offset, buffer)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -38,6 +38,8 @@ IN_FLIGHT: Final = 16
 IN_FLIGHT_BYTES: Final = 64 << 20
 MAX_EXTENTS: Final = 1 << 14
 SCRATCH_BYTES: Final = 1 << 20
+REQUESTS_AT_ONCE: Final = 64
+"""How many requests are received with one system call, if so many are there."""
 
 # Plain numbers, which cost less at every request.
 _READ: Final = int(Command.READ)
@@ -80,10 +82,9 @@ class Connection:
         """Serve, and close."""
         try:
             if self._haggle_in_time():
-                size = nbd.EXTENDED_REQUEST.size if self._extended else nbd.REQUEST.size
-                head = memoryview(bytearray(size))
-                while self._receive_into(head) and self._serve_one(head):
-                    pass
+                for head in self._requests():
+                    if not self._serve_one(head):
+                        break
         except (FormatError, OSError) as error:
             LOG.info("a client of the disk was cut off: %s", error)
         finally:
@@ -148,6 +149,27 @@ class Connection:
                 raise FormatError("an NBD client went away inside a request")
             done += count
         return True
+
+    def _requests(self) -> Iterator[memoryview]:
+        """Yield each request until the stream ends; each is overwritten later."""
+        size = nbd.EXTENDED_REQUEST.size if self._extended else nbd.REQUEST.size
+        # A client with many in flight sends several before one is answered: they come at once.
+        buffer = memoryview(bytearray(size * REQUESTS_AT_ONCE))
+        only = buffer[:size]
+        filled = 0
+        while count := self._channel.receive_into(buffer[filled:] if filled else buffer):
+            filled += count
+            if filled == size:
+                filled = 0
+                yield only
+                continue
+            rest = filled % size
+            for start in range(0, filled - rest, size):
+                yield buffer[start : start + size]
+            buffer[:rest] = buffer[filled - rest : filled]
+            filled = rest
+        if filled:
+            raise FormatError("an NBD client went away inside a request")
 
     def _serve_one(self, head: memoryview) -> bool:
         """Answer a request, or hand it to a worker; False at the end."""
