@@ -1,10 +1,11 @@
 """A resident image over NBD, against nbdkit's file plugin: ``python bench/nbd.py``.
 
 Both serve the same bytes on a unix socket; one client of this program reads from them by turns.
-Prints MB/s and the ratio of the medians for sequential reads of 256 KiB, 1 and 16 in flight, and
-random ones of 4 KiB; and that of the fastest rounds, which a busy machine disturbs least.  Then how
-much longer the first read of a range that is not on the node takes than a request for it, of the
-same registry on this machine and by turns.
+Prints MB/s and the ratio of the medians for sequential reads of 256 KiB and random ones of 4 KiB, 1
+and 16 in flight; that of the fastest rounds, which a busy machine disturbs least; and how much
+processor time each server took for a request, in the median and at least.  Then how much longer the
+first read of a range that is not on the node takes than a request for it, of the same registry on
+this machine and by turns.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ CASES = {
     "256 KiB in order, 1 in flight": (256 * KIB, 1, False),
     "256 KiB in order, 16 in flight": (256 * KIB, 16, False),
     "4 KiB at random, 1 in flight": (4 * KIB, 1, True),
+    "4 KiB at random, 16 in flight": (4 * KIB, 16, True),
 }
 
 
@@ -51,6 +53,8 @@ class Client:
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(str(path))
+        credentials = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.server = Path(f"/proc/{struct.unpack_from('i', credentials)[0]}")
         self.buffer = memoryview(bytearray(1 << 20))
         self._take(nbd.GREETING.size)
         self.sock.sendall(nbd.CLIENT_FLAGS.pack(3))
@@ -91,6 +95,11 @@ class Client:
                 self._ask(following, size_bytes)
                 left += 1
         return len(offsets) * size_bytes / (time.perf_counter() - begun)
+
+    def server_cpu_s(self) -> float:
+        """Return the processor time of the server's threads so far."""
+        tasks = self.server.glob("task/*/schedstat")
+        return sum(int(each.read_text().split()[0]) for each in tasks) / 1e9
 
     def _ask(self, offset: int, size_bytes: int) -> None:
         self.sock.sendall(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, 0, 1, offset, size_bytes))
@@ -181,9 +190,13 @@ def main() -> None:
                 if at_random:
                     offsets = random.Random(2).sample(offsets, 5000)
                 found: dict[str, list[float]] = {name: [] for name in clients}
+                cpu_us: dict[str, list[float]] = {name: [] for name in clients}
                 for _ in range(rounds + 1):
                     for who, client in clients.items():
+                        before_s = client.server_cpu_s()
                         found[who].append(client.read(offsets, size, in_flight))
+                        took_s = client.server_cpu_s() - before_s
+                        cpu_us[who].append(took_s * 1e6 / len(offsets))
                 # The first round is for the page cache.
                 medians = {who: statistics.median(each[1:]) for who, each in found.items()}
                 shown = "  ".join(f"{who} {each / 1e6:.0f} MB/s" for who, each in medians.items())
@@ -192,6 +205,11 @@ def main() -> None:
                     f"{case}: {shown}  ratio {medians['lamina'] / medians['nbdkit']:.2f}, "
                     f"of the fastest rounds {best['lamina'] / best['nbdkit']:.2f}"
                 )
+                taken = "  ".join(
+                    f"{who} {statistics.median(each[1:]):.1f} ({min(each[1:]):.1f})"
+                    for who, each in cpu_us.items()
+                )
+                print(f"  processor time, µs a request: {taken}")
             # nbdkit does not end before its clients have.
             for client in clients.values():
                 client.sock.close()
