@@ -6,14 +6,18 @@ import contextlib
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lamina.block.base import READ_BYTES
 from lamina.block.disk import DiskView
+from lamina.build.convert import convert
 from lamina.build.index import index_image
+from lamina.build.options import ConvertOptions
+from lamina.build.source_image import open_source_image
+from lamina.cli.dispatch import run_command
 from lamina.content.lazy_image import LazyImage
 from lamina.erofs.flatten import Layout
 from lamina.erofs.tree import Node
@@ -175,3 +179,21 @@ def test_linux_mounts_indexed_and_sealed_images_as_one_disk(kind: str, tmp_path:
         opened = SealedImage(place, Keys.make(tmp_path)).open(tmp_path / "store")
     with opened as image:
         check_disk(image, tmp_path)
+
+
+@pytest.mark.kernel
+@pytest.mark.tools
+def test_the_disk_of_debian_is_the_tree_of_its_layers(
+    oci_image: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (fsck,) = tools.require_tool("fsck.erofs")
+    native, disk = f"oci:{tmp_path}/native:latest", tmp_path / "disk"
+    source = parse_reference(f"oci:{oci_image('minbase')}:latest")
+    convert(source, parse_reference(native), ConvertOptions())
+    export = ["export", "--json", "--store", str(tmp_path / "store"), native, str(disk)]
+    assert run_command(export) == 0
+    # It reads what is in the files as well, and writes nothing.
+    done = subprocess.run([fsck, "--extract", disk], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open_source_image(source) as image, mounted(disk, tmp_path / "mnt") as root:
+        assert [str(each) for each in compare(image, FolderImage(root))] == []
