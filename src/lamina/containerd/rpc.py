@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -55,6 +57,8 @@ _CODES: Final[tuple[tuple[type[Error], grpc.StatusCode], ...]] = (
     (UnsupportedError, grpc.StatusCode.FAILED_PRECONDITION),
 )
 """The first that fits; all others are INTERNAL."""
+_EXPECTED: Final = (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.NOT_FOUND)
+"""Answers to questions, and no refusals."""
 _KINDS: Final = {
     Kind.VIEW: wire.VIEW,
     Kind.ACTIVE: wire.ACTIVE,
@@ -117,11 +121,15 @@ _CALLS: Final[dict[str, tuple[Any, Handler]]] = {
 """The calls that are answered once: what is said, and the answer."""
 
 
-def handlers(snapshotter: Snapshotter) -> grpc.GenericRpcHandler:
+NoteCall: TypeAlias = Callable[[str, float, str | None], None]
+"""Is told of each call: its method, how many seconds it took, and the code of an error."""
+
+
+def handlers(snapshotter: Snapshotter, note: NoteCall = lambda *_: None) -> grpc.GenericRpcHandler:
     """Return the handlers of the service, for :meth:`grpc.Server.add_generic_rpc_handlers`."""
     found = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answering(snapshotter, answer),
+            _answering(snapshotter, answer, partial(note, name)),
             request_deserializer=kind.FromString,
             response_serializer=_encode,
         )
@@ -141,13 +149,19 @@ def _encode(message: Any) -> bytes:
 
 
 def _answering(
-    snapshotter: Snapshotter, answer: Handler
+    snapshotter: Snapshotter, answer: Handler, note: Callable[[float, str | None], None]
 ) -> Callable[[Any, grpc.ServicerContext], Any]:
     def handle(said: Any, context: grpc.ServicerContext) -> Any:
+        begun = time.monotonic()
+        refusal = None
         try:
             return answer(snapshotter, said, context)
         except Error as error:
+            code = code_of(error)
+            refusal = None if code in _EXPECTED else code.name
             _abort(context, error)
+        finally:
+            note(time.monotonic() - begun, refusal)
 
     return handle
 
@@ -168,7 +182,7 @@ def _listing(snapshotter: Snapshotter) -> Callable[[Any, grpc.ServicerContext], 
 
 def _abort(context: grpc.ServicerContext, error: Error) -> None:
     code = code_of(error)
-    expected = code in (grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.NOT_FOUND)
+    expected = code in _EXPECTED
     LOG.log(logging.DEBUG if expected else logging.WARNING, "%s: %s", code.name, error)
     context.abort(code, str(error) if expected else sentence_of(error))
 

@@ -16,6 +16,12 @@ from lamina.containerd.lazy_layers import Trust
 from lamina.errors import Error, StoreError, UnsupportedError, UsageError, os_hint
 
 if TYPE_CHECKING:
+    import socket as sockets
+
+    from grpc import GenericRpcHandler
+
+    from lamina.containerd.metrics import SnapshotterMetrics
+    from lamina.containerd.records import SnapshotRecords
     from lamina.serve.service.channel import Channel
 
 LOG: Final = logging.getLogger("lamina")
@@ -32,14 +38,16 @@ _END_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Place(NamedTuple):
-    """Where a snapshotter keeps its snapshots, where it listens, how it mounts, and the socket of
-    the containerd whose image service it stands before, if any.
+    """Where a snapshotter keeps its snapshots, where it listens, how it mounts, the socket of the
+    containerd whose image service it stands before, if any, and the listening socket for who asks
+    for metrics, which it owns.
     """
 
     root: Path
     socket: str
     device: str = "auto"
     containerd: str | None = None
+    metrics: sockets.socket | None = None
 
 
 def serve(place: Place, trust: Trust, ready: Callable[[], None]) -> None:
@@ -92,32 +100,12 @@ def _listening(place: Place, trust: Trust) -> Iterator[None]:
             "the snapshotter needs the packages 'grpcio' and 'protobuf'",
             hint="pip install 'lamina[containerd]'",
         ) from error
-    from lamina.containerd.image_service import OPTIONS, ImageService
-    from lamina.containerd.layer_folders import LayerFolders
-    from lamina.containerd.lazy_layers import LazyLayers
-    from lamina.containerd.pull_logins import PullLogins
-    from lamina.containerd.records import SnapshotRecords
-    from lamina.containerd.rpc import handlers
-    from lamina.containerd.snapshotter import Snapshotter
-    from lamina.containerd.trees import Trees
+    from lamina.containerd.image_service import OPTIONS
 
     with contextlib.ExitStack() as stack:
-        records = stack.enter_context(SnapshotRecords(place.root / "snapshots.db"))
         _make_folder(Path(place.socket).parent, 0o711)
-        services = []
-        if place.containerd is not None:
-            logins = PullLogins(place.socket + _LOGINS)
-            stack.enter_context(logins.answering())
-            images = ImageService(place.containerd, logins)
-            stack.callback(images.close)
-            services.append(images)
-            trust = trust._replace(logins=logins)
-        folders, trees = LayerFolders(place.root), Trees(place.root, place.device)
-        lazy = LazyLayers(records, folders, trees, trust)
-        lazy.drop_broken()
         server = grpc.server(ThreadPoolExecutor(_THREADS, "call"), options=OPTIONS)
-        services.append(handlers(Snapshotter(records, folders, trees, lazy)))
-        server.add_generic_rpc_handlers(services)
+        server.add_generic_rpc_handlers(_services(stack, place, trust))
         mask = os.umask(0o177)
         try:
             server.add_insecure_port(f"unix:{place.socket}")
@@ -134,6 +122,51 @@ def _listening(place: Place, trust: Trust) -> Iterator[None]:
             server.stop(_GRACE_S).wait()
             for channel in service:
                 channel.close()
+
+
+def _services(stack: contextlib.ExitStack, place: Place, trust: Trust) -> list[GenericRpcHandler]:
+    """Return what answers containerd, with all that it needs open until the end of ``stack``."""
+    from lamina.containerd.image_service import ImageService
+    from lamina.containerd.layer_folders import LayerFolders
+    from lamina.containerd.lazy_layers import LazyLayers
+    from lamina.containerd.pull_logins import PullLogins
+    from lamina.containerd.records import SnapshotRecords
+    from lamina.containerd.rpc import handlers
+    from lamina.containerd.snapshotter import Snapshotter
+    from lamina.containerd.trees import Trees
+
+    records = stack.enter_context(SnapshotRecords(place.root / "snapshots.db"))
+    services: list[GenericRpcHandler] = []
+    if place.containerd is not None:
+        logins = PullLogins(place.socket + _LOGINS)
+        stack.enter_context(logins.answering())
+        images = ImageService(place.containerd, logins)
+        stack.callback(images.close)
+        services.append(images)
+        trust = trust._replace(logins=logins)
+    folders, trees = LayerFolders(place.root), Trees(place.root, place.device)
+    lazy = LazyLayers(records, folders, trees, trust)
+    lazy.drop_broken()
+    snapshotter = Snapshotter(records, folders, trees, lazy)
+    if place.metrics is None:
+        return [*services, handlers(snapshotter)]
+    metrics = _serve_metrics(stack, place.metrics, records, trust)
+    trees.note_mount = metrics.note_mount
+    return [*services, handlers(snapshotter, metrics.note_call)]
+
+
+def _serve_metrics(
+    stack: contextlib.ExitStack, listening: sockets.socket, records: SnapshotRecords, trust: Trust
+) -> SnapshotterMetrics:
+    from lamina.containerd.metrics import SnapshotterMetrics
+    from lamina.serve.metrics_server import serving_page
+    from lamina.store.node import NodeStore
+
+    root, budget = trust.template.store, trust.template.store_budget
+    store = NodeStore(None if root is None else Path(root), budget=budget)
+    metrics = SnapshotterMetrics(records, store)
+    stack.enter_context(serving_page(listening, metrics.page))
+    return metrics
 
 
 def _keep_service(connections: list[Channel]) -> None:

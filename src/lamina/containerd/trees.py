@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,8 @@ class Trees:
         # Mounts are known by their real paths, also below a root that is a link.
         self._root = (root / "t").resolve()
         self._device = device
+        self.note_mount: Callable[[float], None] = lambda _: None
+        """Is told how many seconds it took to mount a tree."""
         self._lock = threading.Lock()
         self._locks: dict[int, threading.Lock] = {}
         self._starting: dict[int, StartTouch] = {}
@@ -79,7 +82,9 @@ class Trees:
         with lock:
             if not self.is_served(number):
                 os.makedirs(self.path(number), mode=0o700, exist_ok=True)
+                begun = time.monotonic()
                 self._mount(number, self._spec(number, request()))
+                self.note_mount(time.monotonic() - begun)
 
     def _mount(self, number: int, spec: MountSpec) -> None:
         if spec.image.start is None:

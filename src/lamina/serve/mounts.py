@@ -15,6 +15,7 @@ from lamina.linux.mount_table import read_mount_table
 from lamina.serve.detach import detach, find_attached
 from lamina.serve.mount_records import MountRecord, MountRecords
 from lamina.serve.service.client import ServiceStatus, service_status
+from lamina.serve.service.messages import Cost
 
 LOG: Final = logging.getLogger("lamina")
 
@@ -43,7 +44,8 @@ class MountStatus(NamedTuple):
 
     ``pids`` by role, of those that there are: ``holder``, ``supervisor`` and ``worker`` of the
     service, or ``server``.  Sizes are those of the blobs, decompressed; None if nobody can tell.
-    ``options`` are what the kernel has for the mount now; none for one that is detached.
+    ``options`` are what the kernel has for the mount now; none for one that is detached.  ``cost``
+    is what the worker of the service spent on the image since it has it.
     """
 
     record: MountRecord
@@ -52,6 +54,7 @@ class MountStatus(NamedTuple):
     ready_bytes: int | None = None
     total_bytes: int | None = None
     options: tuple[str, ...] = ()
+    cost: Cost | None = None
 
     @property
     def resident(self) -> bool:
@@ -136,7 +139,7 @@ def _status_of(
         known = status.mounts.get(record.mountpoint)
         if known is not None:
             sizes = known.ready_bytes, known.total_bytes
-            return MountStatus(record, lives, status.pids, *sizes)
+            return MountStatus(record, lives, status.pids, *sizes, cost=known.cost)
     elif record.served:
         return MountStatus(record, lives, {"server": record.pid})
     if not attached:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from lamina.content.statistics import Statistics
 from lamina.errors import StoreError
 from lamina.http.client_options import ClientOptions
 from lamina.opening.request import OpenRequest
@@ -17,6 +18,7 @@ from lamina.serve.service.handover import MountHandover
 from lamina.serve.service.lazy_open import LazilyOpenedImage
 from lamina.serve.service.messages import (
     PAGE_MOUNTS,
+    Cost,
     Coverage,
     Failed,
     Hold,
@@ -34,6 +36,9 @@ OPENING = OpenRequest.__struct_fields__
 SPEC = MountSpec(
     image=OpenRequest(reference="oci:x", store="/store"), mountpoint="/mnt", device="fuse"
 )
+
+COST = Cost(fetched_bytes=7, waited_s=0.5)
+"""What :class:`Image` cost."""
 
 
 class Blob:
@@ -57,6 +62,9 @@ class Blobs(list[Blob]):
 
 class Image:
     """An image that can be closed."""
+
+    statistics = Statistics(fetched_bytes=7)
+    waited_s = 0.5
 
     def __init__(self, name: str = "/b") -> None:
         self.bootstrap_path = name
@@ -148,7 +156,7 @@ def test_all_mounts_are_told_in_pages(supervisor: Channel, count: int) -> None:
     names = [name for page in found for name in page.mounts]
     assert names == [f"/mnt/{number:05}" for number in range(count)]
     told = {coverage for page in found for coverage in page.mounts.values()}
-    assert told <= {Coverage(ready_bytes=60, total_bytes=200)}
+    assert told <= {Coverage(ready_bytes=60, total_bytes=200, cost=COST)}
 
 
 def test_one_mount_is_asked_about(supervisor: Channel) -> None:
@@ -169,7 +177,8 @@ def test_no_source_is_waited_for_to_answer(supervisor: Channel) -> None:
     image.blobs.at_hand_count = 1
     serve(worker_of(supervisor), 1, LazilyOpenedImage(SPEC, cast("Any", image)))
     (page,) = pages(supervisor)
-    assert set(page.mounts.values()) == {Coverage(ready_bytes=None, total_bytes=None)}
+    told = Coverage(ready_bytes=None, total_bytes=None, cost=COST)
+    assert set(page.mounts.values()) == {told}
 
 
 # Images that mounts share.

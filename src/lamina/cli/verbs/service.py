@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from lamina.cli import console
 from lamina.cli.help_text import HelpPage
-from lamina.cli.options import add_output_options
-from lamina.cli.output import print_json, print_text
+from lamina.cli.options import STORE_ENVIRONMENT, add_output_options, add_store_option
+from lamina.cli.output import print_bytes, print_json, print_text
 from lamina.cli.parser import Parser
-from lamina.errors import NotFoundError
+from lamina.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from lamina.serve.service.control import ServiceFacts
@@ -27,7 +27,9 @@ HELP: Final = HelpPage(
     while they are read, as SIGHUP to the supervisor does. `service reload` is the same under the
     name that service managers have for it.
 
-    `service status` tells who serves. `service stop` unmounts everything, also what is in use, of
+    `service status` tells who serves. `service metrics` prints what there is to count of the
+    mounts, the service and the node store, in Prometheus' text format, also while no service runs;
+    it needs the extra "metrics". `service stop` unmounts everything, also what is in use, of
     which readers get errors from then on, and waits until the service has ended; one that a
     service manager keeps is stopped there.
     """,
@@ -42,6 +44,7 @@ HELP: Final = HelpPage(
         ("managed", "status: true if a service manager keeps the service"),
         ("upgraded, reloaded, stopped", "true, of the action of that name"),
     ),
+    environment=(STORE_ENVIRONMENT,),
     exit_codes=(
         ("7", "No mount service runs."),
         ("8", "It runs, and does not answer, does not end, or cannot be replaced."),
@@ -52,8 +55,9 @@ HELP: Final = HelpPage(
 
 def add_arguments(parser: Parser) -> None:
     """Declare the arguments."""
-    actions = ("run", "status", "stop", "reload", "upgrade")
+    actions = ("run", "status", "metrics", "stop", "reload", "upgrade")
     parser.add_argument("action", choices=actions, help="what to do")
+    add_store_option(parser)
     add_output_options(parser)
 
 
@@ -65,6 +69,8 @@ def run(args: Namespace) -> int:
         main(())
     elif args.action == "status":
         _show_status(as_json=args.json)
+    elif args.action == "metrics":
+        _show_metrics(args)
     elif args.action == "stop":
         _stop(as_json=args.json)
     else:
@@ -95,6 +101,16 @@ def _text(facts: ServiceFacts) -> str:
         ("log", facts.log or "standard error"),
     )
     return "".join(f"{name + ':':<11}{value}\n" for name, value in rows)
+
+
+def _show_metrics(args: Namespace) -> None:
+    from lamina.cli.opening import node_store
+    from lamina.serve.metrics import ServiceMetrics, new_registry, page_of
+
+    page = page_of(new_registry(ServiceMetrics(node_store(args))))
+    if args.json:
+        raise UsageError("metrics are text", hint="`lamina mounts --json` has those of the mounts")
+    print_bytes(page)
 
 
 def _stop(*, as_json: bool) -> None:

@@ -21,6 +21,8 @@ from lamina.cli.start_options import add_profile_option, start_rule
 from lamina.errors import UsageError
 
 if TYPE_CHECKING:
+    import socket
+
     from lamina.containerd.lazy_layers import Trust
     from lamina.containerd.server import Place
     from lamina.opening.request import OpenRequest
@@ -129,6 +131,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--image-credential-provider-bin-dir", metavar="DIR", help="where those programs are"
     )
+    parser.add_argument(
+        "--metrics-listen",
+        metavar="ADDRESS:PORT|unix:PATH",
+        help="answer Prometheus here (/metrics), without asking who asks: of the snapshotter, of "
+        "the mount service and of the node store. It needs the extra `metrics`",
+    )
     add_profile_option(parser)
     add_device_option(parser)
     add_registry_options(parser)
@@ -171,9 +179,9 @@ def run(args: Namespace) -> int:
     if args.image_service is not None:
         _keep_secrets()
         containerd = os.path.abspath(args.image_service)
-    trust = _trust(args)
-    root, socket = Path(os.path.abspath(args.root)), os.path.abspath(args.socket)
-    place = Place(root, socket, args.device, containerd)
+    trust, metrics = _trust(args), _listen_for_metrics(args.metrics_listen)
+    root, path = Path(os.path.abspath(args.root)), os.path.abspath(args.socket)
+    place = Place(root, path, args.device, containerd, metrics)
     serve(place, trust, lambda: _tell(args, place))
     return 0
 
@@ -185,6 +193,21 @@ def _keep_secrets() -> None:
 
     free_by_overwriting()
     protect_process()
+
+
+def _listen_for_metrics(where: str | None) -> socket.socket | None:
+    """Return a listening socket.  Raises UsageError, UnsupportedError and OSError."""
+    if where is None:
+        return None
+    from lamina.cli.broker_serving import listen_address
+    from lamina.serve.metrics import require_client
+    from lamina.serve.nbd.listening import listen_tcp, listen_unix
+
+    require_client()
+    if where.startswith("unix:"):
+        return listen_unix(os.path.abspath(where.removeprefix("unix:")))
+    # Whoever names an address of the network means it: the page has no secrets.
+    return listen_tcp(*listen_address(where), is_guarded=True)
 
 
 def _install(args: Namespace) -> int:

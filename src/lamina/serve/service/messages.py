@@ -159,13 +159,27 @@ class Recorded(_Message, frozen=True, kw_only=True, tag="recorded"):
     record: MountRecord
 
 
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image cost since this worker opened it (:mod:`lamina.content.statistics`), and how
+    long readers of any image waited so far.
+    """
+
+    requests: int = 0
+    fetched_bytes: int = 0
+    ahead_bytes: int = 0
+    copied_bytes: int = 0
+    decoded_bytes: int = 0
+    waited_s: float = 0.0
+
+
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a mount's image is here, in bytes of its blobs, decompressed; None if the image
-    is not open, because nobody has read of it since another worker had it.
+    """How much of a mount's image is here, in bytes of its blobs, decompressed, and what that cost;
+    None if the image is not open, because nobody has read of it since another worker had it.
     """
 
     ready_bytes: int | None = None
     total_bytes: int | None = None
+    cost: Cost | None = None
 
 
 class StatusPage(_Message, frozen=True, kw_only=True, tag="status-page"):

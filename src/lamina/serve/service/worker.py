@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from lamina.content.lazy_image import LazyImage
 from lamina.errors import Error, KernelError
 from lamina.linux.process import (
     set_name,
@@ -36,6 +37,7 @@ from lamina.serve.service.handover import MountHandover
 from lamina.serve.service.lazy_open import LazilyOpenedImage
 from lamina.serve.service.messages import (
     PAGE_MOUNTS,
+    Cost,
     Coverage,
     Drain,
     Drop,
@@ -323,6 +325,18 @@ def _open_quietly(late: LazilyOpenedImage) -> None:
         LOG.warning("an image cannot be completed: %s", error)
 
 
+def _cost(image: LazyImage) -> Cost:
+    spent = image.statistics
+    return Cost(
+        requests=spent.requests,
+        fetched_bytes=spent.fetched_bytes,
+        ahead_bytes=spent.ahead_bytes,
+        copied_bytes=spent.copied_bytes,
+        decoded_bytes=spent.decoded_bytes,
+        waited_s=image.waited_s,
+    )
+
+
 def _coverage(late: LazilyOpenedImage) -> Coverage:
     """Tell what is here of an image that is open; another one is not opened for that, and no source
     is waited for, or one that is silent would make the service look dead.
@@ -334,10 +348,11 @@ def _coverage(late: LazilyOpenedImage) -> Coverage:
         blobs = [image.blobs.at_hand(number) for number in range(len(image.blobs))]
         known = [blob for blob in blobs if blob is not None]
         if len(known) < len(blobs):
-            return Coverage()
+            return Coverage(cost=_cost(image))
         return Coverage(
             ready_bytes=sum(blob.ready_bytes for blob in known),
             total_bytes=sum(blob.chunk_bytes for blob in known),
+            cost=_cost(image),
         )
     except (Error, ValueError) as error:
         # ValueError: closed while it was looked at.
