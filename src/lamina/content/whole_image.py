@@ -96,7 +96,7 @@ class WholeImage:
     def check(self) -> None:
         """Raise what is wrong with the image, if that is known."""
         if self._broken is not None:
-            raise self._broken
+            raise _anew(self._broken)
 
     def get(self) -> LazyImage:
         """Return the image, opened now if it is not.
@@ -108,13 +108,17 @@ class WholeImage:
             return self._opened
         with self._change:
             self._begin_attempt()
-            self._change.wait_for(lambda: not self._is_opening, self._deadline_s)
+            self._change.wait_for(
+                lambda: not self._is_opening or self._closing.is_set(), self._deadline_s
+            )
             self.check()
             opened = self.opened
             if opened is not None:
                 return opened
+            if self._closing.is_set():
+                raise ClosedImageError("the image is closed")
             if not self._is_opening and self._error is not None:
-                raise self._error
+                raise _anew(self._error)
         raise DeadlineError(
             f"the metadata layer of {self._name} did not come in {self._deadline_s:g} s",
             hint="it is still being fetched: read again",
@@ -128,7 +132,7 @@ class WholeImage:
         if self._closing.is_set():
             raise ClosedImageError("the image is closed")
         if self._error is not None and time.monotonic() < self._not_before_s:
-            raise self._error
+            raise _anew(self._error)
         self._error = None
         self._opener = start_thread(self._try_to_open, "lamina-metadata")
         self._is_opening = True
@@ -191,6 +195,13 @@ class WholeImage:
                 thread.join(CLOSE_S)
         if self._opened is not None:
             self._opened.close()
+
+
+def _anew(error: Error) -> Error:
+    """Return an error to be raised once more, without what raised it before: else it would hold
+    the buffers of everybody who ever heard it.
+    """
+    return error.with_traceback(None)
 
 
 def _pause_s(failures: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
@@ -13,7 +14,7 @@ from lamina.content import whole_image
 from lamina.content.lazy_image import LazyImage
 from lamina.content.start_pages import StartPages
 from lamina.content.whole_image import WholeImage
-from lamina.errors import FetchError, IntegrityError, StoreError
+from lamina.errors import Error, FetchError, IntegrityError, StoreError
 from lamina.image.errors import ClosedImageError
 from lamina.source.retry import DeadlineError
 
@@ -119,6 +120,54 @@ def test_damage_is_remembered() -> None:
     with pytest.raises(IntegrityError):
         image.check()
     assert len(attempts) == 1
+
+
+@pytest.mark.parametrize("error", [IntegrityError("damaged"), FetchError("away")])
+def test_an_error_that_is_raised_again_and_again_holds_no_more_than_once(
+    error: IntegrityError | FetchError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_image, "time", SimpleNamespace(monotonic=lambda: 0.0))
+
+    def open_image() -> Opened:
+        raise error
+
+    image = whole(open_image)
+
+    def frames() -> int:
+        with pytest.raises(type(error)) as told:
+            image.get()
+        return len(list(traceback.walk_tb(told.value.__traceback__)))
+
+    counts = [frames() for _ in range(10)]
+    assert counts[1:] == [counts[1]] * 9
+    image.close()
+
+
+def test_who_waits_when_it_is_closed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_image, "CLOSE_S", 0.01)
+    may_come, begun, told = threading.Event(), threading.Event(), []
+
+    def open_image() -> Opened:
+        begun.set()
+        assert may_come.wait(300)
+        return Opened()
+
+    image = whole(open_image, 100)
+
+    def read() -> None:
+        with pytest.raises(Error) as found:
+            image.get()
+        told.append(found.type)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert begun.wait(60)
+        image.close()
+        reader.join()
+    finally:
+        may_come.set()
+    assert told == [ClosedImageError]
 
 
 def test_what_comes_behind_the_end_is_closed() -> None:
