@@ -227,6 +227,57 @@ def test_a_small_layer_of_large_holes_is_a_bomb(tmp_path: Path) -> None:
             pass
 
 
+def test_many_places_of_few_bytes_are_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each chunk is the first block again.
+    chunks = b"\0" * 8 * 300
+    file = Node(stat.S_IFREG | 0o644, size=300 * 4096, chunks=chunks)
+    root = Node(stat.S_IFDIR | 0o755, children={b"f": file})
+    image = bytes(lay_out_bootstrap(root, [], 0, BootstrapOptions(4096)))
+    monkeypatch.setattr("lamina.archive.erofs_layer.MOST_PLACES", 299)
+    for is_placed in (False, True):
+        layer = LayerStream(io.BytesIO(image))
+        with closing(ErofsTar(layer, str(tmp_path), 1 << 30, is_placed=is_placed)) as archive:
+            if is_placed:
+                with pytest.raises(UnsupportedError, match="more than 299 places"):
+                    while archive.read():
+                        pass
+                continue
+            while archive.read():
+                pass
+
+
+def test_a_whiteout_that_is_an_attribute_is_refused(tmp_path: Path) -> None:
+    xattrs = {b"trusted.overlay.whiteout": b""}
+    file = Node(stat.S_IFREG | 0o644, xattrs=xattrs)
+    root = Node(stat.S_IFDIR | 0o755, children={b"f": file})
+    image = bytes(lay_out_bootstrap(root, [], 0, BootstrapOptions(4096)))
+    layer = LayerStream(io.BytesIO(image))
+    with (
+        closing(ErofsTar(layer, str(tmp_path), 1 << 30)) as archive,
+        pytest.raises(UnsupportedError, match="other layers"),
+    ):
+        while archive.read():
+            pass
+
+
+@pytest.mark.tools
+@pytest.mark.kernel
+def test_times_of_small_inodes_are_those_of_the_kernel(tmp_path: Path) -> None:
+    require_root()
+    require_erofs()
+    require_kernel(6, 12, "an EROFS mount of files")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/f").write_bytes(b"x")
+    reference = made_by_mkfs(tmp_path, tmp_path / "tree", "--ignore-mtime")
+    with stacked([tmp_path / "layer.erofs"], tmp_path) as mounted:
+        expected = (mounted / "f").stat().st_mtime_ns
+    with open_source_image(reference) as image:
+        found = image.stat("/f")
+        assert found.mtime * 1_000_000_000 + found.mtime_ns == expected
+
+
 def test_a_layer_that_is_not_the_promised_one(tmp_path: Path) -> None:
     reference = converted(tmp_path, [tar_bytes([folder("d"), Item("d/f", b"x")])])
     manifest, _ = documents(tmp_path / "erofs")

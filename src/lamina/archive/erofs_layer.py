@@ -50,11 +50,13 @@ _KINDS: Final = {
 }
 _OVERLAY: Final = b"trusted.overlay."
 _OPAQUE: Final = _OVERLAY + b"opaque"
-_ELSEWHERE: Final = (_OVERLAY + b"redirect", _OVERLAY + b"metacopy")
+_ELSEWHERE: Final = (_OVERLAY + b"redirect", _OVERLAY + b"metacopy", _OVERLAY + b"whiteout")
 _WHITEOUT: Final = b".wh."
 _OPAQUE_NAME: Final = b".wh..wh..opq"
 _MOST_DEPTH: Final = 2048
 """Folders below each other: a path is shorter."""
+MOST_PLACES: Final = 1 << 22
+"""What is remembered of a layer: small chunks that are all the same take no room in it."""
 _log = logging.getLogger(__name__)
 
 
@@ -72,14 +74,18 @@ class _Stream(Protocol):
 class ErofsTar:
     """A layer as a tar archive; it has to be closed."""
 
-    def __init__(self, layer: _Stream, folder: str, max_bytes: int) -> None:
-        """Read the layer to its end, into a file without a name in *folder*.
+    def __init__(
+        self, layer: _Stream, folder: str, max_bytes: int, *, is_placed: bool = False
+    ) -> None:
+        """Read the layer to its end, into a file without a name in *folder*; with ``is_placed``
+        remember for :meth:`place_in_layer` where its files lie.
 
         Raises what reading it raises, FormatError, and UnsupportedError for what is compressed
         inside.
         """
         self.compression = layer.compression
         self._done = 0
+        self._is_placed = is_placed
         self._starts, self._places = array("Q"), array("q")
         with ExitStack() as stack:
             spool = stack.enter_context(tempfile.TemporaryFile(dir=folder))
@@ -191,22 +197,30 @@ class ErofsTar:
     def _content(self, inode: Inode) -> Iterator[bytes]:
         """Yield a file, and note where in the archive it comes to lie."""
         position = self._done
-        following = -1
+        following: int | None = None
         for part in self._image.parts(inode):
             place = -1 if part.place is None else part.place
-            if place < 0 or place != following:
-                self._starts.append(position)
-                self._places.append(place)
-            following = -1 if place < 0 else place + part.size_bytes
+            if place != following:
+                self._place(position, place)
+            following = place if place < 0 else place + part.size_bytes
             position += part.size_bytes
             for start in range(0, part.size_bytes, _READ_BYTES):
                 size = min(_READ_BYTES, part.size_bytes - start)
                 yield bytes(size) if place < 0 else self._map[place + start : place + start + size]
-        # What follows is of no file.
-        self._starts.append(position)
-        self._places.append(-1)
         if rest := padding(inode.size):
             yield rest
+
+    def _place(self, position: int, place: int) -> None:
+        """Note where bytes of the archive from *position* on lie, up to the next such place."""
+        if not self._is_placed:
+            return
+        if len(self._starts) >= MOST_PLACES:
+            raise UnsupportedError(
+                f"the files of the EROFS layer lie in more than {MOST_PLACES} places",
+                hint="make it by mkfs.erofs without --chunksize, or convert the image",
+            )
+        self._starts.append(position)
+        self._places.append(place)
 
 
 def _is_of_aufs(name: bytes) -> bool:
@@ -216,7 +230,7 @@ def _is_of_aufs(name: bytes) -> bool:
 
 def _own(xattrs: dict[bytes, bytes]) -> dict[bytes, bytes]:
     """Return attributes without those of overlayfs.  Raises UnsupportedError for a part of a file
-    or folder that is in another layer.
+    or folder that is in another layer, or the mark of one that shall not be seen.
     """
     if not any(name.startswith(_OVERLAY) for name in xattrs):
         return xattrs

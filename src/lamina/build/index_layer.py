@@ -81,7 +81,7 @@ def _scan_erofs(
     stored: TarStream, chunk_size: int, digester: Digester, budget: Share | None
 ) -> LayerScan:
     """Scan an EROFS file system; chunks have their places in it, not in an archive of it."""
-    with closing(ErofsTar(stored, work_folder(None), DEFAULT_MAX_BYTES)) as archive:
+    with closing(ErofsTar(stored, work_folder(None), DEFAULT_MAX_BYTES, is_placed=True)) as archive:
         scan = scan_layer(archive, None, chunk_size, digester, budget)
         chunks = zip(scan.chunk_offsets, scan.chunk_sizes, strict=True)
         scan.chunk_offsets = array("Q", [archive.place_in_layer(*chunk) for chunk in chunks])

@@ -16,9 +16,9 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, NoReturn, ParamSpec, Self, TypeVar
 
@@ -76,8 +76,17 @@ class Workers:
             # What waits in a buffer must not be written by every worker as well.
             with suppress(AttributeError, ValueError):
                 stream.flush()
-        for _ in range(jobs):
-            self._workers.append(self._fork(setup, state))
+        try:
+            for _ in range(jobs):
+                self._workers.append(self._fork(setup, state))
+        except BaseException:
+            # Nobody will leave the context, as it was never entered.
+            for worker in self._workers:
+                os.kill(worker.pid, signal.SIGKILL)
+                worker.tasks.close()
+                worker.answers.close()
+                os.waitpid(worker.pid, 0)
+            raise
 
     def submit(self, task: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a task; tasks start in the order in which they come."""
@@ -129,10 +138,12 @@ class Workers:
             self._threads.append(thread)
 
     def _fork(self, setup: Callable[[T], None], state: T) -> _Worker:
-        task_read, task_write = os.pipe()
-        answer_read, answer_write = os.pipe()
-        parent = os.getpid()
-        pid = os.fork()
+        with _process_errors(), ExitStack() as stack:
+            pipes = [end for _ in range(2) for end in _pipe(stack)]
+            parent = os.getpid()
+            pid = os.fork()
+            stack.pop_all()
+        task_read, task_write, answer_read, answer_write = pipes
         if not pid:
             for worker in self._workers:
                 # An end that another worker holds open would keep this one from ending.
@@ -176,6 +187,24 @@ class Workers:
             return self._tasks.popleft()
 
 
+def _pipe(stack: ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        stack.callback(os.close, end)
+    return ends
+
+
+@contextmanager
+def _process_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Error(
+            f"a worker process of the conversion cannot be started: {error.strerror}",
+            hint="the machine may be out of memory, processes or descriptors; use fewer jobs",
+        ) from error
+
+
 def _send(worker: _Worker, data: bytes) -> None:
     # A worker that died is noticed where its answer is missing.
     with suppress(BrokenPipeError):
@@ -186,7 +215,7 @@ def _send(worker: _Worker, data: bytes) -> None:
 def _receive(worker: _Worker, future: Future[Any]) -> None:
     try:
         answer, error = pickle.load(worker.answers)  # noqa: S301 - from our own process
-    except (OSError, EOFError, pickle.UnpicklingError):
+    except Exception:  # noqa: BLE001 - whatever it is, for one MemoryError: somebody waits
         answer = None
         error = Error(
             "a worker process of the conversion died",

@@ -76,6 +76,7 @@ class PlainImage(Bootstrap):
         self.size_bytes = len(view)
         self._meta_offset = superblock.meta_block << superblock.block_bits
         self._build_time = superblock.build_time
+        self._build_time_ns = superblock.build_time_ns
         self._shared_offset = superblock.xattr_block << superblock.block_bits
 
     def close(self) -> None:

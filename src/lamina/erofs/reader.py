@@ -83,6 +83,7 @@ class Bootstrap:
         self.size_bytes = len(self._view)
         self._meta_offset = self.header.meta_offset
         self._build_time = self.header.superblock.build_time
+        self._build_time_ns = self.header.superblock.build_time_ns
         table = extended.chunk_table_offset, extended.chunk_table_size
         self._chunk_entries = ChunkEntries(self._view, *table, self.blobs)
 
@@ -152,8 +153,11 @@ class Bootstrap:
         rdev = self._check_inode(nid, mode, size, layout, raw)
         if offset + 32 + xattr_size > self.size_bytes:
             raise FormatError(f"inode {nid}: its extended attributes leave the image")
+        mtime, mtime_ns = self._build_time, self._build_time_ns
+        if mtime_ns >= 1_000_000_000:
+            raise FormatError(f"inode {nid}: the build time has {mtime_ns} nanoseconds")
         # fmt: off
-        return Inode(nid, mode, uid, gid, size, self._build_time, 0, nlink, rdev, layout, ino, raw,
+        return Inode(nid, mode, uid, gid, size, mtime, mtime_ns, nlink, rdev, layout, ino, raw,
                      offset, 32, xattr_size)
         # fmt: on
 

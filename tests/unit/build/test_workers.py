@@ -101,3 +101,33 @@ def test_a_defect_tells_where_it_is() -> None:
         with pytest.raises(Exception, match="pickle"):
             workers.submit(make_unpicklable).result()
         assert workers.submit(echo, b"still here").result() == b"still here"
+
+
+def test_processes_that_cannot_be_started_leave_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, pids = os.fork, list[int]()
+
+    def fork_once() -> int:
+        if pids:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        pid = fork()
+        pids.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_once)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(Error, match="cannot be started"):
+        Workers(2, adopt, {})
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pids[0], 0)
+
+
+def test_an_answer_that_has_no_room_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(_file: object) -> None:
+        raise MemoryError
+
+    with Workers(1, adopt, {"answer": 42}) as workers:
+        # In this process alone: the worker was forked before.
+        monkeypatch.setattr("lamina.build.workers.pickle.load", load)
+        with pytest.raises(Error, match="died"):
+            workers.submit(answer).result(60)
