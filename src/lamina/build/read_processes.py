@@ -92,7 +92,6 @@ class ReadTar:
         """
         if self._is_ended:
             return b""
-        self._tell()
         try:
             # A copy: parts of it wait to be compressed.
             block = bytes(self._ring.get())
@@ -100,6 +99,8 @@ class ReadTar:
             # It says why, or that its process died.
             self._whole.result()
             raise
+        # Before the end comes, all that was read has been counted.
+        self._tell()
         self._is_ended = not block
         return block
 

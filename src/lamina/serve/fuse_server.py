@@ -22,9 +22,6 @@ LOG: Final = logging.getLogger("lamina")
 THREADS: Final = 16
 """How many requests of a connection can wait for the network at a time."""
 
-THREADS_OF_LANES: Final = 256
-"""The same where no lane can have all of them."""
-
 CACHE_S: Final = 1 << 30
 """How long the kernel may keep names and attributes: an image never changes."""
 
@@ -86,7 +83,7 @@ class FuseServer:
         which each has its share.
         """
         self._lanes = lanes
-        self._at_once = THREADS if lanes is None else THREADS_OF_LANES
+        self._at_once = THREADS if lanes is None else lanes.threads
         self._device = device
         self._filesystem = filesystem
         self._max_read_bytes = max_read_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lamina.serve.fuse_lanes import Lanes
+from lamina.serve.fuse_lanes import MOST_THREADS, Lanes, share
 from lamina.wire import fuse
 
 
@@ -29,3 +29,10 @@ def test_what_is_in_no_lane_never_waits() -> None:
     lanes = Lanes(lambda _: None, 1)
     assert all(lanes.enter(request(0)) for _ in range(5))
     assert lanes.leave(request(0)) is None
+
+
+def test_all_lanes_together_leave_threads() -> None:
+    for lanes in (0, 1, 15, 16, 17, 63, 100, 1000):
+        threads, of_lane = share(lanes, 16)
+        assert 0 < lanes * of_lane < threads <= MOST_THREADS or not lanes
+        assert of_lane == 16 or lanes > 60

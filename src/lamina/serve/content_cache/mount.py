@@ -19,7 +19,7 @@ from lamina.linux import fuse_device, mount
 from lamina.linux.mount_table import device_number, topmost_mount
 from lamina.serve.content_cache.kept_device import KeptDevice, keep, take
 from lamina.serve.content_cache.tree import CacheFilesystem
-from lamina.serve.fuse_lanes import Lanes
+from lamina.serve.fuse_lanes import Lanes, share
 from lamina.serve.fuse_server import THREADS, FuseServer
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class CacheMount:
     def start(self, tree: CacheTree) -> None:
         """Begin to answer, after mounting if nobody has.  Raises KernelError."""
         filesystem = CacheFilesystem(tree, self._ended, self._give_up_s)
-        lanes = Lanes(filesystem.lane_of, THREADS)
+        threads, of_image = share(tree.image_count, THREADS)
+        lanes = Lanes(filesystem.lane_of, of_image, threads)
         if self._kept is not None:
             # A descriptor of its own: the server closes it.
             self._server = FuseServer(self._kept.fd, filesystem, lanes=lanes)

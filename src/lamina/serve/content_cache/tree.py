@@ -94,6 +94,11 @@ class CacheTree(ImageBase):
         """Return the image that a file comes with, None for a folder."""
         return self._images.get(nid)
 
+    @property
+    def image_count(self) -> int:
+        """How many images the files come with."""
+        return len(set(self._images.values()))
+
     def child(self, directory: Stat, name: bytes) -> Stat | None:
         """Return the entry *name* of a directory, or None."""
         return self._children.get(directory.ino, {}).get(name)
