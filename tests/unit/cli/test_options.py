@@ -31,12 +31,15 @@ WITHOUT_REFERENCE = {
     "guest",
     "umount",
     "mounts",
-    "service",
     "self-test",
     "version",
     "completion",
 }
-STORE_ONLY = {"gc", "unpin", "images", "rm", "ps", "exec", "logs", "stop", "kill", "wait"}
+STORE_ONLY = {
+    *("gc", "unpin", "images", "rm", "ps", "exec", "logs", "stop", "kill", "wait"),
+    # Its metrics are those of a store too.
+    "service",
+}
 WITHOUT_JSON = {"run", "exec", "logs", "kill", "guest"}
 SIGNING = {"sign", "verify", "policy"}
 WITHOUT_STORE = WITHOUT_REFERENCE | SIGNING | {"encrypt", "decrypt", "convert", "index", "copy"}
