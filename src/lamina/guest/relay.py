@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -57,7 +58,11 @@ def _take(listening: socket.socket, channel: Channel) -> None:
         try:
             sock, _ = listening.accept()
         except OSError:
-            return
+            if listening.fileno() < 0:
+                return
+            # As without descriptors: that passes.
+            time.sleep(_PAUSE_MS / 1000)
+            continue
         channel.connect(sock)
 
 

@@ -61,7 +61,8 @@ class LazilyOpenedImage:
         with self._lock:
             if self._image is None:
                 if self._error is not None and time.monotonic() < self._not_before:
-                    raise self._error
+                    # Without what raised it before, which holds the buffers of each reader.
+                    raise self._error.with_traceback(None)
                 try:
                     self._image = open_spec(self.spec)
                 except Error as error:
