@@ -37,6 +37,7 @@ _AWAY = (
     "reading from server",
 )
 """What containerd says while it has not connected again."""
+_LATE = ("code = DeadlineExceeded", "please stop it first")
 _ENDING = "ttrpc: closed"
 """What containerd 1.6 says of a container that ends by itself while it is being stopped."""
 
@@ -241,7 +242,7 @@ class Node:
         passes: Callable[[CommandError], bool] = is_away,
         patience_s: float = 60,
     ) -> str:
-        """Run a command until it ends otherwise than by what ``passes``, a minute long."""
+        """Run a command until it ends otherwise than by what ``passes``, as long as that."""
         deadline_s = time.monotonic() + patience_s
         while True:
             try:
@@ -320,13 +321,18 @@ class Node:
                 raise AssertionError(f"{name} did not print {text!r}: {self.log('containerd')}")
             time.sleep(0.02)
 
-    def stop_container(self, container: str) -> None:
-        """End a container at once, as a kubelet does: again also when it took too long, since
-        containerd takes many down one after the other on some machines.
+    def remove_container(self, container: str) -> None:
+        """End a container at once, and remove it, as a kubelet does: again also when it took too
+        long, since containerd takes many down one after the other on some machines.
         """
+
+        def remove() -> str:
+            self.crictl("stop", "-t", "0", container)
+            return self.crictl("rm", container)
+
         self._again(
-            lambda: self.crictl("stop", "-t", "0", container),
-            lambda error: is_away(error) or "code = DeadlineExceeded" in str(error),
+            remove,
+            lambda error: is_away(error) or any(each in str(error) for each in _LATE),
             patience_s=900,
         )
 

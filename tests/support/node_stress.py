@@ -49,8 +49,7 @@ def check_many(
     def end(container: str) -> list[str]:
         script = "md5sum < big; hostname > big; echo right > big; cat big"
         said = made.crictl("exec", container, "sh", "-c", script).splitlines()
-        made.stop_container(container)
-        made.patiently("rm", container)
+        made.remove_container(container)
         return said
 
     # What one container of each image leaves behind is no leak.
