@@ -179,8 +179,10 @@ def test_the_whole_is_opened_when_the_start_is_over(
 
 
 def test_whole_chunks_that_came_early_go_to_the_store(
-    made: EarlyImageFolder, tmp_path: Path
+    made: EarlyImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Nobody opens the whole but this test.
+    monkeypatch.setattr(whole_image, "SETTLE_SHARE", 1e6)
     with made.open(tmp_path / "store") as image:
         assert isinstance(image, EarlyImage)
         read_profile(image)
