@@ -24,7 +24,9 @@ def target(data: bytes) -> None:
     """Scan the bytes as a layer; what is said of a place is inside of them."""
     try:
         stored = LayerStream(io.BytesIO(data), MOST_BYTES)
-        with closing(ErofsTar(stored, tempfile.gettempdir(), MOST_BYTES)) as archive:
+        with closing(
+            ErofsTar(stored, tempfile.gettempdir(), MOST_BYTES, is_placed=True)
+        ) as archive:
             scan = scan_layer(archive, None, CHUNK, Digester.BLAKE3)
             for chunk in zip(scan.chunk_offsets, scan.chunk_sizes, strict=True):
                 place = archive.place_in_layer(*chunk)
