@@ -51,12 +51,20 @@ def read_one(chance: random.Random, files: dict[bytes, bytes]) -> str:
         fd = os.open(FOLDER / os.fsdecode(name), os.O_RDONLY)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            data = os.pread(fd, READ_BYTES, offset)
+            data = read_whole(fd, READ_BYTES, offset)
         finally:
             os.close(fd)
     except OSError:
         return "errors"
     return "right" if data == files[name][offset : offset + READ_BYTES] else "wrong"
+
+
+def read_whole(fd: int, size: int, offset: int) -> bytes:
+    """Read until the end; a read that fails behind its first pages is short, and the next fails."""
+    data = b""
+    while len(data) < size and (piece := os.pread(fd, size - len(data), offset + len(data))):
+        data += piece
+    return data
 
 
 def main() -> int:
