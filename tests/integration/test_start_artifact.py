@@ -142,7 +142,7 @@ def test_metadata_come_when_more_is_wanted(
     lamina("ls", "-R", image, store=store)
 
 
-def test_a_program_sees_errors_where_metadata_are_wrong(
+def test_a_program_sees_errors_where_metadata_come_damaged(
     layout: Path, server: RegistryServer, store: Path
 ) -> None:
     reference = server.reference("start/wrong:small")
@@ -164,7 +164,7 @@ def test_a_program_sees_errors_where_metadata_are_wrong(
     path.write_bytes(sound)
     assert done.returncode
     assert done.stdout in (b"", expected(COMMAND))
-    assert b"metadata are wrong" in done.stderr
+    assert b"the metadata layer comes damaged" in done.stderr
 
 
 def kept_profiles(store: Path) -> list[int]:

@@ -166,6 +166,9 @@ class WholeImage:
             LOG.warning("nothing more is read of %s, its metadata are wrong: %s", self._name, error)
             self._broken = error
             return
+        # Readers are told by an errno alone; once is enough for a source that stays away.
+        level = logging.INFO if self._failures else logging.WARNING
+        LOG.log(level, "the metadata of %s cannot be read now: %s", self._name, error)
         self._failures += 1
         pause_s = RETRY_S
         if isinstance(error, StoreError):
