@@ -33,8 +33,10 @@ GUEST = Path(__file__).parents[1] / "support" / "in_guest_share.py"
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 RATE = 0.3
 SEED, SMALL_FILES, BIG_FILES = 13, 200, 12
-MORE_READS = 60
+MORE_READS = 25
 """So many right reads come between two things that break."""
+REFUSED = 20
+"""So many requests a registry refuses that is lost: more than a read makes."""
 
 
 class Board:
@@ -125,7 +127,7 @@ def test_a_share_has_no_wrong_byte_whatever_breaks(
     if not VIRTIOFSD.exists():
         missing("not installed: virtiofsd, of Debian 12's qemu-system-common")
     sample, _ = make_samples(network, tmp_path / "trees", SEED, SMALL_FILES, BIG_FILES)
-    shell.environment["LAMINA_RETRY"] = "deadline_s=20,attempts=8,max_pause_s=0.5"
+    shell.environment["LAMINA_RETRY"] = "deadline_s=10,attempts=8,max_pause_s=0.5"
     board = Board(tmp_path / "board")
     wanted = {"seed": SEED, "small_files": SMALL_FILES, "big_files": BIG_FILES, "tag": "image"}
     reference = f"docker://{network.host}/faults@{sample.digest}"
@@ -146,7 +148,10 @@ def test_a_share_has_no_wrong_byte_whatever_breaks(
             more(board, guest)
             # The registry is lost: each request is refused, until it is there again.
             network.rate, network.only = 1.0, "reset before answer"
-            more(board, guest, 5)
+            goal = network.injected.total() + REFUSED
+            while network.injected.total() < goal:
+                assert not guest.done(), guest.result()
+                time.sleep(0.05)
             network.rate, network.only = 0.0, None
             more(board, guest)
         finally:
