@@ -105,6 +105,7 @@ fuzz: $(VENV)/dev ## run the fuzz targets; SECONDS=60 of CPU time for each, TARG
 faults: $(VENV)/dev ## break network, servers, disks and caches under real readers; FAULTS=10000 SEED=1
 	@$(PACKAGES) test
 	@$(RUN) $(LIMIT) 30m $(BIN)/python -m tests.faults --early --faults $(FAULTS) --bytes $(BYTES) --seed $(SEED) --seconds 900
+	@$(RUN) LAMINA_GUEST_FAULTS=1 $(LIMIT) 20m $(BIN)/pytest -q tests/faults/test_virtiofs.py
 
 .PHONY: mutants
 mutants: $(VENV)/dev ## change one line at a time and see whether a test notices; MUTANTS=100 SEED=1 TARGETS="store source"
